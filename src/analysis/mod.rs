@@ -1,0 +1,3 @@
+//! What can be learned of a model: measured on data, or read off the graph.
+
+pub mod stats;

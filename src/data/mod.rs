@@ -1,0 +1,191 @@
+//! Samples: what is fed to a model to calibrate and to verify.
+//!
+//! A [`Dataset`] knows where its samples lie and reads one when it is asked for; it never holds them all, unless the file
+//! is compressed. [`Dataset::split`] parts them into calibration samples, which passes may look at, and held-back ones,
+//! which only the verdict sees.
+
+mod array;
+mod npz;
+mod pb_files;
+mod spec;
+mod synthetic;
+
+pub use spec::{InputSpec, inputs_of};
+
+use crate::ir::{DType, Model, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One run's inputs: a tensor, with all its axes, for every graph input, by its public name.
+pub type Sample = BTreeMap<String, Tensor>;
+
+/// Gives samples by number.
+trait Source: Send + Sync {
+    fn len(&self) -> usize;
+    fn read(&self, i: usize) -> Result<Sample>;
+}
+
+/// Samples for one model.
+#[derive(Clone)]
+pub struct Dataset {
+    source: Arc<dyn Source>,
+    specs: Arc<Vec<InputSpec>>,
+    /// Where they come from, for reports.
+    pub origin: String,
+    /// True when the numbers were made up.
+    pub synthetic: bool,
+}
+
+impl Dataset {
+    /// Samples for `model` from a path: an `.npz` (keys are input names, the first axis counts samples), an `.npy` for a model
+    /// with a single input, or a folder with `test_data_set_N/input_K.pb`.
+    ///
+    /// # Errors
+    /// When the path cannot be read, a key is missing, a shape or type does not fit an input, or there is no sample.
+    pub fn open(path: &Path, model: &Model) -> Result<Dataset> {
+        let specs = inputs_of(model);
+        let source: Arc<dyn Source> = match path.extension().and_then(|e| e.to_str()) {
+            _ if path.is_dir() => Arc::new(pb_files::PbFolders::open(path, &specs)?),
+            Some("npz") => Arc::new(npz::Npz::open(path, &specs)?),
+            Some("npy") => Arc::new(npz::Npz::open_npy(path, &specs)?),
+            _ => bail!(
+                "{}: not calibration data; give an .npz, an .npy, or a folder with test_data_set_0/input_0.pb",
+                path.display()
+            ),
+        };
+        ensure!(source.len() > 0, "{}: there is no sample in it", path.display());
+        let data = Dataset {
+            source,
+            specs: Arc::new(specs),
+            origin: path.display().to_string(),
+            synthetic: false,
+        };
+        data.get(0)?; // types and shapes are found out now
+        Ok(data)
+    }
+
+    /// The `test_data_set_N` folders beside a model file, when there are any.
+    ///
+    /// # Errors
+    /// When there are, but they do not fit the model.
+    pub fn beside(model_path: &Path, model: &Model) -> Result<Option<Dataset>> {
+        let folder = match model_path.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        match pb_files::PbFolders::any_below(folder) {
+            true => Dataset::open(folder, model).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// `count` seeded samples: normal floats, zeros and ones for integers; unknown dimensions are guessed.
+    pub fn synthetic(model: &Model, seed: u64, count: usize) -> Dataset {
+        let specs = inputs_of(model);
+        Dataset {
+            source: Arc::new(synthetic::Synthetic::new(&specs, seed, count)),
+            specs: Arc::new(specs),
+            origin: format!("synthetic, seed {seed}"),
+            synthetic: true,
+        }
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    /// True when there is none. (Opening a file without samples is an error.)
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sample number `i`.
+    ///
+    /// # Errors
+    /// When it cannot be read, does not fit the model's inputs, or holds NaN or infinite numbers.
+    pub fn get(&self, i: usize) -> Result<Sample> {
+        let named = || format!("{}: sample {i}", self.origin);
+        let sample = self.source.read(i).with_context(named)?;
+        for spec in self.specs.iter() {
+            let t = sample
+                .get(&spec.name)
+                .with_context(|| format!("input {:?} is missing", spec.name));
+            let t = t.with_context(named)?;
+            spec.accepts(t).with_context(named)?;
+            finite(t)
+                .with_context(|| format!("input {:?}", spec.name))
+                .with_context(named)?;
+        }
+        Ok(sample)
+    }
+
+    /// All samples.
+    pub fn all(&self) -> Samples {
+        Samples {
+            set: self.clone(),
+            indices: (0..self.len()).collect(),
+        }
+    }
+
+    /// Calibration and held-back samples: every fourth one is held back, so that ordered data are parted evenly. Below four
+    /// samples the last one is held back; a single sample serves as both.
+    pub fn split(&self) -> (Samples, Samples) {
+        let n = self.len();
+        let held = |i: usize| if n < 4 { i + 1 == n } else { i % 4 == 3 };
+        let (back, calib): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| held(i));
+        let of = |indices| Samples {
+            set: self.clone(),
+            indices,
+        };
+        (of(if calib.is_empty() { back.clone() } else { calib }), of(back))
+    }
+}
+
+/// Some of the samples of a [`Dataset`].
+#[derive(Clone)]
+pub struct Samples {
+    set: Dataset,
+    indices: Vec<usize>,
+}
+
+impl Samples {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+    /// Reads one.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`].
+    pub fn get(&self, i: usize) -> Result<Sample> {
+        self.set.get(self.indices[i])
+    }
+    /// The first `n` of them.
+    pub fn first(&self, n: usize) -> Samples {
+        Samples {
+            set: self.set.clone(),
+            indices: self.indices[..n.min(self.len())].to_vec(),
+        }
+    }
+}
+
+fn finite(t: &Tensor) -> Result<()> {
+    if !matches!(
+        t.dtype(),
+        DType::Float | DType::Double | DType::Float16 | DType::Bfloat16
+    ) {
+        return Ok(());
+    }
+    let bad = t.to_f32().and_then(|x| x.iter().position(|x| !x.is_finite()));
+    match bad {
+        Some(i) => bail!("element {i} is NaN or infinite; clean the data first"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,45 @@
+//! Running a model: the reference that every rewrite is compared with, and the instrument of calibration.
+//!
+//! An [`Engine`] loads a model for inputs shaped like one sample and gives a [`Session`], which threads share. Passes and
+//! `verify` know only these traits; `tract.rs` is the one file that names tract.
+
+use crate::data::Sample;
+use crate::ir::{Model, Tensor, ValueId};
+use anyhow::Result;
+use std::fmt;
+
+#[cfg(feature = "tract")]
+pub mod tract;
+
+/// Why an engine cannot run a model. Not a fault of the model: another engine may run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRun(pub String);
+
+impl fmt::Display for NotRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for NotRun {}
+
+/// Something that runs ONNX models.
+pub trait Engine: Sync {
+    /// Its name and version, for reports.
+    fn name(&self) -> String;
+
+    /// Prepares a model for inputs with the dimensions of `like` (one tensor for every input of the main graph that has no default).
+    /// The session gives the values of `wanted`, in that order; they may be any values of the main graph.
+    ///
+    /// # Errors
+    /// [`NotRun`] when the engine does not support the model.
+    fn load(&self, model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Box<dyn Session>, NotRun>;
+}
+
+/// A model that is ready to run. Several threads may run it at once.
+pub trait Session: Send + Sync {
+    /// Runs one sample and gives the wanted values.
+    ///
+    /// # Errors
+    /// When the engine fails on this sample.
+    fn run(&self, sample: &Sample) -> Result<Vec<Tensor>>;
+}

@@ -1,0 +1,352 @@
+//! First and second moments of a stream of rows `x` (one row: the input of a layer at one position).
+//!
+//! `n = Σ 1`, `s = Σ x`, `S = Σ x xᵀ`; then the mean is `μ = s/n`, the mean second moment `G = S/n`, the covariance
+//! `C = G − μ μᵀ`. All three sums add up over shards. `G` is what optimal brain surgeon (Hassibi, Stork 1993), GPTQ
+//! (Frantar et al. 2022) and data-aware low rank need to know of the data.
+//!
+//! Products are formed in f32 over blocks of 512 rows and summed in f64: an entry `S_ij` is wrong by a few
+//! `1e-6 · √(S_ii S_jj)` at worst. Each column of a block is first divided by a power of two (exact) that makes its largest
+//! entry about 1, so 1e30 does not overflow and 1e-30 does not vanish when multiplied.
+
+use anyhow::{Result, ensure};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
+use rayon::prelude::*;
+
+use super::decompose::transposed;
+
+/// Rows multiplied in f32 before they are added to the f64 sums.
+const ROWS: usize = 512;
+/// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
+const BAND: usize = 96;
+
+/// Running sums over rows of `dim` numbers.
+#[derive(Clone, Debug)]
+pub struct Gram {
+    /// Rows summed so far.
+    pub n: u64,
+    /// Rows left out because they hold a NaN or an infinity.
+    pub broken: u64,
+    /// `Σ x`, `dim` numbers.
+    pub sum: Array1<f64>,
+    /// `Σ x xᵀ`, `dim × dim`; only the lower triangle is kept up to date.
+    lower: Array2<f64>,
+}
+
+impl Gram {
+    /// Empty sums over rows of `dim` numbers; takes `8·dim²` bytes.
+    pub fn new(dim: usize) -> Self {
+        let (sum, lower) = (Array1::zeros(dim), Array2::zeros((dim, dim)));
+        Gram {
+            n: 0,
+            broken: 0,
+            sum,
+            lower,
+        }
+    }
+
+    /// Numbers in a row.
+    pub fn dim(&self) -> usize {
+        self.sum.len()
+    }
+
+    /// Adds rows (`n × dim`). A row with a NaN or an infinity is left out and counted in `broken`.
+    ///
+    /// An error when the rows have another length. The sums depend on how rows are divided among calls in their last bits
+    /// (blocks start anew with each call), never on the number of threads.
+    pub fn add_rows(&mut self, rows: ArrayView2<f32>) -> Result<()> {
+        let dim = self.dim();
+        ensure!(rows.ncols() == dim, "Gram: rows of {} numbers, not {dim}", rows.ncols());
+        for block in rows.axis_chunks_iter(Axis(0), ROWS) {
+            let whole = block.as_slice().filter(|data| all_finite(data));
+            let turned = match whole {
+                Some(data) => transposed(data, block.nrows(), dim),
+                None => {
+                    let mut data = Vec::with_capacity(block.len());
+                    for row in block.rows().into_iter().filter(|row| finite_row(row)) {
+                        data.extend(row);
+                    }
+                    // A row of no numbers is finite, and the division below must not be by zero.
+                    let rows = data.len().checked_div(dim).unwrap_or(block.nrows());
+                    self.broken += (block.nrows() - rows) as u64;
+                    transposed(&data, rows, dim)
+                }
+            };
+            self.n += turned.len().checked_div(dim).unwrap_or(block.nrows()) as u64;
+            self.add_block(turned);
+        }
+        Ok(())
+    }
+
+    /// Adds a block of finite rows, given by columns (`dim × rows`).
+    fn add_block(&mut self, mut columns: Vec<f32>) {
+        let dim = self.dim();
+        if columns.is_empty() {
+            return;
+        }
+        let rows = columns.len() / dim;
+        let mut scales = vec![1.0f64; dim];
+        columns
+            .par_chunks_mut(rows)
+            .zip(&mut scales)
+            .zip(self.sum.as_slice_mut().expect("own"))
+            .with_min_len(16)
+            .for_each(|((column, scale), sum)| {
+                *sum += sum_of(column);
+                *scale = normalize(column);
+            });
+        let all = MatRef::from_row_major_slice(&columns, dim, rows);
+        let lower = self.lower.as_slice_mut().expect("own");
+        lower.par_chunks_mut(BAND * dim).enumerate().for_each(|(i, band)| {
+            let (start, height) = (i * BAND, band.len() / dim);
+            let width = start + height;
+            let mut product = vec![0.0f32; height * width];
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut product, height, width),
+                Accum::Replace,
+                all.subrows(start, height),
+                all.subrows(0, width).transpose(),
+                1.0,
+                Par::Seq,
+            );
+            for (r, (row, product)) in band.chunks_mut(dim).zip(product.chunks(width)).enumerate() {
+                let scale = scales[start + r];
+                for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {
+                    *sum += f64::from(x) * (scale * other);
+                }
+            }
+        });
+    }
+
+    /// Adds the sums of another shard; an error when its rows have another length.
+    pub fn merge(&mut self, other: &Gram) -> Result<()> {
+        ensure!(
+            self.dim() == other.dim(),
+            "Gram: {} against {}",
+            self.dim(),
+            other.dim()
+        );
+        self.n += other.n;
+        self.broken += other.broken;
+        self.sum += &other.sum;
+        self.lower += &other.lower;
+        Ok(())
+    }
+
+    /// `Σ x xᵀ` (`dim × dim`), exactly symmetric.
+    pub fn second(&self) -> Array2<f64> {
+        let mut full = self.lower.clone();
+        for i in 0..self.dim() {
+            let (row, mut column) = full.multi_slice_mut((s![i, ..i], s![..i, i]));
+            column.assign(&row);
+        }
+        full
+    }
+
+    /// Mean second moment `G = Σ x xᵀ / n` (`dim × dim`), exactly symmetric; zero when there are no rows.
+    pub fn moment(&self) -> Array2<f64> {
+        self.second() / self.count()
+    }
+
+    /// Mean row (`dim` numbers); zero when there are no rows.
+    pub fn mean(&self) -> Array1<f64> {
+        &self.sum / self.count()
+    }
+
+    /// Covariance `G − μ μᵀ` (`dim × dim`, divided by `n`, not `n − 1`), exactly symmetric, diagonal never negative.
+    ///
+    /// Where the mean is far larger than the spread, the difference keeps only the digits that f32 products leave.
+    pub fn covariance(&self) -> Array2<f64> {
+        centered(self.moment(), self.mean().view())
+    }
+
+    fn count(&self) -> f64 {
+        self.n.max(1) as f64
+    }
+}
+
+/// `G − μ μᵀ`, diagonal cut at zero.
+pub(super) fn centered(mut moment: Array2<f64>, mean: ArrayView1<f64>) -> Array2<f64> {
+    Zip::from(moment.rows_mut())
+        .and(&mean)
+        .for_each(|mut row, &m| row.scaled_add(-m, &mean));
+    moment.diag_mut().mapv_inplace(|x| x.max(0.0));
+    moment
+}
+
+fn all_finite(data: &[f32]) -> bool {
+    data.chunks(1024)
+        .all(|part| part.iter().fold(true, |all, x| all & x.is_finite()))
+}
+
+fn finite_row(row: &ArrayView1<f32>) -> bool {
+    row.iter().all(|x| x.is_finite())
+}
+
+/// Sum in f64, in eight strands: a fixed order that the compiler may still vectorize.
+fn sum_of(data: &[f32]) -> f64 {
+    let mut strands = [0.0f64; 8];
+    let (parts, rest) = data.as_chunks::<8>();
+    for part in parts {
+        for (strand, &x) in strands.iter_mut().zip(part) {
+            *strand += f64::from(x);
+        }
+    }
+    strands.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
+}
+
+/// Divides by the power of two that brings the largest size into `[1, 2)`, which is returned; 1 for a column of zeros.
+fn normalize(column: &mut [f32]) -> f64 {
+    let largest = column.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // Bits of f64: biased exponent, no mantissa. Every f32, subnormal or not, is a normal f64.
+    let scale = f64::from_bits(f64::from(largest).to_bits() & (0x7ff << 52));
+    if (1e-30..1e30).contains(&scale) {
+        let inverse = (1.0 / scale) as f32;
+        column.iter_mut().for_each(|x| *x *= inverse);
+    } else {
+        column.iter_mut().for_each(|x| *x = (f64::from(*x) / scale) as f32);
+    }
+    scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(n: usize, dim: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed;
+        Array2::from_shape_simple_fn((n, dim), || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / 8388608.0 - 0.9
+        })
+    }
+
+    fn direct(x: &Array2<f32>) -> Array2<f64> {
+        let x = x.mapv(f64::from);
+        x.t().dot(&x)
+    }
+
+    /// The largest error of an entry, relative to √(S_ii S_jj).
+    fn error(got: &Array2<f64>, x: &Array2<f32>) -> f64 {
+        let expected = direct(x);
+        let size = expected.diag().mapv(f64::sqrt);
+        let mut worst = 0.0f64;
+        for ((i, j), &e) in expected.indexed_iter() {
+            worst = worst.max((got[[i, j]] - e).abs() / (size[i] * size[j]).max(f64::MIN_POSITIVE));
+        }
+        worst
+    }
+
+    #[test]
+    fn the_sums_match_a_direct_product() {
+        for (n, dim) in [(1, 1), (5, 3), (511, 64), (513, 97), (1500, 200), (3, 300)] {
+            let x = rows(n, dim, n as u64);
+            let mut gram = Gram::new(dim);
+            gram.add_rows(x.view()).expect("same length");
+            let second = gram.second();
+            assert_eq!((gram.n, gram.broken), (n as u64, 0));
+            assert_eq!(second, second.t());
+            assert!(error(&second, &x) < 1e-6, "{n} {dim}: {}", error(&second, &x));
+            for (got, column) in gram.sum.iter().zip(x.columns()) {
+                let expected: f64 = column.iter().map(|&x| f64::from(x)).sum();
+                assert!((got - expected).abs() < 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn mean_moment_and_covariance_follow_from_the_sums() {
+        let x = rows(2000, 7, 3);
+        let mut gram = Gram::new(7);
+        gram.add_rows(x.view()).expect("same length");
+        let wide = x.mapv(f64::from);
+        let mean = wide.mean_axis(Axis(0)).expect("rows");
+        let around = &wide - &mean;
+        let covariance = around.t().dot(&around) / 2000.0;
+        assert!((gram.mean() - &mean).iter().all(|d| d.abs() < 1e-12));
+        assert!((gram.covariance() - &covariance).iter().all(|d| d.abs() < 1e-6));
+        assert!((gram.moment() * 2000.0 - gram.second()).iter().all(|d| d.abs() < 1e-9));
+        assert_eq!(gram.covariance(), gram.covariance().t());
+        let empty = Gram::new(3);
+        assert!(empty.mean().iter().chain(&empty.covariance()).all(|&x| x == 0.0));
+    }
+
+    #[test]
+    fn shards_add_up_and_no_bit_depends_on_threads() {
+        let x = rows(1300, 220, 5);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut gram = Gram::new(220);
+            pool.expect("a small pool")
+                .install(|| gram.add_rows(x.view()))
+                .expect("same length");
+            gram
+        };
+        let (one, three) = (run(1), run(3));
+        assert_eq!((one.second(), &one.sum), (three.second(), &three.sum));
+        let (mut left, mut right) = (Gram::new(220), Gram::new(220));
+        left.add_rows(x.slice(s![..700, ..])).expect("same length");
+        right.add_rows(x.slice(s![700.., ..])).expect("same length");
+        left.merge(&right).expect("same length");
+        assert_eq!(left.n, 1300);
+        assert!(error(&left.second(), &x) < 1e-6);
+        assert!(left.merge(&Gram::new(3)).is_err());
+    }
+
+    #[test]
+    fn strided_rows_are_read_as_they_are() {
+        let x = rows(40, 30, 6);
+        let (mut a, mut b) = (Gram::new(20), Gram::new(20));
+        a.add_rows(x.slice(s![.., ..20])).expect("same length");
+        b.add_rows(x.slice(s![.., ..20]).as_standard_layout().view())
+            .expect("same length");
+        assert_eq!(a.second(), b.second());
+        let mut by_columns = Gram::new(40);
+        by_columns.add_rows(x.t()).expect("same length");
+        assert!(error(&by_columns.second(), &x.t().as_standard_layout().to_owned()) < 1e-6);
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_is_left_out_and_counted() {
+        let clean = rows(600, 5, 7);
+        let mut x = clean.clone();
+        for (row, bad) in [(3, f32::NAN), (590, f32::INFINITY), (591, f32::NEG_INFINITY)] {
+            x[[row, row % 5]] = bad;
+        }
+        let mut gram = Gram::new(5);
+        gram.add_rows(x.view()).expect("same length");
+        assert_eq!((gram.n, gram.broken), (597, 3));
+        let kept: Vec<usize> = (0..600).filter(|i| ![3, 590, 591].contains(i)).collect();
+        assert!(error(&gram.second(), &clean.select(Axis(0), &kept)) < 1e-6);
+    }
+
+    #[test]
+    fn huge_and_tiny_columns_neither_overflow_nor_vanish() {
+        let mut x = rows(700, 6, 8);
+        for (column, size) in [1e30, 1e-30, 0.0, 1e-42, 3e38].into_iter().enumerate() {
+            x.column_mut(column).mapv_inplace(|v| v * size);
+        }
+        let mut gram = Gram::new(6);
+        gram.add_rows(x.view()).expect("same length");
+        assert!(gram.second().iter().all(|x| x.is_finite()));
+        assert!(error(&gram.second(), &x) < 5e-6, "{}", error(&gram.second(), &x));
+        assert!(gram.second().row(2).iter().all(|&x| x == 0.0));
+    }
+
+    #[test]
+    fn rows_of_another_length_are_refused_and_empty_ones_answered() {
+        assert!(Gram::new(3).add_rows(rows(2, 4, 1).view()).is_err());
+        let mut gram = Gram::new(3);
+        gram.add_rows(rows(0, 3, 1).view()).expect("no rows");
+        assert_eq!((gram.n, gram.second()), (0, Array2::zeros((3, 3))));
+        let mut gram = Gram::new(0);
+        gram.add_rows(rows(4, 0, 1).view()).expect("no numbers");
+        assert_eq!((gram.n, gram.broken), (4, 0));
+    }
+}

@@ -1,0 +1,183 @@
+use super::*;
+
+/// Reproducible numbers, a bell around 0.3.
+fn bell(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / 16777216.0 - 0.5
+    };
+    (0..n).map(|_| next() + next() + next() + next() + 0.3).collect()
+}
+
+fn histogram(values: &[f32]) -> Histogram {
+    let mut h = Histogram::new();
+    h.add(values);
+    h
+}
+
+/// Percentile by sorting.
+fn sorted(values: &[f32], percent: f64) -> f32 {
+    let mut values: Vec<f32> = values.iter().copied().filter(|x| x.is_finite()).collect();
+    values.sort_by(f32::total_cmp);
+    values[((percent / 100.0 * values.len() as f64) as usize).min(values.len() - 1)]
+}
+
+#[test]
+fn order_blocks_and_shards_change_no_bit() {
+    let mut values = bell(50_000, 1);
+    values.extend([
+        0.0,
+        -0.0,
+        1e-42,
+        -1e-42,
+        7.5,
+        -40.0,
+        4096.0,
+        f32::NAN,
+        f32::INFINITY,
+        1e-9,
+    ]);
+    values.extend([-8.0, 8.0, 16.0, -16.0, 0.5, -0.5, f32::MIN_POSITIVE]);
+    let all = histogram(&values);
+    let mut reversed = values.clone();
+    reversed.reverse();
+    assert_eq!(all, histogram(&reversed));
+    for size in [1, 3, 1000, 8192, 20_000] {
+        let mut by_block = Histogram::new();
+        let mut merged = Histogram::new();
+        for block in values.chunks(size) {
+            by_block.add(block);
+            if size > 500 {
+                merged.merge(&histogram(block));
+            }
+        }
+        assert_eq!(all, by_block, "{size}");
+        if size > 500 {
+            assert_eq!(all, merged, "{size}");
+        }
+    }
+    let mut backwards = Histogram::new();
+    values
+        .chunks(777)
+        .rev()
+        .for_each(|block| backwards.merge(&histogram(block)));
+    assert_eq!(all, backwards);
+}
+
+#[test]
+fn every_value_is_in_the_bin_that_a_plain_loop_finds() {
+    for scale in [1.0f32, 1e-30, 1e30, -0.01] {
+        let values: Vec<f32> = bell(3000, 2).iter().map(|x| x * scale).collect();
+        let h = histogram(&values);
+        let (first, counts) = h.bins();
+        assert!(counts.len() <= BINS && counts.len() > BINS / 2, "{}", counts.len());
+        let mut expected = vec![0u64; counts.len()];
+        for &x in &values {
+            let size = f64::from(x.abs()) / h.resolution();
+            let bin = if x < 0.0 { -1 - size as i32 } else { size as i32 };
+            expected[(bin - first) as usize] += 1;
+        }
+        assert_eq!(counts, expected);
+        assert_eq!(h.count(), 3000);
+        assert_eq!(h.range.min, values.iter().copied().fold(f32::INFINITY, f32::min));
+        assert_eq!(h.range.max, values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    }
+}
+
+#[test]
+fn percentiles_are_within_a_bin_of_sorting() {
+    let values = bell(40_000, 3);
+    let h = histogram(&values);
+    for percent in [0.0, 0.01, 1.0, 25.0, 50.0, 99.0, 99.99, 100.0] {
+        let (got, expected) = (h.percentile(percent).expect("values"), sorted(&values, percent));
+        assert!(
+            f64::from((got - expected).abs()) <= h.resolution() * 1.01,
+            "{percent}: {got} {expected}"
+        );
+    }
+    assert_eq!(h.percentile(0.0), Some(h.range.min));
+    assert_eq!(h.percentile(100.0), Some(h.range.max));
+    assert_eq!(h.percentile(300.0), Some(h.range.max));
+    assert_eq!(h.percentile(f64::NAN), None);
+}
+
+#[test]
+fn zeros_are_an_atom() {
+    let mut values = vec![0.0f32; 6000];
+    values.extend((1..=4000).map(|i| i as f32 / 100.0));
+    let h = histogram(&values);
+    assert_eq!((h.zeros, h.count()), (6000, 10_000));
+    assert_eq!(h.percentile(59.9), Some(0.0));
+    let middle = h.percentile(80.0).expect("values");
+    assert!((middle - 20.0).abs() < 0.05, "{middle}");
+    // −0 is a zero, not a negative number.
+    let h = histogram(&[-0.0; 9]);
+    assert_eq!((h.zeros, h.bins()), (9, (0, vec![9])));
+    assert_eq!((h.range.min.to_bits(), h.percentile(50.0)), (0, Some(0.0)));
+}
+
+#[test]
+fn nothing_one_and_constants_are_answered() {
+    let empty = Histogram::new();
+    assert_eq!(
+        (empty.percentile(50.0), empty.range.minmax(), empty.count()),
+        (None, None, 0)
+    );
+    for x in [1.0, -1.0, 3.3e38, -f32::MAX, 1e-45, -1e-40, 0.0] {
+        for n in [1, 20_000] {
+            let h = histogram(&vec![x; n]);
+            assert_eq!(h.range.minmax(), Some((x, x)));
+            assert_eq!(h.percentile(50.0), Some(x), "{x} {n}");
+            assert_eq!(h.bins().1.iter().sum::<u64>(), n as u64);
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinities_are_counted_and_kept_out() {
+    let clean = bell(20_000, 4);
+    let mut values = clean.clone();
+    for at in [0, 10, 9000, 20_000] {
+        values.insert(at, f32::NAN);
+        values.insert(at, f32::INFINITY);
+        values.insert(at, f32::NEG_INFINITY);
+    }
+    let (h, expected) = (histogram(&values), histogram(&clean));
+    assert_eq!((h.range.nan, h.range.infinite), (4, 8));
+    assert_eq!((h.bins(), h.count()), (expected.bins(), expected.count()));
+    let h = histogram(&[f32::NAN, f32::INFINITY]);
+    assert_eq!((h.range.minmax(), h.percentile(50.0)), (None, None));
+}
+
+#[test]
+fn an_outlier_widens_the_bins_and_loses_no_value() {
+    let mut values = bell(20_000, 5);
+    values.insert(10_000, 1e30);
+    let h = histogram(&values);
+    assert_eq!(h.bins().1.iter().sum::<u64>(), 20_001);
+    assert!(h.resolution() > 1e26 && h.resolution() < 1e27);
+    assert_eq!(h.range.max, 1e30);
+    values.push(-f32::MAX);
+    values.push(f32::MAX);
+    assert_eq!(histogram(&values).bins().1.iter().sum::<u64>(), 20_003);
+}
+
+#[test]
+fn the_cheap_range_agrees_with_the_histogram() {
+    let mut values = bell(9000, 6);
+    values.extend([f32::NAN, f32::INFINITY, -3.0]);
+    let mut range = Range::default();
+    values.chunks(100).for_each(|block| range.add(block));
+    assert_eq!(range, histogram(&values).range);
+    let mut merged = Range::default();
+    for block in values.chunks(4000) {
+        let mut part = Range::default();
+        part.add(block);
+        merged.merge(&part);
+    }
+    assert_eq!(merged, range);
+    assert_eq!(Range::default().minmax(), None);
+}

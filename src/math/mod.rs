@@ -1,0 +1,19 @@
+//! The numbers: slices and ndarray views in, numbers out. Imports nothing of the crate; `faer` does the heavy work inside.
+//!
+//! Every result here is the same bit for bit whatever the number of threads: work is cut into blocks whose size depends
+//! on the shapes alone, each block is computed sequentially, and sums run in a fixed order.
+
+/// Quantization parameters and codes with the numerics of ONNX Runtime; int32 biases; search for weight scales.
+pub mod affine;
+/// How far a result is from its reference: largest difference, SQNR, cosine.
+pub mod compare;
+/// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.
+pub mod decompose;
+/// First and second moments of a stream of rows.
+pub mod gram;
+/// Streaming histogram over an unknown range, in bounded memory.
+pub mod histogram;
+/// The best map of a given rank under the second moment of its input.
+pub mod lowrank;
+/// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
+pub mod ranges;

@@ -1,0 +1,158 @@
+//! Writing: into a temporary file in the target's folder, renamed over the target only when the caller commits.
+
+use super::encode;
+use super::sink::Sink;
+use crate::ir::Model;
+use crate::pb;
+use anyhow::{Context, Result};
+use prost::Message;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// Tensors smaller than this stay inside the model when data go to an external file.
+const EXTERNAL_FROM: usize = 1024;
+/// External data start at multiples of this, so that runtimes can map them.
+const ALIGN: u64 = 4096;
+/// Protobuf messages end at 2 GiB; above this, data go to an external file.
+const INLINE_UP_TO: usize = 1_900_000_000;
+
+/// How to write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    /// Put the data beside the model, into `<name>.data`, even when they are small. Models that came with external data,
+    /// and models above 1.9 GB, are written so in any case.
+    pub external_data: bool,
+}
+
+/// A model that was written in full, but not yet put in its place. Dropping it removes the temporary files.
+pub struct Staged {
+    model: NamedTempFile,
+    data: Option<(NamedTempFile, PathBuf)>,
+    target: PathBuf,
+    size: u64,
+}
+
+impl Staged {
+    /// Bytes of the model and its external data.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Renames the files into place; an existing target is replaced in one step.
+    ///
+    /// # Errors
+    /// When the file system refuses; the target is then as it was.
+    pub fn commit(self) -> Result<()> {
+        if let Some((data, path)) = self.data {
+            data.persist(&path).with_context(|| format!("{}", path.display()))?;
+        }
+        self.model
+            .persist(&self.target)
+            .with_context(|| format!("{}", self.target.display()))?;
+        Ok(())
+    }
+}
+
+/// Writes a model beside its target, to be committed later.
+///
+/// # Errors
+/// When the folder cannot be written to, or the graph has a cycle.
+pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Staged> {
+    let mut proto = encode(model)?;
+    let folder = match target.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    anyhow::ensure!(!target.is_dir(), "{} is a folder; name a file", target.display());
+    let any_external = model
+        .values()
+        .any(|(_, v)| v.tensor().is_some_and(|t| t.external().is_some()));
+    let outside = options.external_data || any_external || proto.encoded_len() > INLINE_UP_TO;
+    let mut data = None;
+    if outside {
+        let name = format!("{}.data", target.file_name().unwrap_or_default().to_string_lossy());
+        let mut temp = temp_in(folder)?;
+        move_data_out(&mut proto, &name, temp.as_file_mut())?;
+        data = Some((temp, folder.join(name)));
+    }
+    let mut temp = temp_in(folder)?;
+    let mut sink = Sink::new(temp.as_file_mut());
+    proto.encode(&mut sink).context("the model cannot be encoded")?;
+    sink.finish().with_context(|| format!("{}", target.display()))?;
+    let mut size = temp.as_file().metadata()?.len();
+    if let Some((d, _)) = &data {
+        size += d.as_file().metadata()?.len();
+    }
+    Ok(Staged {
+        model: temp,
+        data,
+        target: target.to_owned(),
+        size,
+    })
+}
+
+/// The bytes of a model with all data inside.
+///
+/// # Errors
+/// When the graph has a cycle.
+pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
+    Ok(encode(model)?.encode_to_vec())
+}
+
+fn temp_in(folder: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".onnxzip-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask, like any new file
+    builder
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot write in folder {}", folder.display()))
+}
+
+fn move_data_out(proto: &mut pb::ModelProto, name: &str, file: &mut File) -> Result<()> {
+    let mut out = std::io::BufWriter::new(file);
+    let mut at = 0u64;
+    for_each_initializer(proto, &mut |t| {
+        let large = t.raw_data.as_ref().is_some_and(|d| d.len() >= EXTERNAL_FROM);
+        let Some(data) = t.raw_data.take_if(|_| large) else {
+            return Ok(()); // typed fields are small or rare; they stay
+        };
+        let start = at.next_multiple_of(ALIGN);
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), start - at), &mut out)?;
+        out.write_all(&data)?;
+        at = start + data.len() as u64;
+        let entry = |key: &str, value: String| pb::StringStringEntryProto {
+            key: Some(key.into()),
+            value: Some(value),
+        };
+        t.data_location = Some(pb::tensor_proto::DataLocation::External as i32);
+        t.external_data = vec![
+            entry("location", name.to_owned()),
+            entry("offset", start.to_string()),
+            entry("length", data.len().to_string()),
+        ];
+        Ok(())
+    })?;
+    out.flush()?;
+    Ok(())
+}
+
+fn for_each_initializer(
+    proto: &mut pb::ModelProto,
+    f: &mut dyn FnMut(&mut pb::TensorProto) -> Result<()>,
+) -> Result<()> {
+    fn walk(g: &mut pb::GraphProto, f: &mut dyn FnMut(&mut pb::TensorProto) -> Result<()>) -> Result<()> {
+        for t in &mut g.initializer {
+            f(t)?;
+        }
+        for a in g.node.iter_mut().flat_map(|n| &mut n.attribute) {
+            for sub in a.g.iter_mut().chain(&mut a.graphs) {
+                walk(sub, f)?;
+            }
+        }
+        Ok(())
+    }
+    proto.graph.as_mut().map_or(Ok(()), |g| walk(g, f))
+}

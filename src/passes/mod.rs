@@ -1,0 +1,59 @@
+//! The passes: THE table, how a pass is asked for, and what it may use.
+//!
+//! A pass is one file (or folder) and one line in the `passes!` table below. It reads `ops`, `analysis` and `math`, edits
+//! through the methods of [`Model`], and tells what it did with [`Context::did`] and what it left alone, and why, with
+//! [`Context::skip`].
+
+mod context;
+mod options;
+
+pub use context::{Context, Note, NoteKind};
+pub use options::{Opt, Options, Request, parse_list};
+
+use crate::ir::Model;
+use anyhow::Result;
+
+/// One rewrite of a model.
+pub trait Pass {
+    /// Rewrites the model. "Does not apply" is a skip, not an error.
+    ///
+    /// # Errors
+    /// When the file or the request is bad; the message names the node and the way out.
+    fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()>;
+}
+
+/// What the table knows of a pass: help and documentation are made from it.
+pub struct PassInfo {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// What it does, when it does nothing, what it costs. Markdown.
+    pub doc: &'static str,
+    /// True when outputs may change by more than rounding.
+    pub lossy: bool,
+    /// Its options.
+    pub options: &'static [Opt],
+    /// Builds the pass.
+    pub build: fn(&Options) -> Result<Box<dyn Pass>>,
+}
+
+macro_rules! passes {
+    ($($name:ident),* $(,)?) => {
+        $(pub mod $name;)*
+        /// Every pass, in the order in which they are usually run.
+        pub const ALL: &[&PassInfo] = &[$(&$name::INFO),*];
+    };
+}
+
+passes! {
+    simplify,
+    prune,
+    lowrank,
+    int8,
+}
+
+/// The pass called `name`.
+pub fn find(name: &str) -> Option<&'static PassInfo> {
+    ALL.iter().copied().find(|p| p.name == name)
+}

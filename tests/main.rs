@@ -1,0 +1,3 @@
+//! All integration tests in one binary: tract is linked once.
+mod proto;
+mod roundtrip;
