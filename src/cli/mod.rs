@@ -6,6 +6,8 @@ mod passes;
 mod progress;
 mod verify;
 
+pub use passes::explain;
+
 use crate::engine::{Engine, NotRun};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
