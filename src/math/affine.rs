@@ -93,27 +93,49 @@ pub struct Affine {
 impl Affine {
     /// Parameters for values in `[min, max]`, widened to hold zero; an error when a bound is not finite or they are crossed.
     pub fn asymmetric(min: f32, max: f32, kind: IntKind) -> Result<Affine> {
-        ensure!(min.is_finite() && max.is_finite(), "cannot quantize the range {min} to {max}");
+        ensure!(
+            min.is_finite() && max.is_finite(),
+            "cannot quantize the range {min} to {max}"
+        );
         ensure!(min <= max, "the range {min} to {max} is empty");
         let (min, max) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
         let scale = (max - min) / kind.steps();
         if scale < f64::from(f32::MIN_POSITIVE) {
-            return Ok(Affine { scale: 1.0, zero_point: 0, kind });
+            return Ok(Affine {
+                scale: 1.0,
+                zero_point: 0,
+                kind,
+            });
         }
         let (qmin, qmax) = (f64::from(kind.qmin()), f64::from(kind.qmax()));
         let zero_point = (qmin - min / scale).round_ties_even().clamp(qmin, qmax) as i32;
-        Ok(Affine { scale: scale as f32, zero_point, kind })
+        Ok(Affine {
+            scale: scale as f32,
+            zero_point,
+            kind,
+        })
     }
 
     /// Parameters for values in `[−absmax, absmax]`: zero point 0 for signed kinds (int8: codes ±127), the middle, 128 for
     /// uint8, for unsigned ones. An error when `absmax` is negative or not finite.
     pub fn symmetric(absmax: f32, kind: IntKind) -> Result<Affine> {
-        ensure!(absmax.is_finite() && absmax >= 0.0, "cannot quantize the range ±{absmax}");
+        ensure!(
+            absmax.is_finite() && absmax >= 0.0,
+            "cannot quantize the range ±{absmax}"
+        );
         let (qmin, qmax) = kind.symmetric_limits();
         let (qmin, qmax) = (f64::from(qmin), f64::from(qmax));
         let scale = 2.0 * f64::from(absmax) / (qmax - qmin);
-        let scale = if scale < f64::from(f32::MIN_POSITIVE) { 1.0 } else { scale as f32 };
-        Ok(Affine { scale, zero_point: ((qmin + qmax) / 2.0).round_ties_even() as i32, kind })
+        let scale = if scale < f64::from(f32::MIN_POSITIVE) {
+            1.0
+        } else {
+            scale as f32
+        };
+        Ok(Affine {
+            scale,
+            zero_point: ((qmin + qmax) / 2.0).round_ties_even() as i32,
+            kind,
+        })
     }
 
     /// The values that the least and the largest code stand for.
@@ -121,7 +143,7 @@ impl Affine {
         (self.dequantize(self.kind.qmin()), self.dequantize(self.kind.qmax()))
     }
 
-    /// The code of `x`, saturated; infinities saturate too, NaN gives the zero point.
+    /// The code of `x`, saturated; infinities saturate too, NaN gives the least code.
     pub fn quantize(&self, x: f32) -> i32 {
         let (qmin, qmax) = self.kind.limits();
         if self.kind == IntKind::S32 {
@@ -157,14 +179,13 @@ impl Affine {
         self.codes(values, |code| code, (i32::MIN, i32::MAX))
     }
 
-    fn codes<T>(
-        &self,
-        values: &[f32],
-        narrow: impl Fn(i32) -> T,
-        (low, high): (i32, i32),
-    ) -> Result<Vec<T>> {
+    fn codes<T>(&self, values: &[f32], narrow: impl Fn(i32) -> T, (low, high): (i32, i32)) -> Result<Vec<T>> {
         let (qmin, qmax) = self.kind.limits();
-        ensure!(low <= qmin && qmax <= high, "{:?} does not fit into {low}..{high}", self.kind);
+        ensure!(
+            low <= qmin && qmax <= high,
+            "{:?} does not fit into {low}..{high}",
+            self.kind
+        );
         all_finite(values)?;
         Ok(values.iter().map(|&x| narrow(self.quantize(x))).collect())
     }
@@ -199,10 +220,152 @@ mod tests {
 
     #[test]
     fn asymmetric_parameters_are_those_of_onnx_runtime() {
-        // Printed by compute_scale_zp of onnxruntime 1.31.1.
-        for (min, max, kind, scale, zero_point) in ORACLE_ASYMMETRIC {
+        // Printed by compute_scale_zp of onnxruntime 1.31.1: min, max, kind, bits of the scale, zero point.
+        let cases: [(f32, f32, IntKind, u32, i32); 28] = [
+            (-1.0, 1.0, U8, 0x3c008081, 128),
+            (-1.0, 1.0, S8, 0x3c008081, 0),
+            (0.0, 6.0, U8, 0x3cc0c0c1, 0),
+            (0.0, 6.0, S8, 0x3cc0c0c1, -128),
+            (-0.3, 2.7, U8, 0x3c40c0c1, 26),
+            (-0.3, 2.7, S8, 0x3c40c0c1, -102),
+            (0.5, 3.0, U8, 0x3c40c0c1, 0),
+            (0.5, 3.0, S8, 0x3c40c0c1, -128),
+            (-4.0, -1.0, U8, 0x3c808081, 255),
+            (-4.0, -1.0, S8, 0x3c808081, 127),
+            (-0.1, 0.0, U8, 0x39cd9a67, 255),
+            (-0.1, 0.0, S8, 0x39cd9a67, 127),
+            (0.0, 0.0, U8, 0x3f800000, 0),
+            (0.0, 0.0, S8, 0x3f800000, 0),
+            (-3e+38, 3e+38, U8, 0x7be2947a, 128),
+            (-3e+38, 3e+38, S8, 0x7be2947a, 0),
+            (-1e+30, 1.0, U8, 0x6d4abd88, 255),
+            (-1e+30, 1.0, S8, 0x6d4abd88, 127),
+            (-2.5, 0.5, U8, 0x3c40c0c1, 212),
+            (-2.5, 0.5, S8, 0x3c40c0c1, 84),
+            (-2.5, 0.5, U16, 0x384000c0, 54612),
+            (-2.5, 0.5, S16, 0x384000c0, 21844),
+            (-0.731_058_6, 0.99, U8, 0x3bdd28cf, 108),
+            (-0.731_058_6, 0.99, S8, 0x3bdd28cf, -20),
+            (-0.731_058_6, 0.99, U16, 0x37dc4c82, 27837),
+            (-0.731_058_6, 0.99, S16, 0x37dc4c82, -4931),
+            (0.0, 1e-36, U8, 0x3f800000, 0),
+            (0.0, 1e-36, S8, 0x3f800000, 0),
+        ];
+        for (min, max, kind, scale, zero_point) in cases {
             let affine = Affine::asymmetric(min, max, kind).expect("finite");
-            assert_eq!((affine.scale.to_bits(), affine.zero_point), (scale, zero_point), "{min} {max} {kind:?}");
+            let got = (affine.scale.to_bits(), affine.zero_point);
+            assert_eq!(got, (scale, zero_point), "{min} {max} {kind:?}");
         }
+    }
+
+    #[test]
+    fn symmetric_parameters_are_those_of_onnx_runtime() {
+        let cases: [(f32, IntKind, u32, i32); 14] = [
+            (1.0, U8, 0x3c008081, 128),
+            (1.0, S8, 0x3c010204, 0),
+            (0.1, U8, 0x3a4d9a67, 128),
+            (0.1, S8, 0x3a4e69a0, 0),
+            (0.0, S8, 0x3f800000, 0),
+            (1e-41, S8, 0x3f800000, 0),
+            (3e+38, U8, 0x7be2947a, 128),
+            (3e+38, S8, 0x7be378d8, 0),
+            (2.7182817, U8, 0x3caea6fb, 128),
+            (2.7182817, S8, 0x3caf5702, 0),
+            (2.7182817, U16, 0x38adf902, 32768),
+            (2.7182817, S16, 0x38adf9b0, 0),
+            (1e-30, U8, 0x0a22e545, 128),
+            (1e-30, S8, 0x0a238973, 0),
+        ];
+        for (absmax, kind, scale, zero_point) in cases {
+            let affine = Affine::symmetric(absmax, kind).expect("finite");
+            assert_eq!(
+                (affine.scale.to_bits(), affine.zero_point),
+                (scale, zero_point),
+                "{absmax}"
+            );
+        }
+        assert_eq!(Affine::symmetric(0.0, U8).expect("finite").zero_point, 128);
+        let one = |kind| Affine::symmetric(1.0, kind).expect("finite").scale;
+        assert_eq!((one(S8), one(S7), one(S4)), (1.0 / 127.0, 1.0 / 63.0, 1.0 / 7.0));
+    }
+
+    #[test]
+    fn rounding_is_half_to_even_and_saturates() {
+        let affine = Affine {
+            scale: 0.5,
+            zero_point: 10,
+            kind: U8,
+        };
+        let values = [0.0, -0.0, 0.25, 0.75, 1.25, -0.25, -0.75, 1e30, -1e30, f32::MAX, 1e-45];
+        let codes = affine.quantize_u8(&values).expect("finite");
+        assert_eq!(codes, [10, 10, 10, 12, 12, 10, 8, 255, 0, 255, 10]);
+        let affine = Affine {
+            scale: 2.0,
+            zero_point: 0,
+            kind: S8,
+        };
+        let codes = affine.quantize_i8(&[1.0, 3.0, 5.0, -1.0, -3.0, 300.0, -300.0]);
+        assert_eq!(codes.expect("finite"), [0, 2, 2, 0, -2, 127, -128]);
+        for x in [-4194303.5f32, -2.5, -0.5, 0.49999997, 0.5, 1.5, 2.5, 12345.5, 2000000.5] {
+            assert_eq!(round_half_even(x), x.round_ties_even(), "{x}");
+        }
+        let codes = Affine {
+            scale: 1.0,
+            zero_point: 0,
+            kind: S32,
+        }
+        .quantize_i32(&[2.5, 1e30, -1e30]);
+        assert_eq!(codes.expect("finite"), [2, i32::MAX, i32::MIN]);
+    }
+
+    #[test]
+    fn zero_is_exact_and_nothing_in_range_moves_more_than_half_a_step() {
+        for kind in KINDS.into_iter().filter(|&kind| kind != S32) {
+            for (min, max) in [(-1.0, 3.0), (0.0, 6.0), (2.0, 5.0), (-7.0, -2.0), (-1e-20, 1e-20)] {
+                let affine = Affine::asymmetric(min, max, kind).expect("finite");
+                assert_eq!(affine.round_trip(0.0), 0.0);
+                let (low, high) = affine.range();
+                for i in 0..=1000 {
+                    let x = min.min(0.0) + (max.max(0.0) - min.min(0.0)) * i as f32 / 1000.0;
+                    let inside = x.clamp(low, high);
+                    let moved = (affine.round_trip(x) - inside).abs();
+                    assert!(
+                        moved <= affine.scale * 0.501 + x.abs() * 3e-7,
+                        "{kind:?} {min} {max} {x}"
+                    );
+                    assert!((x - inside).abs() <= affine.scale * 0.51);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_survive_the_way_there_and_back() {
+        for kind in KINDS.into_iter().filter(|&kind| kind != S32) {
+            let affine = Affine::asymmetric(-0.7, 1.9, kind).expect("finite");
+            let codes: Vec<i32> = (kind.qmin()..=kind.qmax()).collect();
+            let values = affine.dequantize_all(&codes);
+            assert_eq!(affine.quantize_i32(&values).expect("finite"), codes);
+        }
+        let affine = Affine::asymmetric(-1.0, 1.0, U8).expect("finite");
+        assert_eq!(affine.dequantize_all(&[128u8, 255]), [0.0, 127.0 * affine.scale]);
+    }
+
+    #[test]
+    fn what_cannot_be_quantized_is_an_error() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(Affine::asymmetric(bad, 1.0, U8).is_err());
+            assert!(Affine::asymmetric(-1.0, bad, U8).is_err());
+            assert!(Affine::symmetric(bad, S8).is_err());
+            let affine = Affine::symmetric(1.0, S8).expect("finite");
+            let message = affine.quantize_i8(&[0.0, bad]).expect_err("not finite").to_string();
+            assert!(message.contains("value 1 of 2"), "{message}");
+        }
+        assert!(Affine::asymmetric(1.0, -1.0, U8).is_err());
+        assert!(Affine::symmetric(-1.0, S8).is_err());
+        let affine = Affine::symmetric(1.0, S8).expect("finite");
+        assert!(affine.quantize_u8(&[0.0]).is_err());
+        assert!(Affine { kind: U8, ..affine }.quantize_i8(&[0.0]).is_err());
+        assert!(affine.quantize_i8(&[]).expect("empty").is_empty());
     }
 }
