@@ -8,7 +8,7 @@
 //! fit. In a branch or a loop body it is none, since the body may never run with these dimensions: there, facts become
 //! unknown.
 
-use crate::ir::{DType, GraphId, Model, NodeId, Origin, ValueId};
+use crate::ir::{DType, GraphId, Model, Node, NodeId, Origin, ValueId};
 use crate::ops::infer::{Bodies, Call, Dim, Fact, Rule, rule, show};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
@@ -216,9 +216,16 @@ fn sparse(model: &Model, v: ValueId) -> Fact {
     Fact::new(dtype, Some(dims))
 }
 
-type Functions<'m> = BTreeMap<(&'m str, &'m str, &'m str), GraphId>;
+/// Function bodies by domain, name and overload.
+pub(super) type Functions<'m> = BTreeMap<(&'m str, &'m str, &'m str), GraphId>;
 
-fn functions(model: &Model) -> Functions<'_> {
+/// The body that a node calls, if its operator is a function of the model.
+pub(super) fn function_of(functions: &Functions, node: &Node) -> Option<GraphId> {
+    let key = (node.op.domain.as_str(), node.op.name.as_str(), node.rest.overload());
+    functions.get(&key).copied()
+}
+
+pub(super) fn functions(model: &Model) -> Functions<'_> {
     let named = |g: &GraphId| {
         let f = model.graph(*g).function.as_ref()?;
         Some(((crate::onnx::default_domain(f.domain()), f.name(), f.overload()), *g))
@@ -301,8 +308,7 @@ impl Walk<'_> {
             let inputs = node.inputs().iter();
             inputs.map(|v| v.map(|v| walk.facts[v.index()].clone())).collect()
         };
-        let key = (node.op.domain.as_str(), node.op.name.as_str(), node.rest.overload());
-        if let Some(&g) = self.functions.get(&key) {
+        if let Some(g) = function_of(&self.functions, node) {
             let inputs: Vec<Fact> = facts(self).into_iter().map(Option::unwrap_or_default).collect();
             *self.visits.entry(g).or_default() += 1;
             return self.body(g, &inputs);

@@ -1,4 +1,5 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
+pub mod cost;
 pub mod infer;
 pub mod stats;

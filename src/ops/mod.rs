@@ -3,6 +3,7 @@
 //! Each facet is a table of its own, so that an operator may be known to one pass and unknown to another; what is not in
 //! a table is left alone by whoever asks.
 
+pub mod cost;
 pub mod infer;
 
 /// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.

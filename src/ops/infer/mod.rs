@@ -26,6 +26,7 @@ mod values;
 pub use call::{Call, axes_of, axis_of};
 pub use control::Bodies;
 pub use fact::{Dim, Elem, Fact, MAX_ELEMS, broadcast_dims, known, product, show};
+pub(super) use matmul::{ELLIPSIS, equation, labels};
 
 use anyhow::Result;
 
