@@ -217,7 +217,7 @@ impl Meter {
         let (Some(a), Some(b)) = (x.to_f32(), y.to_f32()) else {
             return Ok(()); // strings are not compared
         };
-        self.gap.add(&a, &b);
+        self.gap.add(&a, &b)?;
         for &v in a.iter().filter(|v| v.is_finite()) {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
@@ -236,7 +236,7 @@ impl Meter {
             sqnr_db: self.gap.sqnr_db(),
             cosine: self.gap.cosine(),
             top1: (self.decisions > 0).then(|| self.agree as f64 / self.decisions as f64),
-            broken: self.gap.broken(),
+            broken: self.gap.broken,
             constant: self.least == self.most,
         }
     }

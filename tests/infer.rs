@@ -1,6 +1,7 @@
 //! Shape inference on whole models.
 
 use onnxzip::analysis::infer::{Types, infer, infer_for};
+use onnxzip::analysis::cost::cost;
 use onnxzip::ir::Model;
 use onnxzip::onnx;
 use onnxzip::ops::infer::{Dim, Elem};
@@ -51,10 +52,12 @@ fn dump_facts() {
             } else {
                 infer_for(&m, &dims)?
             };
-            Ok(dump(&m, &t))
+            let c = cost(&m, &t);
+            let macs: BTreeMap<String, Option<u64>> = c.nodes.iter().map(|n| (m.label(n.node), n.macs)).collect();
+            Ok(serde_json::json!({"path": path, "facts": dump(&m, &t), "cost": [c.params, c.bytes, c.macs], "macs": macs}))
         });
         let json = match got {
-            Ok(facts) => serde_json::json!({"path": path, "facts": facts}),
+            Ok(json) => json,
             Err(e) => serde_json::json!({"path": path, "error": format!("{e:#}")}),
         };
         out.push_str(&json.to_string());

@@ -2,4 +2,5 @@
 
 pub mod cost;
 pub mod infer;
+pub mod sites;
 pub mod stats;

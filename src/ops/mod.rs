@@ -5,6 +5,7 @@
 
 pub mod cost;
 pub mod infer;
+pub mod site;
 
 /// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
