@@ -1,45 +1,49 @@
 //! What is known of values when a round begins: types, dimensions, small integers.
 
-use crate::ir::{DType, Model, ValueId};
+use crate::analysis::infer::{Types, infer};
+use crate::ir::{DType, Model, Origin, ValueId};
 use crate::ops::infer::{Dim, Elem, Fact};
-use std::collections::HashMap;
+use anyhow::Result;
 
 /// Facts by value. Values that a rule adds have none until the next round.
-pub(super) struct Facts(HashMap<ValueId, Fact>);
+pub(super) struct Facts(Types);
 
 impl Facts {
-    pub fn of(model: &Model) -> Facts {
-        let mut all = HashMap::new();
-        for (id, v) in model.values() {
-            if let Some(t) = v.tensor() {
-                all.insert(id, Fact::constant(t));
+    /// Infers from the declared inputs and the constants alone: what a file claims of inner values (`value_info`) may be
+    /// wrong without harm to a runtime, and must not change what the model computes.
+    ///
+    /// # Errors
+    /// When shapes certainly contradict each other.
+    pub fn of(model: &Model) -> Result<Facts> {
+        let mut bare = model.clone();
+        let main = model.main_id();
+        for (v, value) in model.values() {
+            if value.origin() != Origin::Input || value.graph() != main {
+                bare.forget_type(v);
             }
         }
-        Facts(all)
+        infer(&bare).map(Facts)
     }
 
-    pub fn get(&self, v: ValueId) -> Option<&Fact> {
-        self.0.get(&v)
+    pub fn get(&self, v: ValueId) -> &Fact {
+        self.0.fact(v)
     }
     pub fn dtype(&self, v: ValueId) -> Option<DType> {
-        self.get(v)?.dtype
+        self.0.dtype(v)
     }
     pub fn rank(&self, v: ValueId) -> Option<usize> {
-        self.get(v)?.rank()
+        self.0.rank(v)
     }
     pub fn shape(&self, v: ValueId) -> Option<&[Dim]> {
-        self.get(v)?.shape.as_deref()
-    }
-    /// The dimensions, when all are known.
-    pub fn dims(&self, v: ValueId) -> Option<Vec<usize>> {
-        self.get(v)?.dims()
+        self.0.shape(v)
     }
     /// The elements as integers, when all are known.
     pub fn ints(&self, v: ValueId) -> Option<Vec<i64>> {
-        self.get(v)?.ints()
+        self.get(v).ints()
     }
+    /// The elements, as far as they are known.
     pub fn elems(&self, v: ValueId) -> Option<&[Elem]> {
-        self.get(v)?.elems.as_deref()
+        self.get(v).elems.as_deref()
     }
     /// True when both certainly have the same dimensions.
     pub fn same_shape(&self, a: ValueId, b: ValueId) -> bool {

@@ -35,6 +35,7 @@ mod work;
 use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
 use crate::ir::{Model, NodeId};
 use anyhow::Result;
+use std::collections::BTreeSet;
 use work::Work;
 
 /// The pass's row in the table.
@@ -113,8 +114,9 @@ impl Pass for Simplify {
             return Ok(());
         }
         dead::default_inputs(model);
+        let mut refused = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
-            if !round(model, cx) {
+            if !round(model, cx, &mut refused)? {
                 break;
             }
         }
@@ -122,9 +124,9 @@ impl Pass for Simplify {
     }
 }
 
-fn round(model: &mut Model, cx: &mut Context) -> bool {
+fn round(model: &mut Model, cx: &mut Context, refused: &mut BTreeSet<NodeId>) -> Result<bool> {
     let before = cx.notes.len();
-    let mut work = Work::new(model);
+    let mut work = Work::new(model)?;
     for rule in LOCAL {
         for id in work.model.node_ids() {
             if !work.model.is_alive(id) || !work.may_touch(id) {
@@ -141,5 +143,8 @@ fn round(model: &mut Model, cx: &mut Context) -> bool {
             cx.note(NoteKind::Did, label, what);
         }
     }
-    cx.notes.len() > before
+    for (label, what) in fold::computed(&mut work, cx.engine, refused) {
+        cx.note(NoteKind::Did, label, what);
+    }
+    Ok(cx.notes.len() > before)
 }

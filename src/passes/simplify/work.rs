@@ -3,6 +3,7 @@
 use super::facts::Facts;
 use crate::ir::{Attr, GraphId, Model, NodeId, Op, Origin, Tensor, Use, ValueId};
 use crate::pb;
+use anyhow::Result;
 use std::collections::BTreeSet;
 
 /// The model during one round.
@@ -18,20 +19,22 @@ pub(super) struct Work<'m> {
 }
 
 impl<'m> Work<'m> {
-    pub fn new(model: &'m mut Model) -> Work<'m> {
+    /// # Errors
+    /// When the shapes of the model certainly contradict each other.
+    pub fn new(model: &'m mut Model) -> Result<Work<'m>> {
         let functions = model.functions().iter().filter_map(|f| model.graph(*f).function.as_ref());
         let local_functions = functions
             .filter(|f| matches!(f.domain(), "" | "ai.onnx"))
             .map(|f| f.name().to_owned())
             .collect();
         let pinned = pinned(model);
-        let facts = Facts::of(model);
-        Work {
+        let facts = Facts::of(model)?;
+        Ok(Work {
             model,
             facts,
             local_functions,
             pinned,
-        }
+        })
     }
 
     /// True when the rules know what the node does.
