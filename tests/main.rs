@@ -5,3 +5,4 @@ mod infer;
 mod layers;
 mod proto;
 mod roundtrip;
+mod simplify;
