@@ -8,12 +8,13 @@
 //! Cost: one pass over the nodes, and memory of about 16 bytes for every index of every tied axis.
 
 use crate::ir::{GraphId, Model, NodeId, Origin, Use, ValueId};
+use crate::ops::infer::Dim;
 use crate::ops::ties::{self, At, Axis, Flow, Slot, Tie, bits_are_whole_bytes};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The dimensions of values as far as they are known, by [`ValueId::index`].
-pub type Dims = Vec<Option<Vec<Option<usize>>>>;
+pub type Dims = Vec<Option<Vec<Dim>>>;
 
 /// No more elements than this: a bound on memory for absurd shapes.
 const MAX_ELEMENTS: usize = 1 << 26;
@@ -163,7 +164,7 @@ impl Groups {
     }
 
     /// The dimensions of a value.
-    pub fn dims(&self, v: ValueId) -> Option<Vec<Option<usize>>> {
+    pub fn dims(&self, v: ValueId) -> Option<Vec<Dim>> {
         self.dims.get(v.index())?.clone()
     }
 
@@ -177,7 +178,7 @@ impl Groups {
         if let Some(&e) = self.axes.get(&(v, axis)) {
             return Some(e);
         }
-        let len = self.dims.get(v.index())?.as_ref()?.get(axis).copied()??;
+        let len = self.dims.get(v.index())?.as_ref()?.get(axis)?.known()?;
         let parent = self.parent.get_mut();
         let start = parent.len();
         if len == 0 || len > MAX_ELEMENTS - start {

@@ -16,6 +16,7 @@ mod layers;
 mod moves;
 mod pointwise;
 
+use super::infer::Dim;
 use crate::ir::{Model, Node, NodeId, Tensor, ValueId};
 use std::borrow::Cow;
 
@@ -231,7 +232,7 @@ pub struct At<'a> {
     /// The node.
     pub node: &'a Node,
     /// The dimensions of a value, as far as they are known; `None` when not even the rank is.
-    pub dims: &'a dyn Fn(ValueId) -> Option<Vec<Option<usize>>>,
+    pub dims: &'a dyn Fn(ValueId) -> Option<Vec<Dim>>,
     /// True when an axis is known to keep its length.
     pub stopped: &'a dyn Fn(ValueId, usize) -> bool,
 }
@@ -244,8 +245,13 @@ impl At<'_> {
             Slot::Out(i) => self.node.output(i),
         }
     }
-    fn dims(&self, slot: Slot) -> Option<Vec<Option<usize>>> {
+    /// The dimensions at a slot, with the names of unknown ones.
+    fn shape(&self, slot: Slot) -> Option<Vec<Dim>> {
         (self.dims)(self.value(slot)?)
+    }
+    /// The dimensions at a slot.
+    fn dims(&self, slot: Slot) -> Option<Vec<Option<usize>>> {
+        Some(self.shape(slot)?.iter().map(Dim::known).collect())
     }
     /// The dimensions at a slot when all are known.
     fn full_dims(&self, slot: Slot) -> Option<Vec<usize>> {

@@ -3,6 +3,7 @@
 use super::Slot::{In, Out};
 use super::{Arg, At, Fix, Flow, Map, Row};
 use crate::ir::NodeId;
+use crate::ops::infer::Dim;
 
 pub(super) const ROWS: &[(&[&str], Row)] = &[
     (&["Transpose"], transpose),
@@ -91,49 +92,98 @@ struct Run {
     to: std::ops::Range<usize>,
 }
 
-/// Cuts two shapes of the same number of elements into the shortest runs of equal size. One length on either side may be
-/// unknown: the totals are equal, so if the known ones agree, the unknown ones are equal too.
-fn runs(from: &[Option<usize>], to: &[Option<usize>]) -> Option<Vec<Run>> {
-    let known = |d: &[Option<usize>]| d.iter().flatten().try_fold(1usize, |p, &x| p.checked_mul(x));
-    let unknown = |d: &[Option<usize>]| d.iter().filter(|x| x.is_none()).count();
-    if known(from)? != known(to)? || unknown(from) != unknown(to) || unknown(from) > 1 || known(from)? == 0 {
-        return None;
-    }
+/// Cuts two shapes of the same number of elements into the shortest runs of equal size. Unknown lengths are matched by name;
+/// one more on either side may be left over: the totals are equal, so if all else agrees, these two are equal too.
+fn runs(from: &[Dim], to: &[Dim]) -> Option<Vec<Run>> {
+    let (from, to) = (sizes(from)?, sizes(to)?);
+    let (from, to) = same_names(from, to)?;
     let mut out = Vec::new();
     let (mut i, mut j) = (0, 0);
     while i < from.len() || j < to.len() {
         let (i0, j0) = (i, j);
-        let mut sizes = [(1usize, 0usize); 2];
-        let mut take = |side: usize, d: &[Option<usize>], at: &mut usize| {
-            match d.get(*at) {
-                Some(Some(n)) => sizes[side].0 *= n,
-                Some(None) => sizes[side].1 += 1,
-                None => {}
+        let (mut a, mut b) = (Size::one(), Size::one());
+        loop {
+            // The side that is behind takes its next axis; all in all both are equal, so one side always has one.
+            let behind = (a.names.len(), a.known) <= (b.names.len(), b.known);
+            match (behind && i < from.len()) || j >= to.len() {
+                true => a.grow(from.get(i)?, &mut i),
+                false => b.grow(to.get(j)?, &mut j),
             }
-            *at += 1;
-            (sizes[0], sizes[1])
-        };
-        let mut now = match i < from.len() {
-            true => take(0, from, &mut i),
-            false => take(1, to, &mut j),
-        };
-        while now.0 != now.1 {
-            // The side that is behind takes its next axis; the products are equal at the end, so one side always has one.
-            let from_behind = (now.0.1, now.0.0) < (now.1.1, now.1.0);
-            now = match (from_behind && i < from.len()) || j >= to.len() {
-                true if i < from.len() => take(0, from, &mut i),
-                _ if j < to.len() => take(1, to, &mut j),
-                _ => return None,
-            };
+            if a == b {
+                break;
+            }
         }
         out.push(Run { from: i0..i, to: j0..j });
     }
     Some(out)
 }
 
+/// A number of elements: the product of what is known, and the names of the rest, sorted.
+#[derive(Clone, PartialEq, Eq)]
+struct Size {
+    known: usize,
+    names: Vec<String>,
+}
+
+impl Size {
+    fn one() -> Size {
+        Size {
+            known: 1,
+            names: Vec::new(),
+        }
+    }
+    fn grow(&mut self, by: &Size, at: &mut usize) {
+        self.known = self.known.saturating_mul(by.known);
+        self.names.extend(by.names.iter().cloned());
+        self.names.sort();
+        *at += 1;
+    }
+}
+
+/// One size for every axis; an unknown length has the empty name. `None` when there is an empty axis or several unknowns.
+fn sizes(dims: &[Dim]) -> Option<Vec<Size>> {
+    let of = |d: &Dim| match d {
+        Dim::Known(n) => (*n, Vec::new()),
+        Dim::Symbol(s) => (1, vec![format!("={s}")]),
+        Dim::Unknown => (1, vec![String::new()]),
+    };
+    let sizes = dims.iter().map(of).map(|(known, names)| Size { known, names });
+    let all: Vec<Size> = sizes.collect();
+    let unknown = dims.iter().filter(|d| **d == Dim::Unknown).count();
+    (unknown <= 1 && all.iter().all(|s| s.known > 0)).then_some(all)
+}
+
+/// Gives the one length that has no partner on the other side the same name on both; `None` when totals differ.
+fn same_names(mut from: Vec<Size>, mut to: Vec<Size>) -> Option<(Vec<Size>, Vec<Size>)> {
+    let total = |sizes: &[Size]| {
+        let known = sizes.iter().try_fold(1usize, |p, s| p.checked_mul(s.known));
+        let names: Vec<String> = sizes.iter().flat_map(|s| s.names.clone()).collect();
+        known.map(|k| (k, names))
+    };
+    let ((a, mut only_from), (b, names)) = (total(&from)?, total(&to)?);
+    let mut only_to = Vec::new();
+    for n in names {
+        match only_from.iter().position(|m| *m == n) {
+            Some(i) => drop(only_from.swap_remove(i)),
+            None => only_to.push(n),
+        }
+    }
+    if a != b || only_from.len() != only_to.len() || only_from.len() > 1 {
+        return None;
+    }
+    for (sizes, only) in [(&mut from, only_from), (&mut to, only_to)] {
+        let odd = sizes.iter_mut().rev().find(|s| !only.is_empty() && s.names == only);
+        if let Some(s) = odd {
+            s.names = vec!["?".into()];
+        }
+    }
+    Some((from, to))
+}
+
 fn reshape(at: &At, flow: &mut Flow) -> Option<()> {
+    let runs = runs(&at.shape(In(0))?, &at.shape(Out(0))?)?;
     let (from, to) = (at.dims(In(0))?, at.dims(Out(0))?);
-    for run in runs(&from, &to)? {
+    for run in runs {
         if !tie_run(at, flow, &from, &to, &run) {
             run.from.for_each(|a| flow.stop((In(0), a), MIXED));
             run.to.for_each(|a| flow.stop((Out(0), a), MIXED));
@@ -232,7 +282,7 @@ fn entries(at: &At, slot: usize) -> Option<Vec<Entry>> {
         match super::constant(at.model, v) {
             Some(t) => all.extend(of(id, i, t.ints()?)),
             None => {
-                let n = (at.dims)(v)?.first().copied()??;
+                let n = (at.dims)(v)?.first()?.known()?;
                 if n > 64 {
                     return None;
                 }
@@ -502,10 +552,17 @@ fn picked(at: &At, reader: NodeId, n: usize) -> Option<Vec<usize>> {
 mod tests {
     use super::*;
 
-    fn cut(from: &[usize], to: &[usize]) -> Option<Vec<(std::ops::Range<usize>, std::ops::Range<usize>)>> {
-        let some = |d: &[usize]| d.iter().map(|&x| (x > 0).then_some(x)).collect::<Vec<_>>();
+    fn cut(from: &[i64], to: &[i64]) -> Option<Vec<(std::ops::Range<usize>, std::ops::Range<usize>)>> {
+        let dims = |d: &[i64]| {
+            let dim = |&x: &i64| match x {
+                0 => Dim::Unknown,
+                x if x < 0 => Dim::Symbol(format!("n{x}")),
+                x => Dim::Known(x as usize),
+            };
+            d.iter().map(dim).collect::<Vec<_>>()
+        };
         Some(
-            runs(&some(from), &some(to))?
+            runs(&dims(from), &dims(to))?
                 .into_iter()
                 .map(|r| (r.from, r.to))
                 .collect(),
@@ -513,18 +570,24 @@ mod tests {
     }
 
     #[test]
-    fn a_reshape_falls_into_runs_of_equal_size_with_one_unknown_length() {
-        // 0 stands for an unknown length.
+    fn a_reshape_falls_into_runs_of_equal_size() {
+        // 0 stands for an unknown length, negative numbers for names.
         assert_eq!(cut(&[0, 8, 7, 7], &[0, 392]), Some(vec![(0..1, 0..1), (1..4, 1..2)]));
+        assert_eq!(cut(&[-1, 8, 7, 7], &[0, 392]), Some(vec![(0..1, 0..1), (1..4, 1..2)]));
         assert_eq!(
             cut(&[2, 6, 5], &[2, 3, 2, 5]),
             Some(vec![(0..1, 0..1), (1..2, 1..3), (2..3, 3..4)])
         );
+        assert_eq!(
+            cut(&[-1, -2, 12], &[-1, 0, 3, 4]),
+            Some(vec![(0..1, 0..1), (1..2, 1..2), (2..3, 2..4)])
+        );
         assert_eq!(cut(&[4, 3], &[6, 2]), Some(vec![(0..2, 0..2)]));
         assert_eq!(cut(&[0, 4], &[4, 0]), Some(vec![(0..2, 0..2)]));
-        assert_eq!(cut(&[0, 4], &[0, 5]), None);
-        assert_eq!(cut(&[0, 0], &[0, 0]), None);
         assert_eq!(cut(&[3], &[3, 1, 1]).map(|r| r.len()), Some(3));
-        assert_eq!(cut(&[usize::MAX, 4], &[4, usize::MAX]), None);
+        for (from, to) in [(&[0, 4], &[0, 5]), (&[0, 0], &[0, 0]), (&[-1, -2], &[-3, -4])] {
+            assert_eq!(cut(from, to), None);
+        }
+        assert_eq!(cut(&[i64::MAX, 4], &[4, i64::MAX]), None);
     }
 }

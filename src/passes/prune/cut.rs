@@ -2,6 +2,7 @@
 
 use crate::analysis::groups::{Dims, Groups, value_at};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
+use crate::ops::infer::Dim;
 use crate::ops::ties::{Axis, Fix, constant};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +52,7 @@ pub fn cut(model: &mut Model, groups: Groups, kept: &Kept) -> Result<Dims> {
     let mut dims = groups.into_dims();
     for ((v, axis), keep) in kept {
         if let Some(d) = dims.get_mut(v.index()).and_then(|d| d.as_mut()?.get_mut(*axis)) {
-            *d = Some(count(keep));
+            *d = Dim::Known(count(keep));
         }
     }
     Ok(dims)

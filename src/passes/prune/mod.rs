@@ -16,9 +16,10 @@ mod masks;
 
 use super::{Context, Opt, Options, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
+use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
+use crate::ops::infer::Dim;
 use crate::ops::ties::{Dot, constant};
-use crate::pb;
 use anyhow::{Result, ensure};
 use exact::Survey;
 use facts::Facts;
@@ -69,7 +70,7 @@ fn build(o: &Options) -> Result<Prune> {
 impl Pass for Prune {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
         masks::fold(model, cx);
-        let mut dims = known_dims(model);
+        let mut dims = inferred(model)?;
         let mut account = Account::default();
         for _ in 0..MAX_ROUNDS {
             refresh(model, &mut dims);
@@ -94,21 +95,15 @@ impl Pass for Prune {
     }
 }
 
-/// The dimensions that the file declares, as far as they are numbers.
-fn known_dims(model: &Model) -> Dims {
-    let mut dims: Dims = Vec::new();
+/// The dimensions of all values as far as they follow from the file.
+fn inferred(model: &Model) -> Result<Dims> {
+    let types = infer(model)?;
+    let size = model.values().map(|(v, _)| v.index() + 1).max().unwrap_or(0);
+    let mut dims: Dims = vec![None; size];
     for (v, _) in model.values() {
-        dims.resize(dims.len().max(v.index() + 1), None);
-        let Some(pb::type_proto::Value::TensorType(t)) = model.declared_type(v).and_then(|t| t.value.as_ref()) else {
-            continue;
-        };
-        let number = |d: &pb::tensor_shape_proto::Dimension| match d.value {
-            Some(pb::tensor_shape_proto::dimension::Value::DimValue(n)) => usize::try_from(n).ok(),
-            _ => None,
-        };
-        dims[v.index()] = t.shape.as_ref().map(|s| s.dim.iter().map(number).collect());
+        dims[v.index()] = types.shape(v).map(<[Dim]>::to_vec);
     }
-    dims
+    Ok(dims)
 }
 
 /// The dimensions of constants are what they are.
@@ -117,7 +112,7 @@ fn refresh(model: &Model, dims: &mut Dims) {
     for v in values {
         dims.resize(dims.len().max(v.index() + 1), None);
         if let Some(t) = constant(model, v) {
-            dims[v.index()] = Some(t.dims().iter().map(|d| Some(*d)).collect());
+            dims[v.index()] = Some(t.dims().iter().map(|d| Dim::Known(*d)).collect());
         }
     }
 }
