@@ -4,5 +4,6 @@ mod docs;
 mod infer;
 mod layers;
 mod proto;
+mod prune;
 mod roundtrip;
 mod simplify;
