@@ -1,3 +1,4 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
+pub mod sites;
 pub mod stats;

@@ -71,10 +71,7 @@ impl Dataset {
     /// # Errors
     /// When there are, but they do not fit the model.
     pub fn beside(model_path: &Path, model: &Model) -> Result<Option<Dataset>> {
-        let folder = match model_path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
+        let folder = crate::onnx::folder_of(model_path);
         match pb_files::PbFolders::any_below(folder) {
             true => Dataset::open(folder, model).map(Some),
             false => Ok(None),

@@ -3,8 +3,10 @@
 //! Every result here is the same bit for bit whatever the number of threads: work is cut into blocks whose size depends
 //! on the shapes alone, each block is computed sequentially, and sums run in a fixed order.
 
-/// Quantization parameters and codes with the numerics of ONNX Runtime; int32 biases; search for weight scales.
+/// Quantization parameters and codes with the numerics of ONNX Runtime.
 pub mod affine;
+/// Weights with a scale per channel, search for that scale, int32 biases.
+pub mod channel;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.

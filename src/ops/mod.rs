@@ -4,3 +4,4 @@
 //! a table is left alone by whoever asks.
 
 pub mod quant;
+pub mod site;
