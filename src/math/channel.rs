@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(codes, array![[127, -64, 0], [0, 0, 0], [-127, 64, 127]]);
         let seven = channel_scales(w.view(), S7).expect("finite");
         let codes = quantize_per_channel(w.view(), &seven, S7).expect("finite");
-        assert_eq!(codes.row(0).to_vec(), [63, -32, 0]);
+        assert_eq!(codes.row(0).to_vec(), [63, -31, 0]);
         // A scale that is too small saturates at −127, never at −128.
         let codes = quantize_per_channel(w.view(), &[1e-3; 3], S8).expect("finite");
         assert_eq!(codes, array![[127, -127, 0], [0, 0, 0], [-2, 1, 2]]);

@@ -127,24 +127,6 @@ pub fn data_inputs(model: &Model, node: NodeId) -> Vec<(usize, ValueId)> {
     given.filter_map(|(slot, v)| Some((slot, (*v)?))).collect()
 }
 
-/// The axis of the weight along which output channels lie, so that a scale may belong to each; for a rank-1 right factor
-/// of a MatMul there is none.
-pub fn channel_axis(model: &Model, node: NodeId) -> Option<usize> {
-    let n = model.node(node);
-    let Role::Weighted { weight, .. } = role(model, node)? else { return None };
-    let rank = model.constant_input(node, weight)?.dims().len();
-    let axis = match n.op.name.as_str() {
-        "Conv" => 0,
-        "ConvTranspose" if n.int_or("group", 1) == 1 => 1,
-        "Gemm" if n.int_or("transB", 0) != 0 => 0,
-        "Gemm" => 1,
-        // A stack of matrices has one scale vector for all of them only when it is a single one.
-        "MatMul" if rank == 2 => 1,
-        _ => return None,
-    };
-    (axis < rank).then_some(axis)
-}
-
 /// The limits of a `Relu` or `Clip`, when they are constants (opset 6 attributes or opset 11 inputs).
 pub fn clip_limits(model: &Model, node: NodeId) -> Option<(f32, f32)> {
     let n = model.node(node);

@@ -1,6 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::Target;
+use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ pub struct Unit {
     pub node: NodeId,
     /// What it does to scales.
     pub role: Role,
+    /// Its weight.
+    pub site: Option<Site>,
     /// Data inputs that vary: slot and value.
     pub inputs: Vec<(usize, ValueId)>,
     /// Data inputs that are constants.
@@ -31,7 +34,7 @@ pub struct Unit {
 impl Unit {
     /// True when it has a weight.
     pub fn is_weighted(&self) -> bool {
-        matches!(self.role, Role::Weighted { .. })
+        self.site.is_some()
     }
 }
 
@@ -85,9 +88,10 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         return Err("a product of two activations stays in floating point".into());
     }
     let row = target.row(model, node)?;
-    if let Role::Weighted { weight, bias } = role {
-        weight_fits(model, node, weight, bias)?;
-    }
+    let site = match role {
+        Role::Weighted { weight, .. } => Some(integer_site(model, node, weight)?),
+        _ => None,
+    };
     let outputs = n.outputs().iter().flatten().copied();
     let results: Vec<ValueId> = outputs.collect();
     let (consts, inputs): (Vec<_>, Vec<_>) =
@@ -99,6 +103,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     Ok(Some(Unit {
         node,
         role,
+        site,
         inputs,
         consts,
         results,
@@ -109,34 +114,26 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     }))
 }
 
-/// Whether weight and bias have types and shapes that can be stored in integers.
-fn weight_fits(model: &Model, node: NodeId, weight: usize, bias: Option<usize>) -> Result<(), String> {
-    let n = model.node(node);
-    let Some(w) = model.constant_input(node, weight) else { return Err("its weight is not constant".into()) };
-    let Some(values) = w.floats() else {
-        return Err(format!("its weight is {}, not float32", w.dtype().as_str_name()));
+/// The node's weight as a site, when weight and bias can be stored in integers.
+fn integer_site(model: &Model, node: NodeId, weight: usize) -> Result<Site, String> {
+    let site = match site(model, node) {
+        Some(Ok(site)) if site.slot == weight => site,
+        Some(Err(why)) => return Err(why.to_owned()),
+        _ => return Err("its weight is not constant".to_owned()),
     };
-    if values.is_empty() || values.iter().any(|x| !x.is_finite()) {
-        return Err("its weight is empty or not finite".into());
-    }
-    if n.is("Gemm") && w.dims().len() != 2 {
-        return Err("its weight is not a matrix".into());
-    }
-    let Some(b) = bias.and_then(|b| model.constant_input(node, b)) else { return Ok(()) };
-    let Some(values) = b.floats() else { return Err("its bias is not float32".into()) };
-    if values.iter().any(|x| !x.is_finite()) {
-        return Err("its bias is not finite".into());
-    }
-    let channels = match crate::ops::quant::channel_axis(model, node) {
-        Some(axis) => w.dims()[axis],
-        None => return Err("its output channels cannot be told apart".into()),
+    let finite = |v: ValueId, what: &str| match model.constant(v).and_then(|t| t.floats()) {
+        Some(x) if x.iter().all(|x| x.is_finite()) => Ok(()),
+        Some(_) => Err(format!("its {what} is not finite")),
+        None => Err(format!("its {what} is not float32")),
     };
-    let rows = b.dims().iter().rev().skip(1).product::<usize>();
-    match (b.len(), rows) {
-        (l, 1) if l == channels => Ok(()),
-        (1, _) if n.is("Gemm") => Ok(()),
-        _ => Err("its bias is not one number for each output channel".into()),
+    finite(site.weight, "weight")?;
+    if let Some(bias) = site.bias.filter(|b| b.node == node) {
+        finite(bias.value, "bias")?;
+        if site.bias_values(model).is_none_or(|b| b.len() != site.outputs()) {
+            return Err("its bias is not one number for each output channel".to_owned());
+        }
     }
+    Ok(site)
 }
 
 impl Units {
