@@ -19,3 +19,5 @@ pub mod histogram;
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+/// Rounding of weights so that errors cancel under the second moment of the input.
+pub mod rounding;

@@ -11,6 +11,7 @@
 mod cut;
 mod emit;
 mod place;
+mod prepare;
 mod ranges;
 mod target;
 mod units;
@@ -24,10 +25,10 @@ use crate::onnx::upgrade::raise_opset;
 use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, anyhow};
 use ranges::Method;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
 use units::Units;
-use weights::Scheme;
+use weights::{Choice, Known, Scheme};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -65,6 +66,12 @@ const OPTIONS: &[Opt] = &[
         doc: "one weight scale for each output channel",
     },
     Opt {
+        name: "rounding",
+        default: "data",
+        values: "data|nearest",
+        doc: "round weights so that errors cancel on the calibration data, and correct biases; or each to the nearest code",
+    },
+    Opt {
         name: "skip",
         default: "",
         values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
@@ -88,7 +95,7 @@ fn build(o: &Options) -> Result<Int8> {
         scheme: Scheme {
             kind: if o.text("weights") == "7" { IntKind::S7 } else { IntKind::S8 },
             per_channel: o.text("per_channel") == "on",
-            search: false,
+            rounding: if o.text("rounding") == "data" { Choice::Data } else { Choice::Nearest },
         },
         skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
     })
@@ -123,28 +130,30 @@ impl Int8 {
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let order = model.topological(model.main_id());
         let order = order.map_err(|_| anyhow!("the graph has a cycle"))?;
+        prepare::prepare(model, &order);
         let skipped = |label: &str| self.skip.iter().any(|glob| matches(glob, label));
         let units = units::find(model, &order, self.target, skipped);
         for (node, why) in &units.refused {
             cx.skip(model, *node, why);
         }
-        let wanted: Vec<(ValueId, Measure)> = place::candidates(model, &units)
-            .into_iter()
-            .map(|v| (v, Measure::Histogram))
-            .collect();
+        let values = place::candidates(model, &units);
+        let mut wanted: Vec<(ValueId, Measure)> = values.iter().map(|&v| (v, Measure::Histogram)).collect();
+        if self.scheme.rounding == Choice::Data {
+            wanted.extend(moments(&units));
+        }
         if wanted.is_empty() {
             cx.note(NoteKind::Skip, String::new(), "no weight in the main graph meets an activation");
             return Ok(false);
         }
         let stats = cx.stats(model, &wanted)?;
-        let elements = elements(model, &wanted, &stats, cx);
+        let elements = elements(model, &values, &stats, cx);
         let placement = place::choose(model, &units, &elements);
         if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
             cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
             return Ok(false);
         }
         let scales = ranges::choose(model, &units, &placement, &stats, self.ranges)?;
-        self.write(model, &units, &placement, &scales, cx)?;
+        self.write(model, &units, &placement, &scales, &stats, cx)?;
         Ok(true)
     }
 
@@ -154,10 +163,11 @@ impl Int8 {
         units: &Units,
         placement: &place::Placement,
         scales: &ranges::Scales,
+        stats: &Stats,
         cx: &mut Context,
     ) -> Result<()> {
         let mut emitter = emit::Emitter::new(model, units, placement, scales);
-        for (i, unit) in units.all.iter().enumerate().filter(|(i, _)| placement.integer[*i]) {
+        for (unit, _) in units.all.iter().zip(&placement.integer).filter(|(_, i)| **i) {
             emitter.constants(unit)?;
             let Some(site) = &unit.site else { continue };
             let input = scales.of(site.input).context("its input is quantized")?;
@@ -166,12 +176,23 @@ impl Int8 {
                 Some(_) => site.bias_values(emitter.model).context("its bias is constant")?,
                 None => vec![0.0; site.outputs()],
             };
-            let label = || emitter.model.label(units.all[i].node);
-            let weight = weights::quantize(emitter.model, site, &values, input.scale, self.scheme).with_context(label)?;
+            let slot = bias.map_or(2, |b| b.slot);
+            let known = Known {
+                bias: &values,
+                movable: emitter.model.node(site.node).is("Conv") || emitter.model.node(site.node).is("Gemm"),
+                input_scale: input.scale,
+                moments: stats.gram(site.input, &site.patch),
+            };
+            let label = || emitter.model.label(site.node);
+            let weight = weights::quantize(emitter.model, site, &known, self.scheme).with_context(label)?;
             let output = unit.results.first().and_then(|v| scales.of(*v));
             cx.did(emitter.model, unit.node, describe(input, output, &weight));
-            let slot = bias.map(|b| (b.slot, &values[..]));
-            emitter.weight(unit, weight, slot, input.scale)?;
+            let moved: Vec<f32> = match weight.shift.is_empty() {
+                true => values.clone(),
+                false => values.iter().zip(&weight.shift).map(|(b, s)| b + s).collect(),
+            };
+            let wanted = bias.is_some() || !weight.shift.is_empty();
+            emitter.weight(unit, weight, wanted.then_some((slot, &moved[..])), input.scale)?;
         }
         let moved = emitter.absorb_clips();
         for &v in &placement.quantized {
@@ -182,15 +203,31 @@ impl Int8 {
     }
 }
 
+/// The second moments of the inputs of all weights that are small enough to be worth it.
+fn moments(units: &Units) -> Vec<(ValueId, Measure)> {
+    /// Beyond this many inputs the moment costs more than the model itself.
+    const MOST: usize = 2304;
+    let sites = units.all.iter().filter_map(|u| u.site.as_ref());
+    let mut all: Vec<(ValueId, Measure)> = Vec::new();
+    for s in sites {
+        let columns = s.inputs() / s.layout.groups * s.taps();
+        let wanted = (s.input, Measure::Gram(s.patch.clone()));
+        if columns <= MOST && !all.contains(&wanted) {
+            all.push(wanted);
+        }
+    }
+    all
+}
+
 /// Elements per sample of the values that can be quantized.
 fn elements(
     model: &Model,
-    wanted: &[(ValueId, Measure)],
+    values: &BTreeSet<ValueId>,
     stats: &Stats,
     cx: &mut Context,
 ) -> BTreeMap<ValueId, u64> {
     let mut all = BTreeMap::new();
-    for (v, _) in wanted {
+    for v in values {
         let Some(h) = stats.histogram(*v) else { continue };
         let name = model.value(*v).name.clone();
         if h.range.nan > 0 || h.range.infinite > 0 {
