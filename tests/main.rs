@@ -1,6 +1,8 @@
 //! All integration tests in one binary: tract is linked once.
 
 mod docs;
+mod infer;
 mod layers;
 mod proto;
 mod roundtrip;
+mod simplify;

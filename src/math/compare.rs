@@ -1,4 +1,4 @@
-//! How far test values are from reference values: the measures of a [`Gap`], summed over any number of samples.
+//! How far test values are from reference values: the measures of a `Gap`, summed over any number of samples.
 //!
 //! `SQNR = 10 log₁₀(Σ r² / Σ (r − t)²)` dB; `cosine = Σ r t / √(Σ r² Σ t²)`; the largest `|r − t|`. All in f64.
 //!

@@ -7,7 +7,7 @@
 //!
 //! Between 1,024 and 2,048 bins cover the range from the least to the largest value, zero included (a quantized range must
 //! hold zero anyway). One value of 1e30 among ordinary ones therefore leaves these in two bins: look at
-//! [`Histogram::resolution`] before trusting a percentile. Exact zeros are counted apart, since they quantize without error.
+//! `Histogram::resolution` before trusting a percentile. Exact zeros are counted apart, since they quantize without error.
 
 /// Number of bins.
 pub const BINS: usize = 2048;

@@ -21,3 +21,5 @@ pub mod lowrank;
 pub mod ranges;
 /// Rounding of weights so that errors cancel under the second moment of the input.
 pub mod rounding;
+/// A covariance from few samples, shrunk towards its diagonal.
+pub mod shrink;

@@ -1,4 +1,4 @@
-//! Which range to quantize, chosen from a [`Histogram`]: all of it, all but a few percent, the one of least squared error,
+//! Which range to quantize, chosen from a `Histogram`: all of it, all but a few percent, the one of least squared error,
 //! or the one of least Kullback-Leibler divergence.
 //!
 //! **Squared error.** With steps of `s`, `u = x/s`, and `n = clamp(round(u))` the nearest code, the antiderivative of the
@@ -103,13 +103,13 @@ impl Histogram {
         if bins <= levels || counts.iter().all(|&n| n == 0) {
             return Some((min, max));
         }
-        let counts: Vec<f64> = counts.iter().map(|&n| n as f64).collect();
+        let divergence = Divergence::new(counts.iter().map(|&n| n as f64).collect());
         let mut best = (0, bins);
-        let mut least = divergence(&counts, best, levels);
+        let mut least = divergence.of(best, levels);
         let mut attempt = |best: &mut (usize, usize), window: (usize, usize)| {
             let fits = window.1 - window.0 >= levels && window.0 <= zero && window.1 >= zero;
             if fits && window != *best {
-                let d = divergence(&counts, window, levels);
+                let d = divergence.of(window, levels);
                 if d < least {
                     (*best, least) = (window, d);
                 }
@@ -166,31 +166,63 @@ fn mean_error_of(parts: &[(f64, f64, f64)], count: u64, affine: &Affine) -> f64 
     sum * step * step / count.max(1) as f64
 }
 
-/// `KL(P‖Q)` of a window of bins merged into `levels`, in nats.
-fn divergence(counts: &[f64], (start, end): (usize, usize), levels: usize) -> f64 {
-    /// What an empty `Q` counts where `P` does not, in values: ONNX Runtime and MXNet take as much.
-    const NEXT_TO_NOTHING: f64 = 1e-4;
-    let window = &counts[start..end];
-    let bins = window.len();
-    let below: f64 = counts[..start].iter().sum();
-    let above: f64 = counts[end..].iter().sum();
-    let total: f64 = counts.iter().sum();
-    let p = |i: usize| {
-        let outside = if i == 0 { below } else { 0.0 } + if i + 1 == bins { above } else { 0.0 };
-        window[i] + outside
-    };
-    let (mut sum, mut total_q) = (0.0, 0.0);
-    for level in 0..levels {
-        let (a, b) = (level * bins / levels, (level + 1) * bins / levels);
-        let used = (a..b).filter(|&i| p(i) > 0.0).count() as f64;
-        let q = (window[a..b].iter().sum::<f64>() / used).max(NEXT_TO_NOTHING);
-        for p in (a..b).map(p).filter(|&p| p > 0.0) {
-            sum += p * (p / q).ln();
-            total_q += q;
+/// Running sums over bins, from which the divergence of any window follows without looking at its bins.
+struct Divergence {
+    counts: Vec<f64>,
+    /// `[k]` of the first `k` bins: values, `n ln n`, bins that are not empty.
+    sums: Vec<[f64; 3]>,
+}
+
+impl Divergence {
+    fn new(counts: Vec<f64>) -> Self {
+        let mut sums = vec![[0.0; 3]];
+        let mut sum = [0.0; 3];
+        for &n in &counts {
+            sum = [sum[0] + n, sum[1] + entropy(n), sum[2] + f64::from(u8::from(n > 0.0))];
+            sums.push(sum);
         }
+        Divergence { counts, sums }
     }
-    // Σ P/T ln((P/T) / (Q/T')), with both totals taken out of the sum.
-    sum / total + (total_q / total).ln()
+
+    /// `KL(P‖Q)` in nats of a window of bins, two at least, merged into `levels`.
+    fn of(&self, (start, end): (usize, usize), levels: usize) -> f64 {
+        /// What an empty `Q` counts where `P` does not, in values: ONNX Runtime and MXNet take as much.
+        const NEXT_TO_NOTHING: f64 = 1e-4;
+        let between = |a: usize, b: usize, k: usize| self.sums[b][k] - self.sums[a][k];
+        let bins = end - start;
+        let total = self.sums[self.counts.len()][0];
+        let mut p_log_p = between(start, end, 1);
+        let mut q_total = 0.0;
+        let mut p_log_q = 0.0;
+        for level in 0..levels {
+            let (a, b) = (start + level * bins / levels, start + (level + 1) * bins / levels);
+            let inside = between(a, b, 0);
+            let (mut p, mut used) = (inside, between(a, b, 2));
+            // The end bins take what is outside.
+            let ends = [
+                (level == 0, start, self.sums[start][0]),
+                (level + 1 == levels, end - 1, between(end, self.counts.len(), 0)),
+            ];
+            for (_, bin, outside) in ends.into_iter().filter(|end| end.0 && end.2 > 0.0) {
+                let n = self.counts[bin];
+                p += outside;
+                p_log_p += entropy(n + outside) - entropy(n);
+                used += f64::from(u8::from(n == 0.0));
+            }
+            if used > 0.0 {
+                let q = (inside / used).max(NEXT_TO_NOTHING);
+                p_log_q += p * q.ln();
+                q_total += q * used;
+            }
+        }
+        // Σ P/T ln((P/T) / (Q/T')), with both totals taken out of the sum.
+        (p_log_p - p_log_q) / total + (q_total / total).ln()
+    }
+}
+
+/// `n ln n`, 0 for none.
+fn entropy(n: f64) -> f64 {
+    if n > 0.0 { n * n.ln() } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -299,14 +331,14 @@ mod tests {
 
     #[test]
     fn the_divergence_is_the_sum_of_its_definition() {
-        let counts = [3.0, 0.0, 5.0, 2.0, 9.0, 1.0, 0.0, 4.0];
-        // Bins 1 to 7 in two levels of three: P = 3 5 2 | 9 1 4.
-        let p = [3.0, 5.0, 2.0, 9.0, 1.0, 4.0];
-        let q = [7.0 / 3.0, 7.0 / 3.0, 7.0 / 3.0, 10.0 / 3.0, 10.0 / 3.0, 10.0 / 3.0];
+        let counts = vec![3.0, 0.0, 5.0, 0.0, 2.0, 9.0, 1.0, 2.0, 4.0];
+        // Bins 1 to 8 in two levels: P = 3 5 0 | 2 9 1 6, and Q = 5 | 14 over the bins that P uses.
+        let p = [3.0, 5.0, 2.0, 9.0, 1.0, 6.0];
+        let q = [2.5, 2.5, 3.5, 3.5, 3.5, 3.5];
         let (sum_p, sum_q): (f64, f64) = (p.iter().sum(), q.iter().sum());
         let kl = |(p, q): (&f64, &f64)| p / sum_p * (p / sum_p / (q / sum_q)).ln();
         let expected: f64 = p.iter().zip(&q).map(kl).sum();
-        assert!((divergence(&counts, (1, 7), 2) - expected).abs() < 1e-12);
+        assert!((Divergence::new(counts).of((1, 8), 2) - expected).abs() < 1e-12);
     }
 
     #[test]
