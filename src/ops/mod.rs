@@ -3,6 +3,7 @@
 //! Each facet is a table of its own, so that an operator may be known to one pass and unknown to another; what is not in
 //! a table is left alone by whoever asks.
 
+pub mod quant;
 pub mod cost;
 pub mod infer;
 pub mod site;
