@@ -3,8 +3,10 @@
 mod cli;
 mod docs;
 mod hostile;
+mod infer;
 mod interop;
 mod layers;
 mod proto;
 mod roundtrip;
+mod simplify;
 mod tool;

@@ -19,3 +19,5 @@ pub mod histogram;
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+/// A covariance from few samples, shrunk towards its diagonal.
+pub mod shrink;

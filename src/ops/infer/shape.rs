@@ -1,0 +1,367 @@
+//! Operators that rearrange: the same elements under other dimensions, copies, and the sizes themselves.
+
+use super::Table;
+use super::call::{Call, agree, axes_of, axis_of};
+use super::fact::{Dim, Elem, Fact, MAX_ELEMS, broadcast_dims, product, show};
+use super::values::{gather, spread, strides};
+use crate::ir::DType;
+use anyhow::{Context, Result, bail, ensure};
+
+pub(super) const TABLE: Table = &[
+    ("Concat", |c| Ok(vec![concat(c, 0..c.inputs.len())?])),
+    ("DepthToSpace", |c| blocks(c, true)),
+    ("Expand", expand),
+    ("Flatten", flatten),
+    ("Reshape", reshape),
+    ("Shape", shape),
+    ("Size", size),
+    ("SpaceToDepth", |c| blocks(c, false)),
+    ("Squeeze", squeeze),
+    ("Tile", tile),
+    ("Transpose", transpose),
+    ("Unsqueeze", unsqueeze),
+];
+
+/// The same elements, in the same order, under other dimensions.
+fn renamed(c: &Call, out: Option<Vec<Dim>>) -> Result<Vec<Fact>> {
+    let elems = c.elems(0).map(<[Elem]>::to_vec);
+    Ok(vec![Fact::new(c.dtype(0), out).with_elems(elems)])
+}
+
+/// 0 copies a dimension (unless `allowzero`), one −1 takes what is left.
+fn reshape(c: &Call) -> Result<Vec<Fact>> {
+    let wanted: Option<Vec<Elem>> = if c.opset < 5 {
+        c.node.ints("shape").map(|s| s.iter().map(|&i| Elem::Int(i)).collect())
+    } else {
+        c.elems(1).map(<[Elem]>::to_vec)
+    };
+    let Some(wanted) = wanted else {
+        let rank = c.shape(1).and_then(|s| match s {
+            [Dim::Known(n)] => Some(*n).filter(|n| *n <= super::fact::MAX_RANK),
+            _ => None,
+        });
+        return renamed(c, rank.map(|r| vec![Dim::Unknown; r]));
+    };
+    renamed(c, Some(reshaped(c.shape(0), &wanted, c.int_or("allowzero", 0) != 0)?))
+}
+
+fn reshaped(x: Option<&[Dim]>, wanted: &[Elem], allow_zero: bool) -> Result<Vec<Dim>> {
+    let mut out = Vec::with_capacity(wanted.len());
+    let mut rest: Vec<usize> = Vec::new(); // axes of which the size follows from the others
+    let mut open = 0; // how many of them are −1 for certain
+    for (i, e) in wanted.iter().enumerate() {
+        out.push(match e {
+            Elem::Int(-1) => {
+                open += 1;
+                rest.push(i);
+                Dim::Unknown
+            }
+            Elem::Int(0) if !allow_zero => match x {
+                Some(x) => x
+                    .get(i)
+                    .cloned()
+                    .with_context(|| format!("Reshape copies dimension {i} of {}", show(x)))?,
+                None => Dim::Unknown,
+            },
+            Elem::Int(n) if *n < 0 => bail!("Reshape to a dimension of {n}"),
+            Elem::Int(_) | Elem::Symbol(_) => e.dim(),
+            _ => {
+                rest.push(i);
+                Dim::Unknown
+            }
+        });
+    }
+    ensure!(open <= 1, "Reshape to more than one -1");
+    let Some(x) = x else { return Ok(out) };
+    // Names that stand on both sides cancel out.
+    let mut left: Vec<&Dim> = x.iter().collect();
+    let mut right: Vec<&Dim> = Vec::new();
+    for (i, d) in out.iter().enumerate() {
+        if rest.contains(&i) {
+            continue;
+        }
+        match left.iter().position(|l| matches!(d, Dim::Symbol(_)) && l.same(d)) {
+            Some(at) => drop(left.remove(at)),
+            None => right.push(d),
+        }
+    }
+    let mul = |ds: &[&Dim]| ds.iter().fold(Dim::Known(1), |n, d| n.times(d));
+    let (total, taken) = (mul(&left), mul(&right));
+    match (rest[..].first(), rest.len()) {
+        (None, _) => {
+            let (a, b) = (product(x), product(&out));
+            ensure!(
+                a.is_none() || b.is_none() || a == b,
+                "{} cannot be reshaped to {}",
+                show(x),
+                show(&out)
+            );
+        }
+        (Some(&at), 1) => match (&total, &taken) {
+            (Dim::Known(n), Dim::Known(k)) if *k > 0 => {
+                ensure!(n % k == 0, "{} cannot be reshaped to {}", show(x), show(&out));
+                out[at] = Dim::Known(n / k);
+            }
+            (d, Dim::Known(1)) => out[at] = d.clone(),
+            _ => {}
+        },
+        _ => {}
+    }
+    Ok(out)
+}
+
+fn flatten(c: &Call) -> Result<Vec<Fact>> {
+    let Some(x) = c.shape(0) else {
+        return renamed(c, Some(vec![Dim::Unknown, Dim::Unknown]));
+    };
+    let axis = match c.int_or("axis", 1) {
+        a if usize::try_from(a) == Ok(x.len()) => x.len(),
+        a => axis_of(a, x.len())?,
+    };
+    let mul = |ds: &[Dim]| ds.iter().fold(Dim::Known(1), |n, d| n.times(d));
+    renamed(c, Some(vec![mul(&x[..axis]), mul(&x[axis..])]))
+}
+
+fn squeeze(c: &Call) -> Result<Vec<Fact>> {
+    let given = c.attr_or_input("axes", 1, 13);
+    let Some(x) = c.shape(0) else {
+        return renamed(c, None);
+    };
+    let out = match given {
+        super::call::Given::Unknown => None,
+        super::call::Given::Absent => {
+            // Dimensions that are not known may or may not be 1.
+            let all_known = x.iter().all(|d| d.known().is_some());
+            all_known.then(|| x.iter().filter(|d| **d != Dim::Known(1)).cloned().collect())
+        }
+        super::call::Given::Known(axes) => {
+            let axes = axes_of(&axes, x.len())?;
+            for &a in &axes {
+                ensure!(
+                    !x[a].differs(&Dim::Known(1)),
+                    "Squeeze of axis {a} of {}, which is not 1",
+                    show(x)
+                );
+            }
+            let left = x.iter().enumerate().filter(|(i, _)| !axes.contains(i));
+            Some(left.map(|(_, d)| d.clone()).collect())
+        }
+    };
+    renamed(c, out)
+}
+
+fn unsqueeze(c: &Call) -> Result<Vec<Fact>> {
+    let Some(x) = c.shape(0) else {
+        return renamed(c, None);
+    };
+    let Some(axes) = c.attr_or_input("axes", 1, 13).or(Vec::new) else {
+        let added = c
+            .fact(1)
+            .and_then(Fact::dims)
+            .and_then(|d| d.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
+        let rank = added
+            .and_then(|n| n.checked_add(x.len()))
+            .filter(|r| *r <= super::fact::MAX_RANK);
+        return renamed(c, rank.map(|r| vec![Dim::Unknown; r]));
+    };
+    let rank = x.len() + axes.len();
+    ensure!(rank <= super::fact::MAX_RANK, "Unsqueeze to {rank} dimensions");
+    let axes = axes_of(&axes, rank)?;
+    let mut old = x.iter();
+    let dim = |i: usize| match axes.contains(&i) {
+        true => Dim::Known(1),
+        false => old.next().cloned().unwrap_or_default(),
+    };
+    renamed(c, Some((0..rank).map(dim).collect()))
+}
+
+fn expand(c: &Call) -> Result<Vec<Fact>> {
+    let wanted = c.elems(1).map(|e| e.iter().map(Elem::dim).collect::<Vec<Dim>>());
+    let (Some(x), Some(wanted)) = (c.shape(0), wanted) else {
+        let rank = match (c.shape(0), c.shape(1)) {
+            (Some(x), Some([Dim::Known(n)])) => Some(x.len().max(*n)),
+            _ => None,
+        };
+        let rank = rank.filter(|r| *r <= super::fact::MAX_RANK);
+        return Ok(vec![Fact::new(c.dtype(0), rank.map(|r| vec![Dim::Unknown; r]))]);
+    };
+    let out = broadcast_dims(x, &wanted)?;
+    let elems = c.fact(0).and_then(|f| spread(f, &out));
+    Ok(vec![Fact::new(c.dtype(0), Some(out)).with_elems(elems)])
+}
+
+/// The dimensions from `start` to `end` (opset 15), as `int64`.
+fn shape(c: &Call) -> Result<Vec<Fact>> {
+    let Some(x) = c.shape(0) else {
+        return Ok(vec![Fact::new(Some(DType::Int64), Some(vec![Dim::Unknown]))]);
+    };
+    let n = i64::try_from(x.len())?;
+    let clamp = |i: i64| (if i < 0 { i.saturating_add(n) } else { i }).clamp(0, n);
+    let (start, end) = (clamp(c.int_or("start", 0)), clamp(c.int_or("end", n)));
+    let (start, end) = (usize::try_from(start)?, usize::try_from(end.max(start))?);
+    Ok(vec![Fact::list(x[start..end].iter().map(Elem::from).collect())])
+}
+
+fn size(c: &Call) -> Result<Vec<Fact>> {
+    let n = c.shape(0).map(|x| x.iter().fold(Dim::Known(1), |n, d| n.times(d)));
+    let elems = n.map(|n| vec![Elem::from(&n)]);
+    Ok(vec![Fact::of(DType::Int64, &[]).with_elems(elems)])
+}
+
+fn transpose(c: &Call) -> Result<Vec<Fact>> {
+    let perm = c.node.ints("perm").filter(|p| !p.is_empty());
+    let Some(x) = c.shape(0) else {
+        return Ok(vec![Fact::new(c.dtype(0), perm.map(|p| vec![Dim::Unknown; p.len()]))]);
+    };
+    let perm: Vec<usize> = match perm {
+        Some(p) => {
+            ensure!(p.len() == x.len(), "a permutation of {} axes for {}", p.len(), show(x));
+            axes_of(p, x.len())?; // each once
+            p.iter().map(|&a| axis_of(a, x.len())).collect::<Result<_>>()?
+        }
+        None => (0..x.len()).rev().collect(),
+    };
+    let out: Vec<Dim> = perm.iter().map(|&a| x[a].clone()).collect();
+    let fact = Fact::new(c.dtype(0), Some(out));
+    let elems = c.elems(0).zip(c.fact(0).and_then(Fact::dims)).and_then(|(e, from)| {
+        let steps = strides(&from)?;
+        gather(&fact.dims()?, |at| {
+            e.get(at.iter().zip(&perm).map(|(i, &a)| i * steps[a]).sum::<usize>())
+                .cloned()
+        })
+    });
+    Ok(vec![fact.with_elems(elems)])
+}
+
+/// The inputs `slots` along `axis` (which is 1 by default before opset 4).
+pub(super) fn concat(c: &Call, slots: impl Iterator<Item = usize> + Clone) -> Result<Fact> {
+    let dtype = slots.clone().find_map(|i| c.dtype(i));
+    let Some(rank) = slots.clone().find_map(|i| c.shape(i)).map(<[Dim]>::len) else {
+        return Ok(Fact::new(dtype, None));
+    };
+    let axis = c.axis(1, rank)?;
+    let mut out = vec![Dim::Unknown; rank];
+    out[axis] = Dim::Known(0);
+    for i in slots.clone() {
+        let Some(x) = c.shape(i) else {
+            out[axis] = Dim::Unknown;
+            continue;
+        };
+        ensure!(
+            x.len() == rank,
+            "input {i} is {}, another has {rank} dimensions",
+            show(x)
+        );
+        for (at, d) in x.iter().enumerate() {
+            if at == axis {
+                out[at] = match out[at] {
+                    Dim::Unknown => Dim::Unknown,
+                    _ => out[at].plus(d),
+                };
+            } else {
+                agree(
+                    &out[at],
+                    d,
+                    &format!("dimension {at} of input {i} and of the inputs before it"),
+                )?;
+                out[at] = out[at].and(d);
+            }
+        }
+    }
+    let fact = Fact::new(dtype, Some(out));
+    let elems = if rank == 1 {
+        joined(c, slots)
+    } else {
+        joined_deep(c, &fact, axis, slots)
+    };
+    Ok(fact.with_elems(elems))
+}
+
+/// 1-D inputs one after the other; the elements of one that is not computed along are unknown.
+fn joined(c: &Call, slots: impl Iterator<Item = usize>) -> Option<Vec<Elem>> {
+    let mut all = Vec::new();
+    for i in slots {
+        match c.elems(i) {
+            Some(e) => all.extend_from_slice(e),
+            None => {
+                let n = product(c.shape(i)?).filter(|n| *n <= MAX_ELEMS)?;
+                all.resize(all.len() + n, Elem::Unknown);
+            }
+        }
+        if all.len() > MAX_ELEMS {
+            return None;
+        }
+    }
+    Some(all).filter(|a| a.iter().any(|e| *e != Elem::Unknown))
+}
+
+fn joined_deep(c: &Call, out: &Fact, axis: usize, slots: impl Iterator<Item = usize>) -> Option<Vec<Elem>> {
+    let mut parts = Vec::new();
+    for i in slots {
+        let dims = c.fact(i)?.dims()?;
+        parts.push((c.elems(i)?, dims[axis], strides(&dims)?));
+    }
+    gather(&out.dims()?, |at| {
+        let mut at = at.to_vec();
+        for (elems, n, steps) in &parts {
+            if at[axis] < *n {
+                return elems
+                    .get(at.iter().zip(steps).map(|(i, s)| i * s).sum::<usize>())
+                    .cloned();
+            }
+            at[axis] -= n;
+        }
+        None
+    })
+}
+
+/// In opset 1 the inputs were `tiles` and `axis`.
+fn tile(c: &Call) -> Result<Vec<Fact>> {
+    let Some(x) = c.shape(0) else {
+        return Ok(vec![Fact::new(c.dtype(0), None)]);
+    };
+    let repeats = c.elems(1).filter(|_| c.opset >= 6);
+    let Some(repeats) = repeats else {
+        return Ok(vec![Fact::new(c.dtype(0), Some(vec![Dim::Unknown; x.len()]))]);
+    };
+    ensure!(repeats.len() == x.len(), "{} repeats for {}", repeats.len(), show(x));
+    let out: Vec<Dim> = x.iter().zip(repeats).map(|(d, r)| d.times(&r.dim())).collect();
+    let fact = Fact::new(c.dtype(0), Some(out));
+    let elems = c.elems(0).zip(c.fact(0).and_then(Fact::dims)).and_then(|(e, from)| {
+        let steps = strides(&from)?;
+        let place = |at: &[usize]| {
+            at.iter()
+                .zip(&from)
+                .zip(&steps)
+                .map(|((i, n), s)| (i % n) * s)
+                .sum::<usize>()
+        };
+        gather(&fact.dims()?, |at| e.get(place(at)).cloned())
+    });
+    Ok(vec![fact.with_elems(elems)])
+}
+
+/// [N, C, H, W] ↔ [N, C·b², H/b, W/b].
+fn blocks(c: &Call, to_space: bool) -> Result<Vec<Fact>> {
+    c.want_rank(0, 4)?;
+    let b = c
+        .node
+        .int("blocksize")
+        .and_then(|b| usize::try_from(b).ok())
+        .filter(|b| *b > 0);
+    let (Some(x), Some(b)) = (c.shape(0), b) else {
+        return Ok(vec![Fact::new(c.dtype(0), Some(vec![Dim::Unknown; 4]))]);
+    };
+    let square = b.checked_mul(b).context("blocksize overflows")?;
+    let up = |d: &Dim, k: usize| d.map(|n| n.checked_mul(k));
+    let down = |d: &Dim, k: usize| -> Result<Dim> {
+        ensure!(d.known().is_none_or(|n| n % k == 0), "{} in blocks of {b}", show(x));
+        Ok(d.map(|n| Some(n / k)))
+    };
+    let out = if to_space {
+        vec![x[0].clone(), down(&x[1], square)?, up(&x[2], b), up(&x[3], b)]
+    } else {
+        vec![x[0].clone(), up(&x[1], square), down(&x[2], b)?, down(&x[3], b)?]
+    };
+    Ok(vec![Fact::new(c.dtype(0), Some(out))])
+}
