@@ -25,7 +25,18 @@ fn every_help_has_what_a_script_needs() {
     }
     assert!(top.contains("Exit codes:"));
     let optimize = onnxzip(["optimize", "--help"]).ok();
-    for word in ["Examples:", "--calib", "--budget", "sqnr:", "Default:", "--json", "--keep", "--no-verify", "--seed", "--threads"] {
+    for word in [
+        "Examples:",
+        "--calib",
+        "--budget",
+        "sqnr:",
+        "Default:",
+        "--json",
+        "--keep",
+        "--no-verify",
+        "--seed",
+        "--threads",
+    ] {
         assert!(optimize.contains(word), "{word}: {optimize}");
     }
     assert!(onnxzip(["--version"]).ok().contains(env!("CARGO_PKG_VERSION")));
@@ -65,17 +76,34 @@ fn the_json_report_holds_what_the_table_says() {
     assert_eq!(r["written"], true);
     assert_eq!(r["unverified"], false);
     assert_eq!(r["data"]["synthetic"], false);
-    assert_eq!((&r["data"]["calibration"], &r["data"]["held_back"]), (&192.into(), &64.into()));
+    assert_eq!(
+        (&r["data"]["calibration"], &r["data"]["held_back"]),
+        (&192.into(), &64.into())
+    );
     assert!(r["before"]["params"].as_u64().expect("a count") > 560_000, "{r}");
     assert!(r["before"]["macs"].as_u64().expect("a count") > 560_000, "{r}");
-    let names: Vec<&str> = r["passes"].as_array().expect("passes").iter().filter_map(|p| p["pass"].as_str()).collect();
+    let names: Vec<&str> = r["passes"]
+        .as_array()
+        .expect("passes")
+        .iter()
+        .filter_map(|p| p["pass"].as_str())
+        .collect();
     assert_eq!(names, ["simplify", "int8"]);
     let gap = &r["gaps"][0];
     assert_eq!(gap["name"], "logits");
     if let Some(db) = gap["sqnr_db"].as_f64() {
         assert!(text.contains(&format!("{db:.1} dB")), "{db}: {text}");
     }
-    for word in ["before", "after", "file", "nodes", "parameters", "MACs", "logits", "OK: "] {
+    for word in [
+        "before",
+        "after",
+        "file",
+        "nodes",
+        "parameters",
+        "MACs",
+        "logits",
+        "OK: ",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }
@@ -106,7 +134,10 @@ fn a_second_simplify_changes_nothing() {
         let text = optimize("simplify", &["--calib", &calib], &once, &twice).ok();
         assert!(text.contains("nothing to do"), "{name}: {text}");
         assert!(text.contains("equal bit for bit"), "{name}: {text}");
-        assert!(std::fs::read(&once).expect("read") == std::fs::read(&twice).expect("read"), "{name}");
+        assert!(
+            std::fs::read(&once).expect("read") == std::fs::read(&twice).expect("read"),
+            "{name}"
+        );
     }
 }
 
@@ -118,15 +149,33 @@ fn outside_the_budget_nothing_is_written_unless_kept() {
     let more = ["--calib", &calib, "--budget", "sqnr:300dB", "--json", &json];
     let ran = optimize("int8", &more, &fixture("digits_cnn.onnx"), &out);
     assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
-    assert!(ran.out.contains("FAILED") && ran.out.contains("NOT written"), "{}", ran.out);
+    assert!(
+        ran.out.contains("FAILED") && ran.out.contains("NOT written"),
+        "{}",
+        ran.out
+    );
     assert!(!out.exists());
     let r: Value = serde_json::from_slice(&std::fs::read(&report).expect("a report")).expect("JSON");
     assert_eq!(r["written"], false);
-    assert!(r["culprit"].as_str().is_some_and(|c| c.contains("int8") || c.contains("simplify")), "{r}");
-    let kept = optimize("int8", &[&more[..], &["--keep"]].concat(), &fixture("digits_cnn.onnx"), &out);
+    assert!(
+        r["culprit"]
+            .as_str()
+            .is_some_and(|c| c.contains("int8") || c.contains("simplify")),
+        "{r}"
+    );
+    let kept = optimize(
+        "int8",
+        &[&more[..], &["--keep"]].concat(),
+        &fixture("digits_cnn.onnx"),
+        &out,
+    );
     assert_eq!(kept.code, Some(1), "{}{}", kept.out, kept.err);
     assert!(out.exists() && kept.out.contains("--keep"), "{}", kept.out);
-    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2, "no temporary file is left");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        2,
+        "no temporary file is left"
+    );
 }
 
 #[test]
@@ -148,7 +197,11 @@ fn what_cannot_be_run_is_not_let_out() {
     save(&input, &model(vec![foo], vec![]));
     let ran = optimize("simplify", &[], &input, &out);
     assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
-    assert!(ran.out.contains("NOT VERIFIED") && ran.out.contains("--no-verify"), "{}", ran.out);
+    assert!(
+        ran.out.contains("NOT VERIFIED") && ran.out.contains("--no-verify"),
+        "{}",
+        ran.out
+    );
     assert!(!out.exists());
     optimize("simplify", &["--no-verify"], &input, &out).ok();
     assert!(out.exists());
@@ -158,11 +211,15 @@ fn what_cannot_be_run_is_not_let_out() {
 fn an_npy_serves_a_model_with_one_input() {
     let folder = tempfile::tempdir().expect("a folder");
     let (out, array) = (folder.path().join("o.onnx"), folder.path().join("x.npy"));
-    let mut zip = zip::ZipArchive::new(std::fs::File::open(fixture("digits.npz")).expect("a fixture")).expect("an archive");
+    let mut zip =
+        zip::ZipArchive::new(std::fs::File::open(fixture("digits.npz")).expect("a fixture")).expect("an archive");
     let mut file = std::fs::File::create(&array).expect("a file");
     std::io::copy(&mut zip.by_name("image.npy").expect("an array"), &mut file).expect("copied");
     let text = optimize("int8", &["--calib", &arg(&array)], &fixture("digits_mlp.onnx"), &out).ok();
-    assert!(text.contains("64 held-back samples") && !text.contains("made-up"), "{text}");
+    assert!(
+        text.contains("64 held-back samples") && !text.contains("made-up"),
+        "{text}"
+    );
 }
 
 /// A folder beside the model is found without being named.
@@ -171,7 +228,13 @@ fn folders_of_protobuf_tensors_serve_as_data() {
     use prost::Message;
     let folder = tempfile::tempdir().expect("a folder");
     let (input, out) = (folder.path().join("i.onnx"), folder.path().join("o.onnx"));
-    save(&input, &model(vec![node("Add", &["x", "w"], &["y"])], vec![floats("w", &[4], &[1.0, 2.0, 3.0, 4.0])]));
+    save(
+        &input,
+        &model(
+            vec![node("Add", &["x", "w"], &["y"])],
+            vec![floats("w", &[4], &[1.0, 2.0, 3.0, 4.0])],
+        ),
+    );
     for i in 0..8 {
         let set = folder.path().join(format!("test_data_set_{i}"));
         std::fs::create_dir(&set).expect("made");
@@ -180,7 +243,10 @@ fn folders_of_protobuf_tensors_serve_as_data() {
     }
     for more in [vec![], vec!["--calib", folder.path().to_str().expect("UTF-8")]] {
         let text = optimize("simplify", &more, &input, &out).ok();
-        assert!(text.contains("2 held-back samples") && !text.contains("synthetic"), "{text}");
+        assert!(
+            text.contains("2 held-back samples") && !text.contains("synthetic"),
+            "{text}"
+        );
     }
 }
 
@@ -189,12 +255,21 @@ fn made_up_data_are_warned_about() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("o.onnx");
     let ran = optimize("int8", &["--keep"], &fixture("digits_mlp.onnx"), &out);
-    assert!(ran.out.contains("warning: ") && ran.out.contains("made-up") && ran.out.contains("--calib"), "{}{}", ran.out, ran.err);
+    assert!(
+        ran.out.contains("warning: ") && ran.out.contains("made-up") && ran.out.contains("--calib"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
 }
 
 #[test]
 fn verify_compares_two_files() {
-    let (a, b, calib) = (fixture("digits_cnn.onnx"), fixture("digits_mlp.onnx"), arg(&fixture("digits.npz")));
+    let (a, b, calib) = (
+        fixture("digits_cnn.onnx"),
+        fixture("digits_mlp.onnx"),
+        arg(&fixture("digits.npz")),
+    );
     let same = onnxzip(["verify".into(), "--calib".into(), calib.clone(), arg(&a), arg(&a)]).ok();
     assert!(same.contains("equal bit for bit"), "{same}");
     let other = onnxzip(["verify".into(), "--calib".into(), calib, arg(&a), arg(&b)]);

@@ -87,7 +87,11 @@ impl Trial {
                 wrong.push("there is no output".into());
             }
         }
-        let changed: Vec<_> = after.iter().filter(|(p, c)| before.get(*p) != Some(c)).map(|(p, _)| p).collect();
+        let changed: Vec<_> = after
+            .iter()
+            .filter(|(p, c)| before.get(*p) != Some(c))
+            .map(|(p, _)| p)
+            .collect();
         if !changed.is_empty() && !(ran.code == Some(0) && in_place) {
             wrong.push(format!("left or changed: {changed:?}"));
         }
@@ -95,7 +99,10 @@ impl Trial {
             wrong.push("a file is gone".into());
         }
         let told = ran.err.lines().next().unwrap_or_default();
-        wrong.into_iter().map(|w| format!("{}: {w}  (stderr: {told})", self.name)).collect()
+        wrong
+            .into_iter()
+            .map(|w| format!("{}: {w}  (stderr: {told})", self.name))
+            .collect()
     }
 }
 
@@ -125,7 +132,11 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             all.extend(contents(&path));
             all.insert(path, b"folder".to_vec());
         } else {
-            let bytes = if kind.is_file() { std::fs::read(&path).expect("read") } else { b"special".to_vec() };
+            let bytes = if kind.is_file() {
+                std::fs::read(&path).expect("read")
+            } else {
+                b"special".to_vec()
+            };
             all.insert(path, bytes);
         }
     }
@@ -138,5 +149,10 @@ fn assert_none_wrong(trials: impl IntoIterator<Item = Trial>) {
         count += 1;
         wrong.extend(t.wrong());
     }
-    assert!(wrong.is_empty(), "{} faults in {count} trials:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} faults in {count} trials:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }

@@ -14,7 +14,9 @@ use std::sync::OnceLock;
 const PACKAGES: &[&str] = &["onnx==1.23.2", "onnxruntime==1.31.1", "numpy==2.4.6"];
 
 fn target() -> &'static Path {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp lies in target")
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target/tmp lies in target")
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
@@ -35,7 +37,15 @@ fn set_up() -> Result<PathBuf, String> {
     say(&format!("installing {wanted} into {}", venv.display()));
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"])
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary",
+            ":all:",
+        ])
         .args(PACKAGES))?;
     std::fs::write(mark, wanted).map_err(|e| e.to_string())?;
     Ok(python)
@@ -46,7 +56,11 @@ fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = PYTHON.get_or_init(|| {
         set_up()
-            .inspect_err(|e| say(&format!("SKIPPED: the interop tests did NOT run, Python packages cannot be installed: {e}")))
+            .inspect_err(|e| {
+                say(&format!(
+                    "SKIPPED: the interop tests did NOT run, Python packages cannot be installed: {e}"
+                ))
+            })
             .ok()
     });
     found.as_deref()
@@ -62,11 +76,19 @@ fn script(python: &Path, name: &str, args: &[&Path]) -> Output {
 /// Shows what a script printed, and fails when it did.
 fn report(title: &str, out: &Output) {
     say(&format!("\n{title}\n{}", String::from_utf8_lossy(&out.stdout)));
-    assert!(out.status.success(), "see above; {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "see above; {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 /// What the rewritten fixtures must keep: passes, least SQNR in dB, most percentage points of accuracy lost.
-const FIDELITY: &[(&str, f64, f64)] = &[("simplify", 90.0, 0.0), ("int8", 20.0, 1.0), ("prune,lowrank,int8", 12.0, 2.0)];
+const FIDELITY: &[(&str, f64, f64)] = &[
+    ("simplify", 90.0, 0.0),
+    ("int8", 20.0, 1.0),
+    ("prune,lowrank,int8", 12.0, 2.0),
+];
 
 #[test]
 fn rewritten_fixtures_run_in_onnx_runtime_and_keep_their_accuracy() {
@@ -77,8 +99,19 @@ fn rewritten_fixtures_run_in_onnx_runtime_and_keep_their_accuracy() {
     let mut jobs = Vec::new();
     for name in ["digits_mlp", "digits_cnn", "digits_masked"] {
         for &(passes, sqnr, points) in FIDELITY {
-            let (original, result) = (fixture(&format!("{name}.onnx")), folder.join(format!("{name}.{passes}.onnx")));
-            let args = ["optimize", "--passes", passes, "--calib", &arg(&data), &arg(&original), &arg(&result)];
+            let (original, result) = (
+                fixture(&format!("{name}.onnx")),
+                folder.join(format!("{name}.{passes}.onnx")),
+            );
+            let args = [
+                "optimize",
+                "--passes",
+                passes,
+                "--calib",
+                &arg(&data),
+                &arg(&original),
+                &arg(&result),
+            ];
             onnxzip(args).ok();
             let size = |p: &Path| p.metadata().expect("a file").len();
             jobs.push(serde_json::json!({
@@ -136,8 +169,15 @@ fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
         let outcome = std::panic::catch_unwind(|| backend_model(path, &out)).unwrap_or(Err("it panicked".into()));
         faults.extend(outcome.err().map(|e| format!("{}: {e}", test.display())));
     }
-    say(&format!("{} of {} backend models read, written with the same bytes, and simplified", all.len() - faults.len(), all.len()));
+    say(&format!(
+        "{} of {} backend models read, written with the same bytes, and simplified",
+        all.len() - faults.len(),
+        all.len()
+    ));
     assert!(all.len() > 1000, "only {} models", all.len());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-    report("backend tests after simplify", &script(python, "check_backend.py", &[&folder, &results]));
+    report(
+        "backend tests after simplify",
+        &script(python, "check_backend.py", &[&folder, &results]),
+    );
 }

@@ -26,7 +26,10 @@ impl Ran {
 
 /// Runs `onnxzip` and kills it after a minute: nothing here takes seconds.
 pub fn onnxzip<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
-    let mut log = [tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file")];
+    let mut log = [
+        tempfile::tempfile().expect("a file"),
+        tempfile::tempfile().expect("a file"),
+    ];
     let to = |f: &std::fs::File| Stdio::from(f.try_clone().expect("a handle"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_onnxzip"))
         .args(args.into_iter().map(Into::into))
@@ -53,7 +56,11 @@ pub fn onnxzip<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
         f.read_to_end(&mut bytes).expect("read");
         String::from_utf8_lossy(&bytes).into_owned()
     });
-    Ran { code, out: std::mem::take(&mut text[0]), err: std::mem::take(&mut text[1]) }
+    Ran {
+        code,
+        out: std::mem::take(&mut text[0]),
+        err: std::mem::take(&mut text[1]),
+    }
 }
 
 /// A file of `fixtures/`.
@@ -134,10 +141,15 @@ pub fn longs(name: &str, data: &[i64]) -> pb::TensorProto {
 /// A graph input or output of floats.
 pub fn port(name: &str, dims: &[i64]) -> pb::ValueInfoProto {
     use pb::tensor_shape_proto::{Dimension, dimension::Value};
-    let dim = |d: &i64| Dimension { value: Some(Value::DimValue(*d)), ..Default::default() };
+    let dim = |d: &i64| Dimension {
+        value: Some(Value::DimValue(*d)),
+        ..Default::default()
+    };
     let tensor = pb::type_proto::Tensor {
         elem_type: Some(pb::tensor_proto::DataType::Float as i32),
-        shape: Some(pb::TensorShapeProto { dim: dims.iter().map(dim).collect() }),
+        shape: Some(pb::TensorShapeProto {
+            dim: dims.iter().map(dim).collect(),
+        }),
     };
     pb::ValueInfoProto {
         name: Some(name.into()),
@@ -163,7 +175,10 @@ pub fn model_with(
 ) -> pb::ModelProto {
     pb::ModelProto {
         ir_version: Some(8),
-        opset_import: vec![pb::OperatorSetIdProto { domain: Some(String::new()), version: Some(17) }],
+        opset_import: vec![pb::OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(17),
+        }],
         graph: Some(pb::GraphProto {
             name: Some("g".into()),
             node: nodes,

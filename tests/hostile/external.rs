@@ -19,14 +19,23 @@ fn trial(name: &str, location: &str, range: &[(&str, &str)]) -> Trial {
     t.input = inner.join("in.onnx");
     t.output = inner.join("out.onnx");
     let location = location.replace('@', t.folder.path().to_str().expect("UTF-8"));
-    let entry = |(key, value): (&str, &str)| pb::StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let entry = |(key, value): (&str, &str)| pb::StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+    };
     let w = pb::TensorProto {
         raw_data: None,
         data_location: Some(pb::tensor_proto::DataLocation::External as i32),
-        external_data: [("location", location.as_str())].iter().chain(range).copied().map(entry).collect(),
+        external_data: [("location", location.as_str())]
+            .iter()
+            .chain(range)
+            .copied()
+            .map(entry)
+            .collect(),
         ..floats("w", &[4], &[])
     };
-    t.model(&model(vec![node("Add", &["x", "w"], &["y"])], vec![w])).says(&["in.onnx", "\"w\""])
+    t.model(&model(vec![node("Add", &["x", "w"], &["y"])], vec![w]))
+        .says(&["in.onnx", "\"w\""])
 }
 
 #[test]
@@ -78,8 +87,16 @@ fn a_range_outside_of_the_file_is_refused() {
     assert_none_wrong([
         short,
         trial("an offset beyond the end", "w.bin", &[("offset", "1099511627776")]),
-        trial("a length beyond the end", "w.bin", &[("offset", "0"), ("length", "1099511627776")]),
-        trial("offset + length overflow", "w.bin", &[("offset", "18446744073709551608"), ("length", "16")]),
+        trial(
+            "a length beyond the end",
+            "w.bin",
+            &[("offset", "0"), ("length", "1099511627776")],
+        ),
+        trial(
+            "offset + length overflow",
+            "w.bin",
+            &[("offset", "18446744073709551608"), ("length", "16")],
+        ),
         trial("a negative offset", "w.bin", &[("offset", "-4")]),
         trial("an offset in words", "w.bin", &[("offset", "banana")]),
         trial("a length shorter than the tensor", "w.bin", &[("length", "8")]),

@@ -24,13 +24,19 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 fn a_file_that_is_no_model_is_refused() {
     let b = whole();
     let cut = |n: usize| Trial::new(&format!("cut after {n} bytes")).bytes(&b[..n]);
-    let mut all: Vec<Trial> = [1, 20, 100, b.len() / 4, b.len() / 2, b.len() * 3 / 4, b.len() - 1].map(cut).into();
+    let mut all: Vec<Trial> = [1, 20, 100, b.len() / 4, b.len() / 2, b.len() * 3 / 4, b.len() - 1]
+        .map(cut)
+        .into();
     all.push(Trial::new("random, 4 kB").bytes(&noise(1, 4096)));
     all.push(Trial::new("random, 1 MB").bytes(&noise(2, 1 << 20)));
     all.push(Trial::new("a length prefix of 2^63").bytes(b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f"));
     all.push(Trial::new("empty").bytes(b""));
     all.push(Trial::new("text").bytes(&b"hello, I am no model\n".repeat(50)));
-    let flipped: Vec<u8> = b.iter().enumerate().map(|(i, x)| if i % 97 == 0 && i < 3000 { x ^ 0x55 } else { *x }).collect();
+    let flipped: Vec<u8> = b
+        .iter()
+        .enumerate()
+        .map(|(i, x)| if i % 97 == 0 && i < 3000 { x ^ 0x55 } else { *x })
+        .collect();
     all.push(Trial::new("flipped bytes").bytes(&flipped));
     assert_none_wrong(all);
 }
@@ -75,7 +81,9 @@ fn every_hostile_fixture_is_refused() {
 #[test]
 fn a_bad_target_is_found_before_any_work() {
     let good = || model(vec![node("Relu", &["x"], &["y"])], vec![]);
-    let mut missing = Trial::new("target in a missing folder").model(&good()).says(&["nowhere"]);
+    let mut missing = Trial::new("target in a missing folder")
+        .model(&good())
+        .says(&["nowhere"]);
     missing.output = missing.path("nowhere/out.onnx");
     let folder = Trial::new("target is a folder").model(&good()).says(&["out.onnx"]);
     std::fs::create_dir(&folder.output).expect("made");
@@ -94,7 +102,9 @@ fn bad_input_does_not_destroy_an_old_output() {
 
 #[test]
 fn input_and_output_may_be_the_same_file() {
-    let mut same = Trial::new("in == out").model(&model(vec![node("Relu", &["x"], &["y"])], vec![])).may(&[0]);
+    let mut same = Trial::new("in == out")
+        .model(&model(vec![node("Relu", &["x"], &["y"])], vec![]))
+        .may(&[0]);
     same.output = same.input.clone();
     let mut spelled = Trial::new("in == ./in").may(&[0]);
     save(&spelled.input, &model(vec![node("Relu", &["x"], &["y"])], vec![]));

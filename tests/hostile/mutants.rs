@@ -17,7 +17,11 @@ fn small() -> Vec<u8> {
         node("Add", &["p", "b"], &["y"]),
     ];
     let square = |name: &str| floats(name, &[4, 4], &[0.5; 16]);
-    model(nodes, vec![square("w"), square("m"), square("v"), floats("b", &[4], &[0.1; 4])]).encode_to_vec()
+    model(
+        nodes,
+        vec![square("w"), square("m"), square("v"), floats("b", &[4], &[0.1; 4])],
+    )
+    .encode_to_vec()
 }
 
 /// Reads it, and if it can be read, rewrites and writes it.
@@ -56,11 +60,18 @@ fn a_model_with_changed_bytes_does_not_crash_the_library() {
         let random = noise(seed, 16);
         for change in random.chunks(4).take(1 + seed as usize % 4) {
             let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % b.len();
-            b[at] = if change[2] < 128 { change[3] } else { b[at] ^ (1 << (change[3] % 8)) };
+            b[at] = if change[2] < 128 {
+                change[3]
+            } else {
+                b[at] ^ (1 << (change[3] % 8))
+            };
         }
         read += usize::from(try_it(b));
     }
-    assert!(read > 50, "the mutants are too broken to test anything: {read} of 600 can be read");
+    assert!(
+        read > 50,
+        "the mutants are too broken to test anything: {read} of 600 can be read"
+    );
 }
 
 #[test]
