@@ -85,7 +85,8 @@ pub fn optimize(
     let mut model = onnx::read(input)?;
     let original = model.clone();
     let data = find_data(input, &original, options)?;
-    let mut report = rewrite(&mut model, &data, options, engine, progress).with_context(|| format!("{}", input.display()))?;
+    let mut report =
+        rewrite(&mut model, &data, options, engine, progress).with_context(|| format!("{}", input.display()))?;
     report.input = input.display().to_string();
     report.output = output.display().to_string();
     report.before.bytes = onnx::size_on_disk(input, &original)?;
@@ -93,7 +94,9 @@ pub fn optimize(
     report.after.bytes = staged.size();
     if report.after.bytes > report.before.bytes {
         let grown = report.after.bytes - report.before.bytes;
-        report.warnings.push(format!("the output is {grown} bytes larger than the input"));
+        report
+            .warnings
+            .push(format!("the output is {grown} bytes larger than the input"));
     }
     if options.keep || report.may_leave() {
         staged.commit()?;
@@ -133,9 +136,13 @@ pub fn rewrite(
     }
     if lossy && !data.synthetic && data.len() < 4 {
         let n = data.len();
-        report.warnings.push(format!("only {n} sample(s): the verdict rests on one of them"));
+        report
+            .warnings
+            .push(format!("only {n} sample(s): the verdict rests on one of them"));
     }
-    report.budget = options.budget.unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
+    report.budget = options
+        .budget
+        .unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
     let snapshots = run_passes(model, &requests, &calib, options, engine, progress, &mut report)?;
     report.after = Size::of(model);
     let trial = Trial {

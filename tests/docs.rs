@@ -7,7 +7,11 @@ use std::path::Path;
 fn the_passes_page_is_up_to_date() {
     let mut page = String::from("# Passes\n\nMade from the table in `src/passes/mod.rs`; a test compares.\n");
     for p in passes::ALL {
-        assert!(!p.summary.is_empty() && !p.doc.is_empty(), "{} is not documented", p.name);
+        assert!(
+            !p.summary.is_empty() && !p.doc.is_empty(),
+            "{} is not documented",
+            p.name
+        );
         page += "\n";
         page += &cli::explain(p);
     }

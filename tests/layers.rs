@@ -19,13 +19,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "passes",
-        &["pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "progress"],
+        &[
+            "pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "progress",
+        ],
     ),
     ("verify", &["ir", "math", "data", "engine", "parallel", "progress"]),
     ("report", &["ir", "analysis", "passes", "verify"]),
     (
         "pipeline",
-        &["ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress"],
+        &[
+            "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress",
+        ],
     ),
 ];
 
@@ -85,7 +89,10 @@ fn rooms_import_only_what_they_may() {
 
 #[test]
 fn only_one_file_names_tract() {
-    for path in sources(&src().join("passes")).iter().chain(&sources(&src().join("analysis"))) {
+    for path in sources(&src().join("passes"))
+        .iter()
+        .chain(&sources(&src().join("analysis")))
+    {
         let text = std::fs::read_to_string(path).expect("text");
         assert!(!without_tests(&text).contains("tract_onnx"), "{}", path.display());
     }

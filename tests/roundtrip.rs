@@ -41,7 +41,11 @@ fn reading_and_writing_gives_the_same_bytes() {
     for path in &all {
         let model = onnx::read(path).expect("a model");
         let written = onnx::to_bytes(&model).expect("bytes");
-        assert!(written == std::fs::read(path).expect("bytes"), "{} differs", path.display());
+        assert!(
+            written == std::fs::read(path).expect("bytes"),
+            "{} differs",
+            path.display()
+        );
     }
     println!("{} models come back byte for byte", all.len());
 }
@@ -76,14 +80,24 @@ fn external_data_go_out_and_come_back() {
     let model = onnx::read(source).expect("a model");
     let out = folder.path().join("m.onnx");
     let options = onnx::WriteOptions { external_data: true };
-    onnx::write(&model, &out, options).expect("written").commit().expect("in place");
+    onnx::write(&model, &out, options)
+        .expect("written")
+        .commit()
+        .expect("in place");
     assert!(out.metadata().expect("a file").len() < 20_000);
     let again = onnx::read(&out).expect("a model");
     assert!(onnx::to_bytes(&again).expect("bytes") == std::fs::read(source).expect("bytes"));
     // over itself, while the data file is mapped
-    onnx::write(&again, &out, onnx::WriteOptions::default()).expect("written").commit().expect("in place");
+    onnx::write(&again, &out, onnx::WriteOptions::default())
+        .expect("written")
+        .commit()
+        .expect("in place");
     let third = onnx::read(&out).expect("a model");
     ir::check::check(&third).expect("whole");
     assert!(onnx::to_bytes(&third).expect("bytes") == std::fs::read(source).expect("bytes"));
-    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2, "no temporary file is left");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        2,
+        "no temporary file is left"
+    );
 }

@@ -28,7 +28,11 @@ pub fn run(args: &Args) -> Result<u8> {
 fn operators(model: &Model) {
     let mut ops: BTreeMap<String, usize> = BTreeMap::new();
     for (_, n) in model.nodes() {
-        let domain = if n.op.domain.is_empty() { String::new() } else { format!("{}::", n.op.domain) };
+        let domain = if n.op.domain.is_empty() {
+            String::new()
+        } else {
+            format!("{}::", n.op.domain)
+        };
         *ops.entry(format!("{domain}{}", n.op.name)).or_default() += 1;
     }
     for (op, n) in ops {

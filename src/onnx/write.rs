@@ -70,7 +70,12 @@ pub fn folder_of(path: &Path) -> &Path {
 pub fn check_target(target: &Path) -> Result<()> {
     ensure!(!target.is_dir(), "{} is a folder; name a file", target.display());
     let folder = folder_of(target);
-    ensure!(folder.is_dir(), "{}: there is no folder {}", target.display(), folder.display());
+    ensure!(
+        folder.is_dir(),
+        "{}: there is no folder {}",
+        target.display(),
+        folder.display()
+    );
     Ok(())
 }
 

@@ -14,7 +14,11 @@ pub fn render(report: &Report, verbose: bool) -> String {
     table(&mut out, &report.before, &report.after);
     let d = &report.data;
     if !report.gaps.is_empty() {
-        let _ = writeln!(out, "\n{} held-back samples of {}, run by {}:", d.held_back, d.origin, report.engine);
+        let _ = writeln!(
+            out,
+            "\n{} held-back samples of {}, run by {}:",
+            d.held_back, d.origin, report.engine
+        );
         gaps(&mut out, &report.gaps);
     }
     for w in &report.warnings {
@@ -32,7 +36,11 @@ fn pass(out: &mut String, p: &PassRun, verbose: bool) {
         (true, 1) => "1 change".to_owned(),
         (true, n) => format!("{n} changes"),
     };
-    let left = if skipped > 0 { format!(", {skipped} left alone") } else { String::new() };
+    let left = if skipped > 0 {
+        format!(", {skipped} left alone")
+    } else {
+        String::new()
+    };
     let _ = writeln!(out, "{:<12} {:>7.2} s   {what}{left}", p.pass, p.seconds);
     for n in &p.notes {
         let mark = match n.kind {
@@ -58,7 +66,12 @@ fn table(out: &mut String, a: &Size, b: &Size) {
     row("", "before".into(), "after".into(), String::new());
     row("file", bytes(a.bytes), bytes(b.bytes), ratio(a.bytes, b.bytes));
     row("nodes", a.nodes.to_string(), b.nodes.to_string(), String::new());
-    row("parameters", count(a.params), count(b.params), ratio(a.params, b.params));
+    row(
+        "parameters",
+        count(a.params),
+        count(b.params),
+        ratio(a.params, b.params),
+    );
     if let (Some(x), Some(y)) = (a.macs, b.macs) {
         row("MACs", count(x), count(y), ratio(x, y));
     }
@@ -66,11 +79,24 @@ fn table(out: &mut String, a: &Size, b: &Size) {
 
 /// Renders what was measured of outputs.
 pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
-    let width = gaps.iter().map(|g| g.name.chars().count()).max().unwrap_or(0).clamp(6, 40);
-    let _ = writeln!(out, "{:<width$} {:>9} {:>9} {:>9} {:>11}", "output", "SQNR", "cosine", "top-1", "max |Δ|");
+    let width = gaps
+        .iter()
+        .map(|g| g.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .clamp(6, 40);
+    let _ = writeln!(
+        out,
+        "{:<width$} {:>9} {:>9} {:>9} {:>11}",
+        "output", "SQNR", "cosine", "top-1", "max |Δ|"
+    );
     for g in gaps {
         let name: String = g.name.chars().take(width).collect();
-        let sqnr = if g.sqnr_db == f64::INFINITY { "equal".into() } else { format!("{:.1} dB", g.sqnr_db) };
+        let sqnr = if g.sqnr_db == f64::INFINITY {
+            "equal".into()
+        } else {
+            format!("{:.1} dB", g.sqnr_db)
+        };
         let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
         let mut notes = String::new();
         if g.inner {
@@ -79,7 +105,11 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
         if g.constant {
             notes += "  (the original is constant here)";
         }
-        let _ = writeln!(out, "{name:<width$} {sqnr:>9} {:>9.5} {top1:>9} {:>11.3e}{notes}", g.cosine, g.max_abs);
+        let _ = writeln!(
+            out,
+            "{name:<width$} {sqnr:>9} {:>9.5} {top1:>9} {:>11.3e}{notes}",
+            g.cosine, g.max_abs
+        );
     }
 }
 
@@ -89,7 +119,10 @@ fn verdict(r: &Report) -> String {
         (true, false) => format!("wrote {} all the same (--keep)", r.output),
         (false, _) => format!("{} was NOT written", r.output),
     };
-    let culprit = r.culprit.as_ref().map_or(String::new(), |c| format!("\n  first broken {c}"));
+    let culprit = r
+        .culprit
+        .as_ref()
+        .map_or(String::new(), |c| format!("\n  first broken {c}"));
     let (seconds, budget) = (r.seconds, r.budget);
     match &r.verdict {
         Verdict::Same => format!("OK: outputs are equal bit for bit; {placed} in {seconds:.1} s"),
