@@ -113,7 +113,8 @@ pub fn energies(errors: ArrayView2<f32>, second: ArrayView2<f64>) -> Vec<f64> {
             let part = part.mapv(f64::from);
             let product = part.dot(&second);
             let each = part.rows().into_iter().zip(product.rows());
-            each.map(|(e, p)| e.iter().zip(p).map(|(a, b)| a * b).sum::<f64>().max(0.0)).collect()
+            each.map(|(e, p)| e.iter().zip(p).map(|(a, b)| a * b).sum::<f64>().max(0.0))
+                .collect()
         })
         .collect();
     parts.into_iter().flatten().collect()
@@ -121,13 +122,15 @@ pub fn energies(errors: ArrayView2<f32>, second: ArrayView2<f64>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::channel::{channel_scales, dequantize_per_channel, quantize_per_channel};
+    use super::*;
 
     fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
         let mut state = seed;
         Array2::from_shape_fn((rows, cols), |_| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / 8388608.0 - 1.0
         })
     }
@@ -158,7 +161,9 @@ mod tests {
     fn without_correlation_it_is_rounding_to_nearest() {
         let w = random(5, 12, 9);
         let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
-        let codes = Rounding::new(Array2::eye(12).view()).expect("the identity").codes(w.view(), &scales, IntKind::S8);
+        let codes = Rounding::new(Array2::eye(12).view())
+            .expect("the identity")
+            .codes(w.view(), &scales, IntKind::S8);
         let nearest = quantize_per_channel(w.view(), &scales, IntKind::S8).expect("finite");
         assert_eq!(codes.expect("fits"), nearest);
     }

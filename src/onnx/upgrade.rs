@@ -38,7 +38,10 @@ const CHANGES: &[Change] = &[
     }),
     change("Dropout", 10, |m, n| {
         let mask = m.node(n).output(1);
-        ensure!(mask.is_none_or(|v| m.value(v).uses().is_empty()), "its mask is used, and has another type now");
+        ensure!(
+            mask.is_none_or(|v| m.value(v).uses().is_empty()),
+            "its mask is used, and has another type now"
+        );
         Ok(())
     }),
     change("Slice", 10, |m, n| {
@@ -129,12 +132,19 @@ pub fn raise_opset(model: &mut Model, to: i64) -> Result<()> {
         return Ok(());
     }
     ensure!(from != 0, "the model does not import the default operator set");
-    ensure!(KNOWN.contains(&from), "operator set {from} is too old to be converted; export the model anew");
+    ensure!(
+        KNOWN.contains(&from),
+        "operator set {from} is too old to be converted; export the model anew"
+    );
     ensure!(KNOWN.contains(&to), "operator set {to} is newer than {}", KNOWN.end());
     if model.rest.ir_version() < 4 {
         model.inputs_with_defaults_to_consts(model.main_id());
     }
-    let nodes: Vec<NodeId> = model.nodes().filter(|(id, _)| model.opset_of(*id) == from).map(|(id, _)| id).collect();
+    let nodes: Vec<NodeId> = model
+        .nodes()
+        .filter(|(id, _)| model.opset_of(*id) == from)
+        .map(|(id, _)| id)
+        .collect();
     for id in nodes {
         if !model.node(id).op.domain.is_empty() || in_function(model, id) {
             continue;
@@ -192,7 +202,9 @@ fn add_input(model: &mut Model, id: NodeId, slot: usize, what: &str, tensor: Ten
 }
 
 fn ints_to_input(model: &mut Model, id: NodeId, name: &str, slot: usize) {
-    let Some(ints) = model.node(id).ints(name).map(<[i64]>::to_vec) else { return };
+    let Some(ints) = model.node(id).ints(name).map(<[i64]>::to_vec) else {
+        return;
+    };
     add_input(model, id, slot, name, Tensor::new(&[ints.len()], ints));
     model.node_mut(id).remove_attr(name);
 }
@@ -204,7 +216,9 @@ fn axes_to_input(model: &mut Model, id: NodeId) -> Result<()> {
 
 fn clip(model: &mut Model, id: NodeId) -> Result<()> {
     for (slot, name) in [(1, "min"), (2, "max")] {
-        let Some(limit) = model.node(id).float(name) else { continue };
+        let Some(limit) = model.node(id).float(name) else {
+            continue;
+        };
         model.node_mut(id).remove_attr(name);
         // The old defaults, the limits of f32, mean that there is none.
         if limit.abs() != f32::MAX {
@@ -232,8 +246,14 @@ fn float_type(model: &Model, v: ValueId) -> Result<DType> {
         return Ok(DType::try_from(t.elem_type()).unwrap_or(DType::Undefined));
     }
     let others = [DType::Float16, DType::Double, DType::Bfloat16];
-    let mixed = model.values().any(|(_, v)| v.tensor().is_some_and(|t| others.contains(&t.dtype())));
-    ensure!(!mixed, "the type of {} is not declared; run shape inference first", model.value(v).name);
+    let mixed = model
+        .values()
+        .any(|(_, v)| v.tensor().is_some_and(|t| others.contains(&t.dtype())));
+    ensure!(
+        !mixed,
+        "the type of {} is not declared; run shape inference first",
+        model.value(v).name
+    );
     Ok(DType::Float)
 }
 
@@ -286,7 +306,14 @@ fn softmax(model: &mut Model, id: NodeId) -> Result<()> {
     let shape = model.fresh_name(&format!("{name}_shape"));
     let (_, shape) = model.add_node(graph, &shape, "Shape", &[Some(x)], &[&shape], Vec::new());
     let back = model.fresh_name(&format!("{name}_back"));
-    let (reshape, back) = model.add_node(graph, &back, "Reshape", &[Some(out), Some(shape[0])], &[&back], Vec::new());
+    let (reshape, back) = model.add_node(
+        graph,
+        &back,
+        "Reshape",
+        &[Some(out), Some(shape[0])],
+        &[&back],
+        Vec::new(),
+    );
     model.replace_uses_where(out, back[0], |u| *u != crate::ir::Use::Node(reshape, 0));
     model.forget_type(out);
     Ok(())

@@ -3,9 +3,9 @@
 //! Each facet is a table of its own, so that an operator may be known to one pass and unknown to another; what is not in
 //! a table is left alone by whoever asks.
 
-pub mod quant;
 pub mod cost;
 pub mod infer;
+pub mod quant;
 pub mod site;
 pub mod ties;
 

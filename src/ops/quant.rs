@@ -150,9 +150,24 @@ pub fn clip_limits(model: &Model, node: NodeId) -> Option<(f32, f32)> {
 /// True for operators whose presence says that a model is quantized already.
 pub fn is_quantized_op(model: &Model, node: NodeId) -> bool {
     let name = model.node(node).op.name.as_str();
-    const EXACT: &[&str] = &["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"];
-    const NAMES: &[&str] = &["QGemm", "QAttention", "MatMulNBits", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"];
-    EXACT.contains(&name) || NAMES.contains(&name) || name.starts_with("QLinear") || name.starts_with("DynamicQuantizeMatMul")
+    const EXACT: &[&str] = &[
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+    ];
+    const NAMES: &[&str] = &[
+        "QGemm",
+        "QAttention",
+        "MatMulNBits",
+        "DynamicQuantizeLSTM",
+        "MatMulIntegerToFloat",
+    ];
+    EXACT.contains(&name)
+        || NAMES.contains(&name)
+        || name.starts_with("QLinear")
+        || name.starts_with("DynamicQuantizeMatMul")
 }
 
 #[cfg(test)]
