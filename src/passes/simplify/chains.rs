@@ -34,7 +34,7 @@ pub(super) fn transpose(w: &mut Work, id: NodeId) -> Option<String> {
 }
 
 /// One cut: axis, start, end, step.
-type Cut = (i64, i64, i64, i64);
+pub(super) type Cut = (i64, i64, i64, i64);
 
 pub(super) fn slice(w: &mut Work, id: NodeId) -> Option<String> {
     let inner = w.is(id, "Slice").then(|| w.same_graph_producer(id, 0)).flatten()?;
@@ -97,7 +97,7 @@ fn disjoint(w: &Work, a: NodeId, b: NodeId) -> bool {
 }
 
 /// The cuts of a `Slice` with constant parameters; axes counted from the front.
-fn cuts(w: &Work, id: NodeId) -> Option<Vec<Cut>> {
+pub(super) fn cuts(w: &Work, id: NodeId) -> Option<Vec<Cut>> {
     let n = w.model.node(id);
     let old = w.opset(id) < 10;
     let part = |slot: usize, name: &str| match old {

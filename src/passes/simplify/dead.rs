@@ -1,8 +1,8 @@
 //! What no output needs: nodes, initializers, optional outputs, functions, operator sets; and what says nothing: declared
-//! types of initializers and ports, which repeat what stands there.
+//! types of initializers and ports, which repeat what stands there, and the same type declared twice.
 
 use super::work::Work;
-use crate::ir::{GraphId, Model, NodeId, Origin, ValueId};
+use crate::ir::{GraphId, Info, Model, NodeId, Origin, ValueId};
 use crate::onnx::default_domain;
 use crate::pb::{FunctionProto, ValueInfoProto};
 use std::collections::BTreeSet;
@@ -190,11 +190,9 @@ fn declared_types(m: &mut Model) {
             let value = m.value(v);
             !value.is_alive() || value.tensor().is_some() && value.origin() == Origin::Const || ports.contains(&v)
         };
-        let keep: Vec<bool> = graph
-            .infos
-            .iter()
-            .map(|i| i.value.is_none_or(|v| !says_nothing(v)) || has_words(&i.info))
-            .collect();
+        let mut seen = BTreeSet::new();
+        let mut keep = |i: &Info| i.value.is_none_or(|v| !says_nothing(v) && seen.insert(v)) || has_words(&i.info);
+        let keep: Vec<bool> = graph.infos.iter().map(&mut keep).collect();
         let mut keep = keep.into_iter();
         m.graph_mut(g).infos.retain(|_| keep.next().unwrap_or(true));
     }

@@ -2,7 +2,7 @@
 
 use crate::analysis::infer::{Types, infer};
 use crate::ir::{DType, Model, Origin, ValueId};
-use crate::ops::infer::{Dim, Elem, Fact};
+use crate::ops::infer::{Dim, Fact};
 use anyhow::Result;
 
 /// Facts by value. Values that a rule adds have none until the next round.
@@ -40,10 +40,6 @@ impl Facts {
     /// The elements as integers, when all are known.
     pub fn ints(&self, v: ValueId) -> Option<Vec<i64>> {
         self.get(v).ints()
-    }
-    /// The elements, as far as they are known.
-    pub fn elems(&self, v: ValueId) -> Option<&[Elem]> {
-        self.get(v).elems.as_deref()
     }
     /// True when both certainly have the same dimensions.
     pub fn same_shape(&self, a: ValueId, b: ValueId) -> bool {

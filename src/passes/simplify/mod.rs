@@ -29,6 +29,7 @@ mod pad;
 mod range;
 mod reshape;
 mod state;
+mod views;
 mod weights;
 mod work;
 
@@ -86,6 +87,7 @@ const LOCAL: &[Local] = &[
     chains::transpose,
     chains::slice,
     concat::merge,
+    views::merge,
     state::drop_zero_state,
     gemm::from_matmul_add,
     affine::fold,

@@ -78,10 +78,14 @@ impl Linear {
         })
     }
 
-    /// The output channel and the input channel of each element of the weight, in order.
+    /// Elements of the weight for each pair of its first two axes.
+    fn taps(&self) -> usize {
+        self.weight.dims().iter().skip(2).product()
+    }
+
+    /// The output channel and the input channel of each run of [`Linear::taps`] elements of the weight, in order.
     fn channels(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         let d = self.weight.dims();
-        let taps: usize = d.iter().skip(2).product();
         let (rows, columns) = (d[0], d[1]);
         let (outs, ins) = (self.outs / self.group, self.ins / self.group);
         let of = move |r: usize, c: usize| match self.kind {
@@ -90,14 +94,15 @@ impl Linear {
             Kind::Gemm { trans_b: true } => (r, c),
             Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
         };
-        (0..rows).flat_map(move |r| (0..columns).flat_map(move |c| std::iter::repeat_n(of(r, c), taps)))
+        (0..rows).flat_map(move |r| (0..columns).map(move |c| of(r, c)))
     }
 
     /// The weight with each element multiplied by a number of its output and input channel.
     pub fn scaled(&self, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
         let mut x = floats(&self.weight)?;
-        for (x, (o, i)) in x.iter_mut().zip(self.channels()) {
-            *x *= by(o, i);
+        for (run, (o, i)) in x.chunks_exact_mut(self.taps()).zip(self.channels()) {
+            let factor = by(o, i);
+            run.iter_mut().for_each(|x| *x *= factor);
         }
         store(self.weight.dtype(), self.weight.dims(), x)
     }
@@ -106,8 +111,8 @@ impl Linear {
     /// channel; a Gemm's `alpha` is not in it.
     pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
         let mut out = vec![0.0; self.outs];
-        for (x, (o, i)) in floats(&self.weight)?.iter().zip(self.channels()) {
-            out[o] += x * shift[i];
+        for (run, (o, i)) in floats(&self.weight)?.chunks_exact(self.taps()).zip(self.channels()) {
+            out[o] += run.iter().sum::<f64>() * shift[i];
         }
         Some(out)
     }
