@@ -20,8 +20,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 use tract_onnx::prelude::{
-    DatumType, Framework, InferenceModelExt, IntoTValue, TValue, Tensor as TractTensor, TypedModel,
-    TypedSimplePlan,
+    DatumType, Framework, InferenceModelExt, IntoTValue, TValue, Tensor as TractTensor, TypedModel, TypedSimplePlan,
 };
 use tract_onnx::tract_hir::internal::InferenceFact;
 
@@ -104,12 +103,10 @@ impl Session for Running {
     }
 }
 
-fn compile(
-    proto: &[u8],
-    tensors: Vec<(String, Tensor)>,
-    inputs: &[prepare::Input],
-) -> Result<Arc<TypedSimplePlan>> {
-    let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+fn compile(proto: &[u8], tensors: Vec<(String, Tensor)>, inputs: &[prepare::Input]) -> Result<Arc<TypedSimplePlan>> {
+    let onnx = tract_onnx::onnx()
+        .with_ignore_value_info(true)
+        .with_ignore_output_shapes(true);
     let mut proto = onnx.proto_model_for_read(&mut &*proto)?;
     let graph = proto.graph.as_mut().context("no graph")?;
     for (name, t) in tensors {
@@ -147,7 +144,9 @@ fn compile(
 }
 
 fn sample_input<'a>(sample: &'a Sample, name: &str) -> Result<&'a Tensor> {
-    sample.get(name).with_context(|| format!("the sample has no input {name:?}"))
+    sample
+        .get(name)
+        .with_context(|| format!("the sample has no input {name:?}"))
 }
 
 fn feed(input: &prepare::Input, sample: &Sample) -> Result<TValue> {
@@ -178,7 +177,10 @@ fn to_tract(t: &Tensor, dtype: DType) -> Result<TValue> {
         return Ok(TractTensor::from_shape(t.dims(), &flags)?.into_tvalue());
     }
     let mut out = TractTensor::zero_dt(dt, t.dims())?;
-    ensure!(out.as_bytes().len() == raw.len(), "has a size that does not fit its dimensions");
+    ensure!(
+        out.as_bytes().len() == raw.len(),
+        "has a size that does not fit its dimensions"
+    );
     out.as_bytes_mut().copy_from_slice(raw);
     Ok(out.into_tvalue())
 }

@@ -5,6 +5,8 @@
 
 /// Quantization parameters and codes with the numerics of ONNX Runtime; int32 biases; search for weight scales.
 pub mod affine;
+/// Removing inputs of a linear map, the others taking over.
+pub mod channels;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.

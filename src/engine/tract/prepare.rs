@@ -117,9 +117,7 @@ pub fn prepare(model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Prepa
 
 fn declared_dtype(model: &Model, v: ValueId) -> Option<DType> {
     match model.declared_type(v)?.value.as_ref()? {
-        pb::type_proto::Value::TensorType(t) => {
-            DType::try_from(t.elem_type()).ok().filter(|d| *d != DType::Undefined)
-        }
+        pb::type_proto::Value::TensorType(t) => DType::try_from(t.elem_type()).ok().filter(|d| *d != DType::Undefined),
         _ => None,
     }
 }
@@ -142,7 +140,12 @@ fn prune(graph: &mut pb::GraphProto) {
         }
         let mut reads = Vec::new();
         read_by(&graph.node[i], &mut reads);
-        queue.extend(reads.into_iter().filter(|r| needed.insert((*r).to_owned())).map(str::to_owned));
+        queue.extend(
+            reads
+                .into_iter()
+                .filter(|r| needed.insert((*r).to_owned()))
+                .map(str::to_owned),
+        );
     }
     let mut keep = kept.into_iter();
     graph.node.retain(|_| keep.next().unwrap_or(true));
@@ -151,7 +154,9 @@ fn prune(graph: &mut pb::GraphProto) {
     graph
         .input
         .retain(|i| needed.contains(i.name()) || has_tensor.contains(i.name()));
-    graph.sparse_initializer.retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
+    graph
+        .sparse_initializer
+        .retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
 }
 
 /// Every name that a node or its sub-graphs read (a few too many, when a sub-graph makes a value of its own).
@@ -172,7 +177,9 @@ fn feed_by(graph: &mut pb::GraphProto, like: &Sample) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     for info in &mut graph.input {
         let name = info.name().to_owned();
-        let t = like.get(&name).with_context(|| format!("the sample has no input {name:?}"))?;
+        let t = like
+            .get(&name)
+            .with_context(|| format!("the sample has no input {name:?}"))?;
         let dtype = computed_dtype(t.dtype());
         info.r#type = Some(tensor_type(dtype, t.dims()));
         inputs.push(Input {
@@ -255,7 +262,9 @@ fn plain_graph(graph: &mut pb::GraphProto) -> Result<()> {
 
 fn plain_type(mut ty: pb::TypeProto) -> pb::TypeProto {
     if let Some(pb::type_proto::Value::TensorType(t)) = &mut ty.value {
-        t.elem_type = t.elem_type.map(|e| DType::try_from(e).map_or(e, |d| computed_dtype(d) as i32));
+        t.elem_type = t
+            .elem_type
+            .map(|e| DType::try_from(e).map_or(e, |d| computed_dtype(d) as i32));
     }
     ty
 }
