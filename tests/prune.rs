@@ -12,7 +12,11 @@ use onnxzip::progress::Silent;
 use std::path::Path;
 
 fn run(spec: &str, model: &mut Model) -> Vec<Note> {
-    let samples = Dataset::synthetic(model, 1, 4).all();
+    run_on(&Dataset::synthetic(model, 1, 4), spec, model)
+}
+
+fn run_on(data: &Dataset, spec: &str, model: &mut Model) -> Vec<Note> {
+    let samples = data.all();
     let mut cx = Context {
         engine: &Tract,
         samples: &samples,
@@ -694,14 +698,18 @@ fn a_padded_conv_is_refitted_channel_by_channel() {
     assert!(error < 1e-5, "{error}");
 }
 
-/// `IN=a.onnx OUT=b.onnx SPEC=prune cargo test --release -- --ignored prune::a_file --nocapture`
+/// `IN=a.onnx OUT=b.onnx CALIB=c.npz SPEC=prune cargo test --release -- --ignored prune::a_file --nocapture`
 #[test]
 #[ignore = "a tool for development: prunes the file IN"]
 fn a_file() {
     let var = |n: &str| std::env::var(n).unwrap_or_else(|_| panic!("set {n}"));
     let mut model = onnx::read(Path::new(&var("IN"))).expect("a model");
+    let data = match std::env::var("CALIB") {
+        Ok(path) => Dataset::open(Path::new(&path), &model).expect("samples"),
+        Err(_) => Dataset::synthetic(&model, 1, 4),
+    };
     let start = std::time::Instant::now();
-    let notes = run(&std::env::var("SPEC").unwrap_or("prune".into()), &mut model);
+    let notes = run_on(&data, &std::env::var("SPEC").unwrap_or("prune".into()), &mut model);
     for n in &notes {
         println!("{:?} {}: {}", n.kind, n.node, n.what);
     }
