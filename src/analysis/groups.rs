@@ -137,7 +137,14 @@ impl Groups {
     fn stop_ports(&mut self, model: &Model) {
         for (v, value) in model.values() {
             if value.origin() == Origin::Input {
-                self.stop_value(v, &format!("graph input {}", value.name));
+                let why = match model.constant(v) {
+                    Some(_) => format!(
+                        "{} is listed among the graph inputs (as before IR 4); simplify first",
+                        value.name
+                    ),
+                    None => format!("graph input {}", value.name),
+                };
+                self.stop_value(v, &why);
             }
             let port = value.uses().iter().find_map(|u| match *u {
                 Use::Output(g, slot) => model.graph(g).outputs().get(slot),

@@ -7,6 +7,8 @@
 pub mod affine;
 /// Weights with a scale per channel, search for that scale, int32 biases.
 pub mod channel;
+/// Removing inputs of a linear map, the others taking over.
+pub mod channels;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.

@@ -134,14 +134,20 @@ pub fn reading_dot(model: &Model, id: NodeId, flow: &Flow) -> Option<usize> {
     first.or_else(|| flow.dots.iter().position(outside))
 }
 
-/// Takes these units out, constants folded into the biases of what read them.
+/// Takes these units out, constants folded into the biases of what read them. `shifts` are other changes of biases.
 ///
 /// # Errors
 /// When the table of ties contradicts itself.
-pub fn remove(model: &mut Model, groups: Groups, constants: &Constants, gone: &BTreeSet<usize>) -> Result<Round> {
+pub fn remove(
+    model: &mut Model,
+    groups: Groups,
+    constants: &Constants,
+    gone: &BTreeSet<usize>,
+    mut shifts: Vec<fold::Shift>,
+) -> Result<Round> {
     let kept = kept(&groups, gone);
     let tied = tied(model, &groups, gone, &kept);
-    let shifts = fold::shifts(model, &groups, constants, gone);
+    shifts.extend(fold::shifts(model, &groups, constants, gone));
     let mut dims = cut(model, groups, &kept)?;
     for shift in shifts {
         shift.apply(model, &kept, &mut dims);

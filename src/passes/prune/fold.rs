@@ -11,20 +11,28 @@ use std::collections::BTreeSet;
 
 /// What a contraction's bias grows by.
 pub struct Shift {
-    node: NodeId,
-    dot: Dot,
-    out: ValueId,
-    by_row: Vec<f64>,
+    /// Whose bias.
+    pub node: NodeId,
+    /// Its contraction.
+    pub dot: Dot,
+    /// What it makes.
+    pub out: ValueId,
+    /// By how much the sum grows, for every row before the cut.
+    pub by_row: Vec<f64>,
 }
 
-/// True when constants can be folded here: the share is the same everywhere, weight and bias are constants, and the bias
-/// runs along the rows only.
+/// True when constants can be folded here: their share is the same everywhere, and the bias can take it.
 pub fn is_foldable(model: &Model, id: NodeId, dot: &Dot) -> bool {
+    dot.uniform && takes_shift(model, id, dot)
+}
+
+/// True when weight and bias are constants, and the bias runs along the rows only.
+pub fn takes_shift(model: &Model, id: NodeId, dot: &Dot) -> bool {
     let node = model.node(id);
     let Some(weight) = node.input(dot.weight.0).and_then(|v| constant(model, v)) else {
         return false;
     };
-    if !dot.uniform || weight.dtype() != DType::Float || dot.beta == 0.0 || node.output(0).is_none() {
+    if weight.dtype() != DType::Float || dot.beta == 0.0 || node.output(0).is_none() {
         return false;
     }
     let rows = weight.dims().get(dot.row).copied().unwrap_or(0);

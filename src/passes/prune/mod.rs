@@ -5,6 +5,8 @@
 //! 3. Units that reach nothing, or only as a constant, are taken out; the constant goes into the bias of what reads it
 //!    ([`exact`]). Outputs stay the same up to the order of rounding.
 //!
+//! 4. With `ratio`, a part of the others goes too, and what reads them is refitted ([`ratio`]).
+//!
 //! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
 //! Costs a few passes over the weights; no data are needed.
 
@@ -13,6 +15,7 @@ mod exact;
 mod facts;
 mod fold;
 mod masks;
+mod ratio;
 
 use super::{Context, Opt, Options, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
@@ -42,20 +45,51 @@ parameters, columns of the next layers, blocks of columns behind a Flatten, the 
 is folded into the bias of the layers that read it, where its share is the same everywhere.
 
 Does nothing to a channel that a graph input or output fixes, that an unknown operator touches, or that is tied to a
-channel that still carries something; the report names the reason. Needs no data. Results are the same up to rounding.";
+channel that still carries something; the report names the reason. Needs no data. Results are the same up to rounding.
 
-const OPTIONS: &[Opt] = &[Opt {
-    name: "tolerance",
-    default: "0",
-    values: "a number",
-    doc: "a filter whose weights are all at most this large counts as zero",
-}];
+`ratio=0.25` takes a quarter of every group of channels as well. Which ones go is decided by what the layers that read them
+lose when their other weights are refitted (second moments of their inputs over calibration data, optimal brain surgeon by
+blocks), and they are refitted. This changes results: leave the decision to the verdict.";
+
+const OPTIONS: &[Opt] = &[
+    Opt {
+        name: "tolerance",
+        default: "0",
+        values: "a number",
+        doc: "a filter whose weights are all at most this large counts as zero",
+    },
+    Opt {
+        name: "ratio",
+        default: "0",
+        values: "a number from 0 to 1",
+        doc: "the part of every layer's channels that goes; 0 removes only what changes nothing",
+    },
+    Opt {
+        name: "criterion",
+        default: "data",
+        values: "data|l2|l1",
+        doc: "which channels go: those that the layers reading them miss least, or those with the smallest filters",
+    },
+    Opt {
+        name: "repair",
+        default: "on",
+        values: "on|off",
+        doc: "refit the layers that read removed channels by least squares on calibration data",
+    },
+    Opt {
+        name: "round_to",
+        default: "1",
+        values: "a whole number",
+        doc: "ratio keeps multiples of so many channels",
+    },
+];
 
 /// More rounds than any real model is deep.
 const MAX_ROUNDS: usize = 1000;
 
 struct Prune {
     tolerance: f32,
+    lossy: Option<ratio::Plan>,
 }
 
 fn build(o: &Options) -> Result<Prune> {
@@ -64,34 +98,69 @@ fn build(o: &Options) -> Result<Prune> {
         tolerance >= 0.0 && tolerance.is_finite(),
         "prune(tolerance={tolerance}): give a number of 0 or more"
     );
-    Ok(Prune { tolerance })
+    let part: f64 = o.get("ratio")?;
+    ensure!((0.0..1.0).contains(&part), "prune(ratio={part}): give a number from 0 to below 1");
+    let round_to: usize = o.get("round_to")?;
+    ensure!(round_to > 0, "prune(round_to=0): give 1 or more");
+    let plan = ratio::Plan {
+        part,
+        by: match o.text("criterion") {
+            "l1" => ratio::Criterion::L1,
+            "l2" => ratio::Criterion::L2,
+            _ => ratio::Criterion::Data,
+        },
+        repair: o.text("repair") == "on",
+        round_to,
+    };
+    Ok(Prune {
+        tolerance,
+        lossy: Some(plan).filter(|p| p.part > 0.0),
+    })
 }
 
 impl Pass for Prune {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
         masks::fold(model, cx);
-        let mut dims = inferred(model)?;
         let mut account = Account::default();
+        let mut dims = self.exactly(model, inferred(model)?, &mut account)?;
+        if let Some(plan) = &self.lossy {
+            let groups = Groups::new(model, dims);
+            let (gone, shifts) = ratio::choose(model, &groups, plan, cx)?;
+            let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
+            account.add(round.tied);
+            dims = self.exactly(model, round.dims, &mut account)?;
+        }
+        let groups = Groups::new(model, dims);
+        let facts = Facts::new(model, &groups);
+        let survey = Survey::new(model, &groups, &facts);
+        account.report(model, cx, &groups, &facts, &survey);
+        Ok(())
+    }
+}
+
+impl Prune {
+    /// Takes out what changes nothing, until nothing more goes.
+    fn exactly(&self, model: &mut Model, mut dims: Dims, account: &mut Account) -> Result<Dims> {
         for _ in 0..MAX_ROUNDS {
             refresh(model, &mut dims);
             let groups = Groups::new(model, dims);
+            account.before(model, &groups);
             if self.tolerance > 0.0 {
                 flush(model, &groups, self.tolerance);
             }
             let facts = Facts::new(model, &groups);
             let survey = Survey::new(model, &groups, &facts);
-            account.before(model, &groups);
             let gone = survey.removable(&groups);
             if gone.is_empty() {
-                account.report(model, cx, &groups, &facts, &survey);
-                return Ok(());
+                return Ok(groups.into_dims());
             }
             let constants = survey.constants;
-            let round = exact::remove(model, groups, &constants, &gone)?;
+            let round = exact::remove(model, groups, &constants, &gone, Vec::new())?;
             dims = round.dims;
             account.add(round.tied);
         }
-        Ok(())
+        refresh(model, &mut dims);
+        Ok(dims)
     }
 }
 
