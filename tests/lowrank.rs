@@ -81,7 +81,10 @@ fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("x.npy");
     let shape: Vec<String> = dims.iter().map(|d| format!("{d},")).collect();
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.concat());
+    let header = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}",
+        shape.concat()
+    );
     let header = format!("{header:<117}\n");
     let mut file = std::fs::File::create(&path).expect("a file");
     file.write_all(b"\x93NUMPY\x01\x00").expect("written");
@@ -115,8 +118,15 @@ fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
 /// Outputs of all samples, end to end.
 fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
     let wanted = [model.main().outputs()[0].value];
-    let session = Tract.load(model, &wanted, &data.get(0).expect("a sample")).expect("loads");
-    let of = |i| session.run(&data.get(i).expect("a sample")).expect("runs")[0].floats().expect("floats").to_vec();
+    let session = Tract
+        .load(model, &wanted, &data.get(0).expect("a sample"))
+        .expect("loads");
+    let of = |i| {
+        session.run(&data.get(i).expect("a sample")).expect("runs")[0]
+            .floats()
+            .expect("floats")
+            .to_vec()
+    };
     (0..data.len()).flat_map(of).collect()
 }
 
@@ -124,9 +134,16 @@ fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
 fn error(reference: &[f32], got: &[f32], width: usize) -> f64 {
     let rows = (reference.len() / width) as f64;
     let mut mean = vec![0.0; width];
-    reference.iter().enumerate().for_each(|(i, x)| mean[i % width] += f64::from(*x) / rows);
+    reference
+        .iter()
+        .enumerate()
+        .for_each(|(i, x)| mean[i % width] += f64::from(*x) / rows);
     let square = |x: f64| x * x;
-    let power: f64 = reference.iter().enumerate().map(|(i, x)| square(f64::from(*x) - mean[i % width])).sum();
+    let power: f64 = reference
+        .iter()
+        .enumerate()
+        .map(|(i, x)| square(f64::from(*x) - mean[i % width]))
+        .sum();
     let lost: f64 = reference.iter().zip(got).map(|(a, b)| square(f64::from(a - b))).sum();
     lost / power
 }
@@ -177,7 +194,15 @@ fn a_weight_of_low_rank_is_found_and_kept_to_rounding() {
     close(&before, &outputs(&model, &data), 1e-5);
     let names: Vec<&str> = model.nodes().map(|(_, n)| n.name()).collect();
     assert_eq!(names, ["layer_lr1", "layer_lr0"]);
-    assert_eq!(model.main().consts().iter().filter(|c| model.value(**c).is_alive()).count(), 2);
+    assert_eq!(
+        model
+            .main()
+            .consts()
+            .iter()
+            .filter(|c| model.value(**c).is_alive())
+            .count(),
+        2
+    );
 }
 
 #[test]
@@ -185,7 +210,12 @@ fn where_it_does_not_get_smaller_nothing_happens() {
     let mut r = Numbers(2);
     let mut model = matmul_model(4, 64, 64, r.take(64 * 64));
     let data = samples(&model, &[200, 4, 64], &r.take(200 * 4 * 64));
-    for request in ["lowrank(error=1e-4)", "lowrank(rank=30)", "lowrank(rank=8,min_size=5000)", "lowrank(gain=1)"] {
+    for request in [
+        "lowrank(error=1e-4)",
+        "lowrank(rank=30)",
+        "lowrank(rank=8,min_size=5000)",
+        "lowrank(gain=1)",
+    ] {
         let notes = run(&mut model, &data, request);
         assert_eq!((notes.len(), notes[0].kind), (1, NoteKind::Skip), "{request} {notes:?}");
         assert_eq!(model.nodes().count(), 1);
@@ -202,7 +232,11 @@ fn all_of_a_layer_is_exact_at_full_rank() {
         "Gemm",
         &[3, 600],
         &[3, 9],
-        vec![None, Some(Tensor::new(&[9, 600], w)), Some(Tensor::new(&[9], r.take(9)))],
+        vec![
+            None,
+            Some(Tensor::new(&[9, 600], w)),
+            Some(Tensor::new(&[9], r.take(9))),
+        ],
         vec![Attr::int("transB", 1)],
     );
     let data = samples(&model, &[30, 3, 600], &r.take(30 * 3 * 600));
@@ -254,7 +288,11 @@ fn every_orientation_of_gemm_gives_the_same_numbers() {
             };
             let weight = Some(Tensor::new(&w, r.of_rank(w[0], w[1], 7)));
             let bias = Some(Tensor::new(&wide, r.take(out)));
-            let args = if left { vec![weight, None, bias] } else { vec![None, weight, bias] };
+            let args = if left {
+                vec![weight, None, bias]
+            } else {
+                vec![None, weight, bias]
+            };
             let mut model = layer(opset, "Gemm", &x, &y, args, attrs);
             let all: Vec<f32> = r.take(50 * rows * inputs).iter().map(|x| x + 0.5).collect();
             let data = samples(&model, &[50, x[0], x[1]], &all);
@@ -292,19 +330,30 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
     // Channels as rows of `correlated`, positions side by side.
     let rows = correlated(60 * 25, 72, 9);
     let place = |i: usize| rows[(i / 1800 * 25 + i % 25) * 72 + i / 25 % 72];
-    let data = samples(&model, &[60, 1, 72, 5, 5], &(0..60 * 1800).map(place).collect::<Vec<_>>());
+    let data = samples(
+        &model,
+        &[60, 1, 72, 5, 5],
+        &(0..60 * 1800).map(place).collect::<Vec<_>>(),
+    );
     let before = outputs(&model, &data);
     let notes = run(&mut model, &data, "lowrank(error=0.001)");
     assert_eq!(notes[0].kind, NoteKind::Did, "{notes:?}");
     let after = outputs(&model, &data);
     // Positions to the end, for the mean of every channel.
-    let turned = |v: &[f32]| (0..v.len()).map(|i| v[i / 576 * 576 + i % 64 * 9 + i / 64 % 9]).collect::<Vec<_>>();
+    let turned = |v: &[f32]| {
+        (0..v.len())
+            .map(|i| v[i / 576 * 576 + i % 64 * 9 + i / 64 % 9])
+            .collect::<Vec<_>>()
+    };
     assert!(error(&turned(&before), &turned(&after), 64) < 0.0015);
     let mean = |v: &[f32]| v.iter().map(|x| f64::from(*x)).sum::<f64>() / v.len() as f64;
     assert!((mean(&before) - mean(&after)).abs() < 1e-3);
     let second = model.node(node_named(&model, "layer_lr1"));
     assert!(second.ints("strides").is_none() && second.input(2).is_some());
-    assert_eq!(model.node(node_named(&model, "layer_lr0")).ints("strides"), Some(&[2i64, 2][..]));
+    assert_eq!(
+        model.node(node_named(&model, "layer_lr0")).ints("strides"),
+        Some(&[2i64, 2][..])
+    );
 }
 
 #[test]
@@ -319,9 +368,18 @@ fn shared_grouped_and_larger_kernels_are_left_alone_by_name() {
     model.add_node(main, "again", "MatMul", &[Some(y), w], &["z"], vec![]);
     let data = samples(&model, &[10, 4, 64], &r.take(2560));
     let notes = run(&mut model, &data, "lowrank");
-    assert_eq!(notes.iter().filter(|n| n.what == "w is read by other nodes too").count(), 2);
+    assert_eq!(
+        notes
+            .iter()
+            .filter(|n| n.what == "w is read by other nodes too")
+            .count(),
+        2
+    );
     for (group, kernel, why) in [(2, 1, "it has 2 groups"), (1, 3, "kernels larger than 1×1")] {
-        let w = Tensor::new(&[64, 64 / group, kernel, kernel], r.take(64 * 64 / group * kernel * kernel));
+        let w = Tensor::new(
+            &[64, 64 / group, kernel, kernel],
+            r.take(64 * 64 / group * kernel * kernel),
+        );
         let attrs = vec![Attr::int("group", group as i64)];
         let mut model = layer(13, "Conv", &[1, 64, 5, 5], &[1, 64, 5, 5], vec![None, Some(w)], attrs);
         let data = samples(&model, &[4, 1, 64, 5, 5], &r.take(4 * 1600));

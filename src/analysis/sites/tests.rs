@@ -44,10 +44,25 @@ fn matrices_have_outputs_as_rows_and_come_back() {
     let cases: Vec<(&str, usize, Vec<Option<Tensor>>, Vec<Attr>)> = vec![
         ("MatMul", 1, vec![None, Some(counting(&[3, 2]))], vec![]),
         ("MatMul", 0, vec![Some(counting(&[2, 3])), None], vec![]),
-        ("Gemm", 1, vec![None, Some(counting(&[2, 3]))], vec![Attr::int("transB", 1)]),
-        ("Gemm", 0, vec![Some(counting(&[3, 2])), None], vec![Attr::int("transA", 1)]),
+        (
+            "Gemm",
+            1,
+            vec![None, Some(counting(&[2, 3]))],
+            vec![Attr::int("transB", 1)],
+        ),
+        (
+            "Gemm",
+            0,
+            vec![Some(counting(&[3, 2])), None],
+            vec![Attr::int("transA", 1)],
+        ),
         ("Conv", 1, vec![None, Some(counting(&[2, 3, 1, 1]))], vec![]),
-        ("Conv", 1, vec![None, Some(counting(&[2, 1, 3]))], vec![Attr::int("group", 2)]),
+        (
+            "Conv",
+            1,
+            vec![None, Some(counting(&[2, 1, 3]))],
+            vec![Attr::int("group", 2)],
+        ),
         ("ConvTranspose", 1, vec![None, Some(counting(&[3, 2, 1]))], vec![]),
     ];
     for (op, slot, args, attrs) in cases {
@@ -68,11 +83,19 @@ fn matrices_have_outputs_as_rows_and_come_back() {
 #[test]
 fn groups_are_stacked_by_rows() {
     // 2 groups of 2 inputs and 3 outputs, 2 taps.
-    let (conv, _) = model("Conv", vec![None, Some(counting(&[6, 2, 2]))], vec![Attr::int("group", 2)]);
+    let (conv, _) = model(
+        "Conv",
+        vec![None, Some(counting(&[6, 2, 2]))],
+        vec![Attr::int("group", 2)],
+    );
     let site = only(&conv);
     assert_eq!((site.outputs(), site.inputs(), site.rows(1)), (6, 4, 3..6));
     assert_eq!(site.matrix(&conv).expect("a matrix").dim(), (6, 4));
-    let (turned, _) = model("ConvTranspose", vec![None, Some(counting(&[4, 3, 2]))], vec![Attr::int("group", 2)]);
+    let (turned, _) = model(
+        "ConvTranspose",
+        vec![None, Some(counting(&[4, 3, 2]))],
+        vec![Attr::int("group", 2)],
+    );
     let site = only(&turned);
     assert_eq!((site.outputs(), site.inputs(), site.rows(1)), (6, 4, 6..12));
     let matrix = site.matrix(&turned).expect("a matrix");
@@ -103,7 +126,13 @@ fn same_padding_is_made_explicit() {
 
 #[test]
 fn an_add_after_a_matmul_is_its_bias_when_it_varies_along_the_outputs_only() {
-    for (dims, is_bias) in [(vec![2], true), (vec![1, 2], true), (vec![1], true), (vec![5, 1], false), (vec![5, 2], false)] {
+    for (dims, is_bias) in [
+        (vec![2], true),
+        (vec![1, 2], true),
+        (vec![1], true),
+        (vec![5, 1], false),
+        (vec![5, 2], false),
+    ] {
         let (mut m, node) = model("MatMul", vec![None, Some(counting(&[3, 2]))], vec![]);
         let main = m.main_id();
         let b = m.add_const(main, "b", counting(&dims));
@@ -128,12 +157,21 @@ fn what_cannot_be_used_says_why() {
         site(&m, node).map(|s| s.expect_err("no site"))
     };
     let batch = vec![None, Some(counting(&[4, 3, 2]))];
-    assert_eq!(reason("MatMul", batch, vec![]), Some("its constant is a batch of matrices"));
+    assert_eq!(
+        reason("MatMul", batch, vec![]),
+        Some("its constant is a batch of matrices")
+    );
     let ints = Tensor::new(&[2, 2], vec![1i64; 4]);
-    assert_eq!(reason("MatMul", vec![None, Some(ints)], vec![]), Some("its weight is not a float tensor"));
+    assert_eq!(
+        reason("MatMul", vec![None, Some(ints)], vec![]),
+        Some("its weight is not a float tensor")
+    );
     let odd = vec![None, Some(counting(&[3, 1, 1]))];
     let two = vec![Attr::int("group", 2)];
-    assert_eq!(reason("Conv", odd, two), Some("its channels are not divisible by its groups"));
+    assert_eq!(
+        reason("Conv", odd, two),
+        Some("its channels are not divisible by its groups")
+    );
     let thin = vec![None, Some(counting(&[3]))];
     assert!(reason("Conv", thin, vec![]).is_some());
     let wrong = vec![None, Some(counting(&[3, 1, 1]))];

@@ -223,13 +223,11 @@ impl LowRank {
         let work = |i: usize| {
             let site: &Site = &group[i];
             let named = || format!("lowrank: {}", model.label(site.node));
-            let input = halves.map(|[a, b]| fit::moments(a, b, site)).transpose().with_context(named)?;
-            let input = match input {
-                Some(None) => return Ok(Err("its input could not be measured".to_owned())),
-                Some(Some(input)) => Some(input),
-                None => None,
-            };
-            let fit = Fit::new(model, site, input, self.centered).with_context(named)?;
+            let input = halves.map(|[a, b]| fit::halves(a, b, site));
+            if let Some(None) = input {
+                return Ok(Err("its input could not be measured".to_owned()));
+            }
+            let fit = Fit::new(model, site, input.flatten(), self.centered).with_context(named)?;
             Ok(self.rank(site, &fit).map(|rank| fit.plan(site, rank)))
         };
         parallel::in_order(group.len(), cx.threads, work, |i, result| {
