@@ -2,5 +2,6 @@
 
 mod docs;
 mod layers;
+mod lowrank;
 mod proto;
 mod roundtrip;
