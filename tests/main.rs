@@ -6,6 +6,7 @@ mod hostile;
 mod infer;
 mod interop;
 mod layers;
+mod lowrank;
 mod proto;
 mod prune;
 mod roundtrip;

@@ -5,7 +5,7 @@ use crate::analysis::stats::Stats;
 use crate::ir::Model;
 use crate::math::gram::Gram;
 use crate::math::lowrank::{Spectrum, bias_shift};
-use crate::math::shrink::{Shrunk, shrunk};
+use crate::math::shrink::{Shrunk, for_half, powers, shrunk};
 use anyhow::Result;
 use ndarray::{Array1, Array2, Axis};
 
@@ -25,38 +25,41 @@ pub struct Plan {
     pub bias: Option<Vec<f32>>,
 }
 
+/// Sums over the input of a site in two halves of the samples; the second may be empty.
+pub struct Halves<'s>(pub &'s Gram, pub Option<&'s Gram>);
+
 /// A weight and its spectrum.
 pub struct Fit {
     weight: Array2<f64>,
     spectrum: Spectrum,
-    /// Variance of the output.
-    power: f64,
+    /// Error of the output at every rank from 0, relative to its variance, not rising.
+    errors: Vec<f64>,
     measured: bool,
     /// The bias as it is, and the mean input, when the bias may change.
     centre: Option<(Vec<f32>, Array1<f64>)>,
 }
 
-/// Mean and covariance of a site's input from two halves of the samples; `None` when it was not measured.
-pub fn moments(one: &Stats, other: &Stats, site: &Site) -> Result<Option<Shrunk>> {
-    fn of<'s>(stats: &'s Stats, site: &Site) -> Option<&'s Gram> {
+/// What was measured of a site's input in two halves of the samples; `None` when nothing was.
+pub fn halves<'s>(one: &'s Stats, other: &'s Stats, site: &Site) -> Option<Halves<'s>> {
+    let of = |stats: &'s Stats| {
         let gram = stats.gram(site.input, &site.patch)?.first()?;
         (gram.dim() == site.inputs() && gram.n > 0).then_some(gram)
-    }
-    match (of(one, site), of(other, site)) {
-        (Some(a), Some(b)) => shrunk(a, b).map(Some),
-        (Some(a), None) | (None, Some(a)) => shrunk(a, &Gram::new(a.dim())).map(Some),
-        (None, None) => Ok(None),
+    };
+    match (of(one), of(other)) {
+        (Some(a), b) => Some(Halves(a, b)),
+        (None, Some(b)) => Some(Halves(b, None)),
+        (None, None) => None,
     }
 }
 
 impl Fit {
-    /// The spectrum of a site's weight, for inputs with these moments, or (`None`) for white noise.
-    pub fn new(model: &Model, site: &Site, input: Option<Shrunk>, centered: bool) -> Result<Fit> {
+    /// The spectrum of a site's weight, for inputs as measured, or (`None`) for white noise.
+    pub fn new(model: &Model, site: &Site, input: Option<Halves>, centered: bool) -> Result<Fit> {
         let weight = site.matrix(model)?.mapv(f64::from);
-        let Some(input) = input else {
+        let Some(Halves(one, other)) = input else {
             let spectrum = Spectrum::new(weight.view(), None)?;
             return Ok(Fit {
-                power: spectrum.total(),
+                errors: (0..=spectrum.full_rank()).map(|r| spectrum.error(r)).collect(),
                 weight,
                 spectrum,
                 measured: false,
@@ -66,40 +69,41 @@ impl Fit {
         // A MatMul without an Add after it has no bias that could change.
         let adjustable = site.bias.is_some() || !model.node(site.node).is("MatMul");
         let bias = site.bias_values(model).filter(|_| centered && adjustable);
-        let (spectrum, power) = match &bias {
-            Some(_) => {
-                let spectrum = Spectrum::new(weight.view(), Some(input.covariance.view()))?;
-                let power = spectrum.total();
-                (spectrum, power)
+        let all = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
+        let under = |input: &Shrunk| match bias {
+            Some(_) => Spectrum::new(weight.view(), Some(input.covariance.view())),
+            None => Spectrum::new(weight.view(), Some(input.moment().view())),
+        };
+        let spectrum = under(&all)?;
+        let errors = match other {
+            Some(other) => {
+                let half = Shrunk::new(one, for_half(all.intensity));
+                unseen(&weight, &under(&half)?, &half, other, bias.is_some())
             }
             None => {
-                let spectrum = Spectrum::new(weight.view(), Some(input.moment().view()))?;
-                let mean = weight.dot(&input.mean);
-                let power = spectrum.total() - mean.dot(&mean);
-                (spectrum, power.max(0.0))
+                let power = powers(weight.view(), all.covariance.view()).iter().sum();
+                let lost = (0..=spectrum.full_rank()).map(|r| spectrum.residual(r));
+                lost.map(|x| relative(x, power)).collect()
             }
         };
         Ok(Fit {
             weight,
             spectrum,
-            power,
+            errors,
             measured: true,
-            centre: bias.map(|b| (b, input.mean)),
+            centre: bias.map(|b| (b, all.mean)),
         })
     }
 
     /// What is lost at this rank, relative to the variance of the output.
     pub fn error(&self, rank: usize) -> f64 {
-        match self.spectrum.residual(rank) {
-            0.0 => 0.0,
-            lost => lost / self.power,
-        }
+        self.errors.get(rank).copied().unwrap_or(0.0)
     }
 
     /// The smallest rank whose error is at most this.
     pub fn rank_for(&self, error: f64) -> usize {
-        let full = self.spectrum.full_rank();
-        (0..full).find(|&r| self.error(r) <= error).unwrap_or(full)
+        let found = self.errors.iter().position(|&e| e <= error);
+        found.unwrap_or(self.spectrum.full_rank())
     }
 
     /// The factors at a rank.
@@ -137,4 +141,37 @@ impl Fit {
             second.index_axis_mut(Axis(1), i).mapv_inplace(|x| x * factor);
         }
     }
+}
+
+/// The error at every rank, on samples that had no part in the choice of directions.
+fn unseen(weight: &Array2<f64>, chosen: &Spectrum, on: &Shrunk, other: &Gram, centered: bool) -> Vec<f64> {
+    let power = powers(weight.view(), other.covariance().view()).iter().sum();
+    // Around the mean that the bias was adjusted to.
+    let moment = match centered {
+        false => other.moment(),
+        true => {
+            let (mean, mut moment) = (other.mean(), other.covariance());
+            let apart = &mean - &on.mean;
+            for (mut row, &m) in moment.rows_mut().into_iter().zip(&apart) {
+                row.scaled_add(m, &apart);
+            }
+            moment
+        }
+    };
+    let full = chosen.full_rank();
+    let (first, _) = chosen.factors(full, weight.view());
+    let kept = powers(first.view(), moment.view());
+    // What lies outside of all chosen directions is lost at every rank. The rest is added from the small end.
+    let total: f64 = powers(weight.view(), moment.view()).iter().sum();
+    let mut lost = (total - kept.iter().sum::<f64>()).max(0.0);
+    let mut errors = vec![relative(lost, power); full + 1];
+    for rank in (0..full).rev() {
+        lost += kept[rank];
+        errors[rank] = relative(lost, power);
+    }
+    errors
+}
+
+fn relative(lost: f64, power: f64) -> f64 {
+    if lost > 0.0 { lost / power } else { 0.0 }
 }

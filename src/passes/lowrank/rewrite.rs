@@ -57,7 +57,11 @@ fn add_first(model: &mut Model, site: &Site, weight: ValueId, rank: usize, dtype
     let node = model.node(site.node);
     let (op, graph, mut attrs) = (node.op.name.clone(), node.graph(), node.attrs.clone());
     let y = node.output(0).map(|v| model.value(v).name.clone()).unwrap_or_default();
-    let name = if node.name().is_empty() { y.clone() } else { node.name().to_owned() };
+    let name = if node.name().is_empty() {
+        y.clone()
+    } else {
+        node.name().to_owned()
+    };
     let mut inputs = vec![None; 2];
     inputs[site.slot] = Some(weight);
     inputs[site.input_slot] = Some(site.input);
@@ -66,13 +70,24 @@ fn add_first(model: &mut Model, site: &Site, weight: ValueId, rank: usize, dtype
         attrs.retain(|a| !matches!(a.name(), "alpha" | "beta"));
         if model.opset_of(site.node) < 11 {
             // C may be left out from opset 11 on.
-            let dims: &[usize] = if site.layout.output_axis == -1 { &[rank] } else { &[rank, 1] };
+            let dims: &[usize] = if site.layout.output_axis == -1 {
+                &[rank]
+            } else {
+                &[rank, 1]
+            };
             let zero = float_tensor(dtype, dims, vec![0.0; rank])?;
             let zero_name = model.fresh_name(&format!("{name}_lr0_bias"));
             inputs.push(Some(model.add_const(graph, &zero_name, zero)));
         }
     }
-    let (_, outputs) = model.add_node(graph, &format!("{name}_lr0"), &op, &inputs, &[&format!("{y}_lr0")], attrs);
+    let (_, outputs) = model.add_node(
+        graph,
+        &format!("{name}_lr0"),
+        &op,
+        &inputs,
+        &[&format!("{y}_lr0")],
+        attrs,
+    );
     outputs.first().copied().context("a node has an output")
 }
 
