@@ -13,9 +13,18 @@ use super::ranges::Scales;
 use super::units::{Unit, Units, is_shape};
 use super::weights::{Weight, quantize_bias_for};
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, Use, ValueId};
-use crate::math::affine::Affine;
+use crate::math::affine::{Affine, IntKind};
 use anyhow::{Context as _, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The parameters of a constant that is data.
+///
+/// # Errors
+/// When a number is not finite.
+pub fn of_constant(floats: &[f32]) -> Result<Affine> {
+    let (min, max) = floats.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
+    Affine::asymmetric(min, max, IntKind::U8)
+}
 
 /// What was decided, to be written.
 pub struct Emitter<'a> {
@@ -32,12 +41,17 @@ pub struct Emitter<'a> {
     params: BTreeMap<ValueId, (ValueId, ValueId)>,
     /// The DQ output of each weight: by weight, axis and scales.
     weights: BTreeMap<(ValueId, Option<usize>, Vec<u32>), ValueId>,
+    /// The DQ output of each constant that is data.
+    constants: BTreeMap<ValueId, ValueId>,
+    /// The names of all nodes.
+    nodes: BTreeSet<String>,
 }
 
 impl<'a> Emitter<'a> {
     /// Ready to write into `model`.
     pub fn new(model: &'a mut Model, units: &'a Units, placement: &'a Placement, scales: &'a Scales) -> Emitter<'a> {
         let graph = model.main_id();
+        let nodes = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
         Emitter {
             model,
             units,
@@ -46,6 +60,8 @@ impl<'a> Emitter<'a> {
             graph,
             params: BTreeMap::new(),
             weights: BTreeMap::new(),
+            constants: BTreeMap::new(),
+            nodes,
         }
     }
 
@@ -55,20 +71,27 @@ impl<'a> Emitter<'a> {
     /// When a constant is not finite.
     pub fn constants(&mut self, unit: &Unit) -> Result<()> {
         for &(slot, v) in &unit.consts {
-            let tensor = self.model.constant(v).context("a constant")?;
-            let floats = tensor.floats().context("a float constant")?;
-            let (min, max) = floats.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
-            let affine = Affine::asymmetric(min, max, crate::math::affine::IntKind::U8)?;
-            let codes = Tensor::new(tensor.dims(), affine.quantize_u8(&floats)?);
-            let name = self.model.value(v).name.clone();
-            let q = self.constant(&format!("{name}_quantized"), codes);
-            let scale = self.constant(&format!("{name}_scale"), Tensor::scalar(affine.scale));
-            let zero = self.constant(&format!("{name}_zero_point"), Tensor::scalar(affine.zero_point as u8));
-            let dq = self.dequantize(&name, q, scale, zero, None);
+            let dq = match self.constants.get(&v) {
+                Some(&dq) => dq,
+                None => self.quantized_constant(v)?,
+            };
+            self.constants.insert(v, dq);
             self.model.set_input(unit.node, slot, Some(dq));
             self.drop_if_unused(v);
         }
         Ok(())
+    }
+
+    fn quantized_constant(&mut self, v: ValueId) -> Result<ValueId> {
+        let tensor = self.model.constant(v).context("a constant")?;
+        let floats = tensor.floats().context("a float constant")?;
+        let affine = of_constant(&floats)?;
+        let codes = Tensor::new(tensor.dims(), affine.quantize_u8(&floats)?);
+        let name = self.model.value(v).name.clone();
+        let q = self.constant(&format!("{name}_quantized"), codes);
+        let scale = self.constant(&format!("{name}_scale"), Tensor::scalar(affine.scale));
+        let zero = self.constant(&format!("{name}_zero_point"), Tensor::scalar(affine.zero_point as u8));
+        Ok(self.dequantize(&name, q, scale, zero, None))
     }
 
     /// Puts a quantized weight, and its bias, in place of the float ones. `bias` with its input slot.
@@ -151,6 +174,8 @@ impl<'a> Emitter<'a> {
             for &clip in unit.clips.iter().rev() {
                 self.model.erase(clip);
             }
+            let name = self.model.value(result).name.clone();
+            self.model.rename(out, name);
             moved.insert(result, out);
         }
         moved
@@ -171,7 +196,7 @@ impl<'a> Emitter<'a> {
         let name = self.model.value(at).name.clone();
         let q_inputs = [Some(at), Some(scale), Some(zero)];
         let q_name = self.model.fresh_name(&format!("{name}_QuantizeLinear_Output"));
-        let node = format!("{name}_QuantizeLinear");
+        let node = self.node_name(format!("{name}_QuantizeLinear"));
         let (_, q) = self.model.add_node(self.graph, &node, "QuantizeLinear", &q_inputs, &[&q_name], Vec::new());
         let dq = self.dequantize(&name, q[0], scale, zero, None);
         self.model.replace_uses_where(at, q[0], |u| codes_for.contains(u));
@@ -213,9 +238,18 @@ impl<'a> Emitter<'a> {
         let attrs = axis.map(|a| Attr::int("axis", a as i64)).into_iter().collect();
         let inputs = [Some(codes), Some(scale), Some(zero)];
         let output = self.model.fresh_name(&format!("{name}_DequantizeLinear_Output"));
-        let node = format!("{name}_DequantizeLinear");
+        let node = self.node_name(format!("{name}_DequantizeLinear"));
         let (_, out) = self.model.add_node(self.graph, &node, "DequantizeLinear", &inputs, &[&output], attrs);
         out[0]
+    }
+
+    /// The name, or with a number when a node has it.
+    fn node_name(&mut self, name: String) -> String {
+        let numbered = (1..).map(|i| format!("{name}_{i}"));
+        let free = std::iter::once(name.clone()).chain(numbered).find(|n| !self.nodes.contains(n));
+        let free = free.unwrap_or(name);
+        self.nodes.insert(free.clone());
+        free
     }
 
     /// Takes a constant out that nobody reads any more; true when it is gone.

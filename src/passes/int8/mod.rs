@@ -130,7 +130,7 @@ impl Int8 {
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let order = model.topological(model.main_id());
         let order = order.map_err(|_| anyhow!("the graph has a cycle"))?;
-        prepare::prepare(model, &order);
+        prepare::prepare(model, &order)?;
         let skipped = |label: &str| self.skip.iter().any(|glob| matches(glob, label));
         let units = units::find(model, &order, self.target, skipped);
         for (node, why) in &units.refused {

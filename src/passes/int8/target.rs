@@ -26,6 +26,9 @@ pub struct Target {
     pub name: &'static str,
     /// What it runs in integers.
     pub runs: &'static [Runs],
+    /// Pairs that it joins in floating point before it looks for Q/DQ pairs: an operator, and what may follow it. Such an
+    /// operator does not become an integer kernel that gives out floats.
+    pub joins: &'static [(&'static str, &'static [&'static str])],
 }
 
 const fn runs(op: &'static str, gain: f64) -> Runs {
@@ -55,9 +58,15 @@ const fn free(op: &'static str) -> Runs {
     }
 }
 
+/// What ONNX Runtime's GemmActivationFusion takes.
+const GEMM_ACTIVATIONS: &[&str] = &[
+    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign", "ThresholdedRelu",
+];
+
 /// ONNX Runtime on a CPU.
 pub const ORT: Target = Target {
     name: "ort",
+    joins: &[("Gemm", GEMM_ACTIVATIONS)],
     runs: &[
         runs("Conv", 4.0),
         free("Gemm"),
@@ -91,6 +100,12 @@ pub const ORT: Target = Target {
 pub const ALL: &[&Target] = &[&ORT];
 
 impl Target {
+    /// Whether an operator is joined with the node behind it in floating point.
+    pub fn swallows(&self, op: &str, model: &Model, next: NodeId) -> bool {
+        let mut rows = self.joins.iter().filter(|j| j.0 == op);
+        rows.any(|j| j.1.iter().any(|n| model.node(next).is(n)))
+    }
+
     /// The row of a node's operator, or why there is none.
     ///
     /// # Errors

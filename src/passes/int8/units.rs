@@ -2,7 +2,7 @@
 
 use super::target::Target;
 use crate::analysis::sites::{Site, site};
-use crate::ir::{DType, Model, NodeId, Use, ValueId};
+use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
 use std::collections::BTreeMap;
 
@@ -96,10 +96,15 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     let results: Vec<ValueId> = outputs.collect();
     let (consts, inputs): (Vec<_>, Vec<_>) =
         data_inputs(model, node).into_iter().partition(|(_, v)| model.constant(*v).is_some());
-    let floats = |v: &ValueId| model.constant(*v).is_none_or(|t| t.dtype() == DType::Float && !t.is_empty());
-    if inputs.is_empty() || results.is_empty() || !consts.iter().all(|(_, v)| floats(v)) {
+    if inputs.is_empty() || results.is_empty() {
         return Ok(None);
     }
+    let factor = n.is("Mul") || n.is("Div");
+    if !consts.iter().all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor))) {
+        return Err("a constant that it reads would be too wrong in 8 bits".to_owned());
+    }
+    let swallowed = results.len() == 1
+        && model.only_use(results[0]).is_some_and(|(next, _)| target.swallows(&n.op.name, model, next));
     Ok(Some(Unit {
         node,
         role,
@@ -109,9 +114,21 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         results,
         clips: Vec::new(),
         limits: (f32::NEG_INFINITY, f32::INFINITY),
-        free_output: row.free_output,
+        free_output: row.free_output && !swallowed,
         gain: row.gain,
     }))
+}
+
+/// Whether a constant may be stored in 8 bits with one scale: an addend is then no more wrong than the sum, a factor multiplies
+/// its error.
+fn fits_codes(t: &Tensor, factor: bool) -> bool {
+    /// Of a factor, 40 dB.
+    const MOST: f64 = 1e-4;
+    let Some(floats) = t.floats().filter(|f| !f.is_empty() && t.dtype() == DType::Float) else { return false };
+    let Ok(affine) = super::emit::of_constant(&floats) else { return false };
+    let power = |f: &dyn Fn(f32) -> f32| floats.iter().map(|&x| f64::from(f(x)).powi(2)).sum::<f64>();
+    let error = power(&|x| x - affine.round_trip(x));
+    !factor || error <= MOST * power(&|x| x)
 }
 
 /// The node's weight as a site, when weight and bias can be stored in integers.
@@ -166,6 +183,8 @@ impl Units {
             self.producer.insert(after, i);
             self.all[i].clips.push(clip);
             self.all[i].results = vec![after];
+            // Codes end where the clip does; floats do not.
+            self.all[i].free_output = false;
         }
     }
 
