@@ -1,7 +1,7 @@
 //! Shape inference on whole models.
 
-use onnxzip::analysis::infer::{Types, infer, infer_for};
 use onnxzip::analysis::cost::cost;
+use onnxzip::analysis::infer::{Types, infer, infer_for};
 use onnxzip::ir::Model;
 use onnxzip::onnx;
 use onnxzip::ops::infer::{Dim, Elem};

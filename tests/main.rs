@@ -7,6 +7,7 @@ mod infer;
 mod interop;
 mod layers;
 mod proto;
+mod prune;
 mod roundtrip;
 mod simplify;
 mod tool;

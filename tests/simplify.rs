@@ -87,7 +87,11 @@ fn files_named_by_the_environment_are_simplified_and_a_second_run_changes_nothin
         let notes = simplify(&mut again);
         if onnx::to_bytes(&again).unwrap() != bytes || !notes.is_empty() {
             unstable += 1;
-            println!("UNSTABLE {} {:?}", out.display(), notes.first().map(|n| (&n.node, &n.what)));
+            println!(
+                "UNSTABLE {} {:?}",
+                out.display(),
+                notes.first().map(|n| (&n.node, &n.what))
+            );
         }
         println!("{} {:.1} ms", out.display(), took.as_secs_f64() * 1e3);
     }

@@ -10,8 +10,8 @@
 //! a quantized Conv has its weight as an unquantized one has.
 
 use super::infer::{Functions, Types, function_of, functions};
-use crate::ir::{GraphId, Model, NodeId, Origin, Tensor, Use, ValueId};
-use crate::ops::cost::{hands_on, is_parameter, macs};
+use crate::ir::{GraphId, Model, NodeId, Use, ValueId};
+use crate::ops::cost::{bodies, constant_size, hands_on, is_parameter, macs};
 use crate::ops::infer::{Call, Fact};
 use std::collections::BTreeMap;
 
@@ -74,6 +74,7 @@ pub fn cost(model: &Model, types: &Types) -> Cost {
     }
     let mut sums = Sums {
         model,
+        types,
         functions: functions(model),
         by_node: &by_node,
         done: BTreeMap::new(),
@@ -95,23 +96,10 @@ pub fn cost(model: &Model, types: &Types) -> Cost {
 
 /// Rank, elements and bytes of a constant: an initializer, or what a Constant node gives.
 fn constant(model: &Model, v: ValueId) -> Option<(usize, u64, u64)> {
-    let of = |t: &Tensor| (t.dims().len(), t.len() as u64, t.byte_len() as u64);
-    if let Some(t) = model.value(v).tensor() {
-        return Some(of(t));
-    }
-    let node = match model.value(v).origin() {
-        Origin::Node(n, _) if model.node(n).is("Constant") => model.node(n),
-        _ => return None,
-    };
-    let a = &node.attrs.first()?.proto;
-    let list = |n: usize, width: usize| Some((1, n as u64, (n * width) as u64));
-    match (a.name(), &a.t) {
-        ("value", Some(t)) => Tensor::from_proto(t.clone(), None).ok().map(|t| of(&t)),
-        ("value_floats", _) => list(a.floats.len(), 4),
-        ("value_ints", _) => list(a.ints.len(), 8),
-        ("value_float", _) => Some((0, 1, 4)),
-        ("value_int", _) => Some((0, 1, 8)),
-        _ => None,
+    let value = model.value(v);
+    match value.tensor() {
+        Some(t) => Some((t.dims().len(), t.len() as u64, t.byte_len() as u64)),
+        None => constant_size(model.node(value.producer()?)),
     }
 }
 
@@ -125,9 +113,7 @@ fn owner(model: &Model, v: ValueId) -> Option<NodeId> {
         };
         last = Some(n);
         let node = model.node(n);
-        let next = node
-            .output(0)
-            .filter(|_| hands_on(&node.op.name) && node.input(0) == Some(v));
+        let next = node.output(0).filter(|_| hands_on(node) && node.input(0) == Some(v));
         match next {
             Some(o) if model.readers(o).len() == 1 => v = o,
             _ => break,
@@ -160,6 +146,7 @@ fn node_macs(model: &Model, types: &Types, id: NodeId) -> Option<u64> {
 struct Sums<'m> {
     model: &'m Model,
     functions: Functions<'m>,
+    types: &'m Types,
     by_node: &'m BTreeMap<NodeId, Option<u64>>,
     done: BTreeMap<GraphId, Option<u64>>,
 }
@@ -182,9 +169,11 @@ impl Sums<'_> {
         let node = self.model.node(n);
         let called = function_of(&self.functions, node);
         let mut inner = 0u64;
-        for body in node.sub_graphs().chain(called) {
+        let condition = node.input(0).and_then(|v| self.types.fact(v).ints());
+        let (taken, one_of) = bodies(node, condition.as_deref());
+        for body in taken.into_iter().chain(called) {
             let macs = self.graph(body)?;
-            inner = if node.is("If") {
+            inner = if one_of {
                 inner.max(macs)
             } else {
                 inner.checked_add(macs)?

@@ -8,8 +8,9 @@
 //! fit. In a branch or a loop body it is none, since the body may never run with these dimensions: there, facts become
 //! unknown.
 
+use crate::data::Sample;
 use crate::ir::{DType, GraphId, Model, Node, NodeId, Origin, ValueId};
-use crate::ops::infer::{Bodies, Call, Dim, Fact, Rule, rule, show};
+use crate::ops::infer::{Bodies, Call, Dim, Fact, Rule, known, rule, show};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
 use pb::tensor_shape_proto::dimension::Value as DimValue;
@@ -78,10 +79,26 @@ pub fn infer_with(model: &Model, seen: &BTreeMap<ValueId, Vec<usize>>) -> Result
 /// # Errors
 /// When there is no such input, or it is declared otherwise; and as [`infer`].
 pub fn infer_for(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Result<Types> {
-    run(model, inputs, &BTreeMap::new())
+    let facts = inputs
+        .iter()
+        .map(|(name, dims)| (name.clone(), Fact::new(None, Some(known(dims)))));
+    run(model, &facts.collect(), &BTreeMap::new())
 }
 
-fn run(model: &Model, inputs: &BTreeMap<String, Vec<usize>>, seen: &BTreeMap<ValueId, Vec<usize>>) -> Result<Types> {
+/// As [`infer_for`], for one sample: small integer inputs are known by value too, and so are dimensions and conditions
+/// that depend on them.
+///
+/// # Errors
+/// As [`infer_for`].
+pub fn infer_sample(model: &Model, sample: &Sample) -> Result<Types> {
+    let facts = sample
+        .iter()
+        .map(|(name, t)| (name.clone(), Fact::constant(t)))
+        .collect();
+    run(model, &facts, &BTreeMap::new())
+}
+
+fn run(model: &Model, inputs: &BTreeMap<String, Fact>, seen: &BTreeMap<ValueId, Vec<usize>>) -> Result<Types> {
     let size = model.values().map(|(v, _)| v.index() + 1).max().unwrap_or(0);
     let names = bind(model, inputs)?;
     let mut walk = Walk {
@@ -107,8 +124,9 @@ fn run(model: &Model, inputs: &BTreeMap<String, Vec<usize>>, seen: &BTreeMap<Val
             continue;
         }
         let mut fact = walk.claims[port.value.index()].clone().unwrap_or_default();
-        if let Some(dims) = inputs.get(port.name()) {
-            fact.shape = Some(crate::ops::infer::known(dims));
+        if let Some(given) = inputs.get(port.name()) {
+            let dtype = given.dtype.or(fact.dtype);
+            fact = Fact { dtype, ..given.clone() };
         }
         walk.facts[port.value.index()] = fact;
     }
@@ -118,16 +136,16 @@ fn run(model: &Model, inputs: &BTreeMap<String, Vec<usize>>, seen: &BTreeMap<Val
 }
 
 /// What the names of dimensions stand for, given the dimensions of some inputs. A name with two meanings has none.
-fn bind(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Result<BTreeMap<String, Dim>> {
+fn bind(model: &Model, inputs: &BTreeMap<String, Fact>) -> Result<BTreeMap<String, Dim>> {
     let mut names: BTreeMap<String, Dim> = BTreeMap::new();
     let ports = model.main().inputs();
-    for (name, dims) in inputs {
+    for (name, given) in inputs {
         let port = ports.iter().find(|p| p.name() == name);
         let port = port.with_context(|| format!("the model has no input called {name}"))?;
-        let Some(declared) = declared(port.info.r#type.as_ref()).shape else {
+        let (Some(declared), Some(dims)) = (declared(port.info.r#type.as_ref()).shape, given.dims()) else {
             continue;
         };
-        let fits = declared.len() == dims.len() && !declared.iter().zip(dims).any(|(d, n)| d.differs(&Dim::Known(*n)));
+        let fits = declared.len() == dims.len() && !declared.iter().zip(&dims).any(|(d, n)| d.differs(&Dim::Known(*n)));
         ensure!(
             fits,
             "input {name} is declared {}, but is given {dims:?}",
@@ -135,7 +153,7 @@ fn bind(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Result<BTreeMap
         );
         for (d, n) in declared.into_iter().zip(dims) {
             if let Dim::Symbol(s) = d {
-                let n = Dim::Known(*n);
+                let n = Dim::Known(n);
                 let old = names.entry(s).or_insert_with(|| n.clone());
                 *old = old.or(&n);
             }
@@ -228,7 +246,14 @@ pub(super) fn function_of(functions: &Functions, node: &Node) -> Option<GraphId>
 pub(super) fn functions(model: &Model) -> Functions<'_> {
     let named = |g: &GraphId| {
         let f = model.graph(*g).function.as_ref()?;
-        Some(((crate::onnx::default_domain(f.domain()), f.name(), f.overload()), *g))
+        Some((
+            (
+                if f.domain() == "ai.onnx" { "" } else { f.domain() },
+                f.name(),
+                f.overload(),
+            ),
+            *g,
+        ))
     };
     model.functions().iter().filter_map(named).collect()
 }
@@ -285,7 +310,7 @@ impl Walk<'_> {
     fn complete(&self, v: ValueId, mut fact: Fact) -> Fact {
         let claim = self.claims[v.index()].as_ref();
         if let (Some(dims), None) = (self.seen.get(&v), &fact.holds) {
-            let mut run = Fact::new(None, Some(crate::ops::infer::known(dims)));
+            let mut run = Fact::new(None, Some(known(dims)));
             if let (Some(run), Some(claim)) = (&mut run.shape, claim.and_then(|c| c.shape.as_ref())) {
                 if run.len() == claim.len() {
                     let named = run.iter_mut().zip(claim).filter(|(_, c)| matches!(c, Dim::Symbol(_)));
@@ -314,12 +339,12 @@ impl Walk<'_> {
             return self.body(g, &inputs);
         }
         // Attributes that come from a call are not looked up.
-        let known = if node.has_attr_refs() || opset < 1 {
+        let by = if node.has_attr_refs() || opset < 1 {
             None
         } else {
             rule(&node.op.domain, &node.op.name)
         };
-        match known {
+        match by {
             None => {
                 for g in node.sub_graphs() {
                     self.body(g, &[])?;

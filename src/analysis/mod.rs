@@ -1,6 +1,7 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
 pub mod cost;
+pub mod groups;
 pub mod infer;
 pub mod sites;
 pub mod stats;

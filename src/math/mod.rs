@@ -19,5 +19,7 @@ pub mod histogram;
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+/// Rounding of weights so that errors cancel under the second moment of the input.
+pub mod rounding;
 /// A covariance from few samples, shrunk towards its diagonal.
 pub mod shrink;

@@ -4,7 +4,7 @@
 //! in float and in integer form. Elementwise work (activations, normalization, pooling) counts 0, as is usual.
 
 use super::infer::{Call, Dim, ELLIPSIS, Fact, equation, labels, product};
-use crate::ir::DType;
+use crate::ir::{DType, GraphId, Node, Tensor};
 
 /// The MACs of one operator, from the facts of its inputs and outputs.
 type Macs = fn(&Call, &[Option<&Fact>]) -> Option<u64>;
@@ -153,7 +153,7 @@ pub fn is_parameter(domain: &str, name: &str, slot: usize, dtype: DType, rank: u
 }
 
 /// True for operators that only hand on a constant in another form; what they are read by uses it.
-pub fn hands_on(name: &str) -> bool {
+pub fn hands_on(node: &Node) -> bool {
     const NAMES: &[&str] = &[
         "Cast",
         "DequantizeLinear",
@@ -164,5 +164,40 @@ pub fn hands_on(name: &str) -> bool {
         "Transpose",
         "Unsqueeze",
     ];
-    NAMES.contains(&name)
+    NAMES.contains(&node.op.name.as_str())
+}
+
+/// The sub-graphs that one run of a node may enter, and whether it enters only one of them. `condition` is the value of
+/// the first input, if it is known.
+pub fn bodies(node: &Node, condition: Option<&[i64]>) -> (Vec<GraphId>, bool) {
+    let branch = match (node.is("If"), condition) {
+        (true, Some([0])) => Some("else_branch"),
+        (true, Some([_])) => Some("then_branch"),
+        _ => None,
+    };
+    let all = match branch.and_then(|b| node.attr(b)) {
+        Some(a) => a.graphs.as_slice().to_vec(),
+        None => node.sub_graphs().collect(),
+    };
+    (all, node.is("If"))
+}
+
+/// Rank, elements and bytes of what a Constant node gives; `None` for other nodes, text and sparse tensors.
+pub fn constant_size(node: &Node) -> Option<(usize, u64, u64)> {
+    if !node.is("Constant") {
+        return None;
+    }
+    let a = &node.attrs.first()?.proto;
+    let list = |n: usize, width: u64| Some((1, n as u64, (n as u64).checked_mul(width)?));
+    match (a.name(), &a.t) {
+        ("value", Some(t)) => {
+            let t = Tensor::from_proto(t.clone(), None).ok()?;
+            Some((t.dims().len(), t.len() as u64, t.byte_len() as u64))
+        }
+        ("value_floats", _) => list(a.floats.len(), 4),
+        ("value_ints", _) => list(a.ints.len(), 8),
+        ("value_float", _) => Some((0, 1, 4)),
+        ("value_int", _) => Some((0, 1, 8)),
+        _ => None,
+    }
 }

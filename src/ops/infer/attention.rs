@@ -9,6 +9,7 @@ pub(super) const TABLE: Table = &[("Attention", attention), ("RotaryEmbedding", 
 
 pub(super) const MICROSOFT: Table = &[
     ("MultiHeadAttention", |c| Ok(vec![c.like(0)])),
+    ("LinearAttention", linear),
     ("RotaryEmbedding", super::norm::same),
 ];
 
@@ -69,5 +70,19 @@ fn attention(c: &Call) -> Result<Vec<Fact>> {
         Fact::new(dtype, Some(present(&k))),
         Fact::new(value_type, Some(present(&v))),
         Fact::new(dtype, Some(vec![b.clone(), n, l, total.clone()])),
+    ])
+}
+
+/// Q: [B, L, heads·d_k], K: [B, L, kv·d_k], V: [B, L, kv·d_v] → [B, L, heads·d_v], and the state [B, kv, d_k, d_v].
+fn linear(c: &Call) -> Result<Vec<Fact>> {
+    let (n, kv) = (count(c, "q_num_heads"), count(c, "kv_num_heads"));
+    let (Some([b, l, _]), Some([_, _, k]), Some([_, _, v])) = (c.shape(0), c.shape(1), c.shape(2)) else {
+        return Ok(vec![Fact::new(c.dtype(0), None)]);
+    };
+    let (d_k, d_v) = (over(k, &kv), over(v, &kv));
+    let state = vec![b.clone(), kv, d_k, d_v.clone()];
+    Ok(vec![
+        Fact::new(c.dtype(0), Some(vec![b.clone(), l.clone(), n.times(&d_v)])),
+        Fact::new(c.dtype(3), Some(state)),
     ])
 }

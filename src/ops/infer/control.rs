@@ -6,7 +6,7 @@
 
 use super::InferBodies;
 use super::call::{Call, axis_of};
-use super::fact::{Dim, Fact};
+use super::fact::{Dim, Elem, Fact};
 use crate::ir::{DType, GraphId, SubGraphs};
 use anyhow::Result;
 
@@ -83,15 +83,22 @@ fn loop_(c: &Call, bodies: &mut dyn Bodies) -> Result<Vec<Fact>> {
     let Some(g) = graph(c, "body") else { return Ok(vec![]) };
     let n = c.inputs.len().saturating_sub(2);
     let first: Vec<Fact> = (0..n).map(|i| c.fact(i + 2).cloned().unwrap_or_default()).collect();
+    let going = Fact::of(DType::Bool, &[]).with_elems(Some(vec![Elem::Int(1)])); // inside, the condition holds
     let inputs = |state: &[Fact]| {
-        let mut all = vec![Fact::of(DType::Int64, &[]), Fact::of(DType::Bool, &[])];
+        let mut all = vec![Fact::of(DType::Int64, &[]), going.clone()];
         all.extend_from_slice(state);
         all
     };
     let (state, out) = carried(g, first, bodies, inputs, 1)?;
     let mut facts = state;
     // How many iterations are run is known only when nothing can end the loop early.
-    facts.extend(out.iter().skip(n + 1).map(|f| stacked(f, Dim::Unknown, 0)));
+    let on = |f: Option<&Fact>| f.and_then(Fact::ints).is_some_and(|c| c == [1]);
+    let endless = (!c.has(1) || on(c.fact(1))) && on(out.first());
+    let count = match c.int(0) {
+        Some(n) if endless => Elem::Int(n.max(0)).dim(),
+        _ => Dim::Unknown,
+    };
+    facts.extend(out.iter().skip(n + 1).map(|f| stacked(f, count.clone(), 0)));
     Ok(facts)
 }
 

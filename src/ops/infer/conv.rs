@@ -2,12 +2,12 @@
 
 use super::Table;
 use super::call::{Call, agree};
-use super::fact::{Dim, Fact, show};
+use super::fact::{Dim, Fact, MAX_RANK, show};
 use crate::ir::DType;
 use anyhow::{Result, ensure};
 
 pub(super) const TABLE: Table = &[
-    ("CausalConvWithState", unknown_state),
+    ("CausalConvWithState", causal),
     ("Conv", |c| conv(c, 0, 1, Some(2), c.dtype(0).or(c.dtype(1)))),
     ("ConvInteger", |c| conv(c, 0, 1, None, Some(DType::Int32))),
     ("ConvTranspose", transpose),
@@ -207,7 +207,9 @@ fn transpose(c: &Call) -> Result<Vec<Fact>> {
 /// [N, C·∏block, L], image_shape, block_shape → [N, C, image…].
 fn col2im(c: &Call) -> Result<Vec<Fact>> {
     let (Some(x), Some(image)) = (c.shape(0), c.elems(1)) else {
-        return Ok(vec![Fact::new(c.dtype(0), None)]);
+        let axes = c.shape(1).and_then(|s| s.first()?.known()).filter(|n| *n < MAX_RANK);
+        let any = axes.map(|n| vec![Dim::Unknown; n + 2]);
+        return Ok(vec![Fact::new(c.dtype(0), any)]);
     };
     c.want_rank(0, 3)?;
     let block = c
@@ -219,7 +221,87 @@ fn col2im(c: &Call) -> Result<Vec<Fact>> {
     Ok(vec![Fact::new(c.dtype(0), Some(out))])
 }
 
-/// X: [N, C, L] → the same, and the state for the next call.
-fn unknown_state(c: &Call) -> Result<Vec<Fact>> {
-    Ok(vec![c.like(0), c.like(3)])
+/// X: [N, C, L], W: [C, 1, k] → the same, and the last k − 1 columns, for the next call.
+fn causal(c: &Call) -> Result<Vec<Fact>> {
+    let state = match (c.shape(0), c.shape(1)) {
+        (Some([n, channels, _]), Some([_, _, k])) => {
+            Some(vec![n.clone(), channels.clone(), k.map(|k| k.checked_sub(1))])
+        }
+        _ => None,
+    };
+    Ok(vec![c.like(0), Fact::new(c.dtype(0), state)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f};
+    use crate::ir::Attr;
+
+    fn conv(x: &str, w: &str, attrs: Vec<Attr>) -> String {
+        dims("Conv", 11, attrs, &[f(x), f(w)])
+    }
+
+    #[test]
+    fn conv_slides_with_stride_padding_and_dilation() {
+        let attrs = || vec![Attr::ints("strides", vec![2, 2]), Attr::ints("pads", vec![1, 1, 1, 1])];
+        assert_eq!(conv("N, 3, 224, 225", "64, 3, 3, 3", attrs()), "[N, 64, 112, 113]");
+        assert_eq!(
+            conv("1, 3, 10", "8, 3, 3", vec![Attr::ints("dilations", vec![4])]),
+            "[1, 8, 2]"
+        );
+    }
+
+    #[test]
+    fn a_conv_that_keeps_the_size_keeps_an_unknown_size_by_name() {
+        let attrs = vec![Attr::ints("pads", vec![1, 1, 1, 1])];
+        assert_eq!(conv("N, 3, H, ?", "8, 3, 3, 3", attrs), "[N, 8, H, ?]");
+        assert_eq!(conv("N, 3, H, W", "8, 3, 1, 1", vec![]), "[N, 8, H, W]");
+        assert_eq!(conv("N, 3, H, W", "8, 3, 3, 3", vec![]), "[N, 8, ?, ?]");
+    }
+
+    #[test]
+    fn same_padding_divides_and_rounds_up() {
+        let attrs = || vec![Attr::string("auto_pad", "SAME_UPPER"), Attr::ints("strides", vec![2])];
+        assert_eq!(conv("1, 3, 7", "8, 3, 3", attrs()), "[1, 8, 4]");
+        assert_eq!(conv("1, 3, 8", "8, 3, 3", attrs()), "[1, 8, 4]");
+    }
+
+    #[test]
+    fn channels_that_do_not_fit_are_refused() {
+        assert!(conv("1, 4, 8", "8, 3, 3", vec![]).starts_with("error: channels"));
+        assert_eq!(conv("1, 4, 8", "8, 2, 3", vec![Attr::int("group", 2)]), "[1, 8, 6]");
+        assert_eq!(conv("1, ?, 8", "8, 3, 3", vec![]), "[1, 8, 6]");
+    }
+
+    #[test]
+    fn hostile_attributes_do_no_harm() {
+        assert!(conv("1, 3, 8", "8, 3, 3", vec![Attr::ints("strides", vec![0])]).starts_with("error"));
+        assert!(conv("1, 3, 8", "8, 3, 3", vec![Attr::ints("pads", vec![1])]).starts_with("error"));
+        assert!(conv("1, 3, 8", "8, 3, 3", vec![Attr::int("group", 0)]).starts_with("error"));
+        let huge = vec![Attr::ints("dilations", vec![i64::MAX])];
+        assert_eq!(conv("1, 3, 8", "8, 3, 3", huge), "[1, 8, ?]");
+        assert_eq!(
+            conv("1, 3, 2", "8, 3, 3", vec![]),
+            "[1, 8, ?]",
+            "the kernel is larger than the input"
+        );
+    }
+
+    #[test]
+    fn transposed_conv_undoes_the_size() {
+        let attrs = vec![
+            Attr::ints("strides", vec![2]),
+            Attr::ints("pads", vec![1, 1]),
+            Attr::ints("output_padding", vec![1]),
+        ];
+        assert_eq!(
+            dims("ConvTranspose", 11, attrs, &[f("N, 8, 4"), f("8, 3, 3")]),
+            "[N, 3, 8]"
+        );
+        let given = vec![Attr::ints("output_shape", vec![10]), Attr::int("group", 2)];
+        assert_eq!(
+            dims("ConvTranspose", 11, given, &[f("N, 8, 4"), f("8, 3, 3")]),
+            "[N, 6, 10]"
+        );
+    }
 }

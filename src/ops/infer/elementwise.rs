@@ -73,6 +73,7 @@ pub(super) const TABLE: Table = &[
     ("Sqrt", unary),
     ("Sub", arithmetic),
     ("Sum", variadic),
+    ("SwiGLU", unary),
     ("Swish", unary),
     ("Tan", unary),
     ("Tanh", unary),
@@ -183,4 +184,61 @@ fn where_(c: &Call) -> Result<Vec<Fact>> {
     let dtype = c.dtype(1).or(c.dtype(2));
     let elems = shape.as_deref().and_then(|s| values::select(c, s));
     Ok(vec![Fact::new(dtype, shape).with_elems(elems)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, elems, f, facts, int, ints, typed};
+    use super::super::{Elem, Fact};
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn before_opset_7_the_second_operand_was_fitted_to_the_first() {
+        let x = [f("N, 3, 4"), f("3")];
+        assert_eq!(
+            dims("Add", 6, vec![Attr::int("broadcast", 1), Attr::int("axis", 1)], &x),
+            "[N, 3, 4]"
+        );
+        assert!(dims("Add", 7, vec![], &x).starts_with("error"));
+    }
+
+    #[test]
+    fn arithmetic_on_shapes_is_computed() {
+        assert_eq!(elems("Mul", 13, vec![], &[ints(&[2, 3]), int(4)]), "8 12");
+        assert_eq!(elems("Div", 13, vec![], &[ints(&[-7]), int(2)]), "-3", "towards zero");
+        assert_eq!(elems("Mod", 13, vec![], &[ints(&[-7]), int(2)]), "1");
+        assert_eq!(elems("Div", 13, vec![], &[ints(&[7]), int(0)]), "?");
+        assert_eq!(elems("Mul", 13, vec![], &[ints(&[i64::MAX]), int(2)]), "?");
+        assert_eq!(elems("Div", 13, vec![], &[ints(&[i64::MIN]), int(-1)]), "?");
+        assert_eq!(elems("Less", 13, vec![], &[ints(&[1, 3]), int(2)]), "1 0");
+    }
+
+    #[test]
+    fn names_survive_what_does_not_change_them() {
+        let n = Fact::list(vec![Elem::Symbol("N".into())]);
+        assert_eq!(elems("Mul", 13, vec![], &[n.clone(), int(1)]), "N");
+        assert_eq!(elems("Add", 13, vec![], &[n.clone(), int(1)]), "?");
+        assert_eq!(elems("Sub", 13, vec![], &[n.clone(), n.clone()]), "0");
+        assert_eq!(
+            elems("Equal", 13, vec![], &[n.clone(), int(-1)]),
+            "0",
+            "dimensions are not negative"
+        );
+        let cond = facts("Equal", 13, vec![], &[n.clone(), int(-1)])
+            .expect("fits")
+            .remove(0);
+        assert_eq!(elems("Where", 13, vec![], &[cond, int(1), n]), "N");
+    }
+
+    #[test]
+    fn casts_cut_off_and_keep_to_the_range() {
+        let x = super::super::testing::floats(&[2.9, -2.9, 1e30]);
+        let to = |d: DType| vec![Attr::int("to", d as i64)];
+        assert_eq!(elems("Cast", 13, to(DType::Int64), &[x]), "2 -2 ?");
+        assert_eq!(elems("Cast", 13, to(DType::Uint8), &[ints(&[300, 7])]), "? 7");
+        assert_eq!(
+            facts("Cast", 5, vec![Attr::string("to", "INT32")], &[f("N")]).expect("fits")[0],
+            typed(DType::Int32, "N")
+        );
+    }
 }

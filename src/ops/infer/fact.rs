@@ -10,6 +10,8 @@ use std::fmt;
 
 /// Tensors with more elements than this are not computed along.
 pub const MAX_ELEMS: usize = 1024;
+/// Of floats, which only scale factors and the like are wanted of, fewer.
+const MAX_FLOATS: usize = 64;
 /// No fact has more dimensions than this (a hostile file could ask for millions).
 pub const MAX_RANK: usize = 64;
 
@@ -158,6 +160,11 @@ impl From<&Dim> for Elem {
     }
 }
 
+/// True for types of floating point numbers that are computed along.
+fn is_real(d: DType) -> bool {
+    matches!(d, DType::Float | DType::Float16 | DType::Bfloat16 | DType::Double)
+}
+
 /// What is known of a value.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Fact {
@@ -192,6 +199,7 @@ impl Fact {
         let mut fact = Fact::new(dtype, Some(known(t.dims())));
         if t.len() <= MAX_ELEMS {
             fact.elems = match t.dtype() {
+                d if is_real(d) && t.len() > MAX_FLOATS => None,
                 DType::Float | DType::Float16 | DType::Bfloat16 => t
                     .to_f32()
                     .map(|x| x.iter().map(|&x| Elem::Float(f64::from(x))).collect()),
@@ -314,4 +322,48 @@ pub fn broadcast_dims(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::f;
+    use super::*;
+
+    fn both(a: &str, b: &str) -> String {
+        let (a, b) = (f(a).shape.expect("a shape"), f(b).shape.expect("a shape"));
+        broadcast_dims(&a, &b).map_or_else(|e| e.to_string(), |s| show(&s))
+    }
+
+    #[test]
+    fn broadcasting_keeps_what_is_certain() {
+        assert_eq!(both("2, 1, 4", "3, 1"), "[2, 3, 4]");
+        assert_eq!(both("N, 3", "1, 3"), "[N, 3]");
+        assert_eq!(both("N, 3", "N, ?"), "[N, 3]", "3 is not 1, so the other is 1 or 3");
+        assert_eq!(both("N", "M"), "[?]");
+        assert_eq!(both("?", "1"), "[?]");
+        assert_eq!(both("0", "1"), "[0]");
+        assert!(both("2", "3").contains("cannot be broadcast"));
+    }
+
+    #[test]
+    fn joining_branches_forgets_where_they_differ() {
+        assert_eq!(f("2, N, 4").or(&f("2, N, 5")), f("2, N, ?"));
+        assert_eq!(f("2").or(&f("2, 3")).shape, None);
+    }
+
+    #[test]
+    fn a_claim_fills_in_and_does_not_overrule() {
+        let mut fact = f("?, 3");
+        fact.fill_from(&f("N, 4"));
+        assert_eq!(fact, f("N, 3"));
+        fact.fill_from(&f("1, 2, 3"));
+        assert_eq!(fact, f("N, 3"));
+    }
+
+    #[test]
+    fn products_that_overflow_are_unknown() {
+        assert_eq!(Dim::Known(usize::MAX).times(&Dim::Known(2)), Dim::Unknown);
+        assert_eq!(Dim::Known(usize::MAX).plus(&Dim::Known(1)), Dim::Unknown);
+        assert_eq!(product(&[Dim::Known(usize::MAX), Dim::Known(3)]), None);
+    }
 }

@@ -135,3 +135,39 @@ fn unique(c: &Call) -> Result<Vec<Fact>> {
     let list = Fact::new(Some(DType::Int64), Some(vec![Dim::Unknown]));
     Ok(vec![Fact::new(c.dtype(0), out), list.clone(), list.clone(), list])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, elems, f, int, ints, typed};
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn gather_puts_the_indices_in_place_of_the_axis() {
+        let at = typed(DType::Int64, "5, 6");
+        assert_eq!(
+            dims("Gather", 13, vec![Attr::int("axis", 1)], &[f("N, 3, 4"), at.clone()]),
+            "[N, 5, 6, 4]"
+        );
+        assert_eq!(dims("Gather", 13, vec![], &[f("N, 3"), int(0)]), "[3]");
+        assert_eq!(elems("Gather", 13, vec![], &[ints(&[7, 8, 9]), int(-1)]), "9");
+        assert!(dims("Gather", 13, vec![], &[f("3"), int(3)]).starts_with("error"));
+        assert!(dims("Gather", 13, vec![Attr::int("axis", 9)], &[f("3"), at]).starts_with("error"));
+    }
+
+    #[test]
+    fn non_zero_of_known_elements_is_known() {
+        assert_eq!(dims("NonZero", 13, vec![], &[ints(&[1, 0, 1])]), "[1, 2]");
+        assert_eq!(elems("NonZero", 13, vec![], &[ints(&[1, 0, 1])]), "0 2");
+    }
+
+    #[test]
+    fn one_hot_puts_in_an_axis() {
+        let x = [typed(DType::Int64, "N, 3"), int(10), f("2")];
+        assert_eq!(dims("OneHot", 11, vec![], &x), "[N, 3, 10]");
+        assert_eq!(dims("OneHot", 11, vec![Attr::int("axis", 0)], &x), "[10, N, 3]");
+        assert_eq!(
+            dims("OneHot", 11, vec![], &[x[0].clone(), int(-4), f("2")]),
+            "[N, 3, ?]"
+        );
+    }
+}

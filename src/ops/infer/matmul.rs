@@ -200,3 +200,41 @@ fn einsum(c: &Call) -> Result<Vec<Fact>> {
     }
     Ok(vec![Fact::new(dtype, Some(out))])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f};
+    use crate::ir::Attr;
+
+    #[test]
+    fn matmul_follows_numpy() {
+        let mm = |a: &str, b: &str| dims("MatMul", 13, vec![], &[f(a), f(b)]);
+        assert_eq!(mm("N, L, 64", "64, 128"), "[N, L, 128]");
+        assert_eq!(mm("8, 1, 3, 4", "5, 4, 2"), "[8, 5, 3, 2]");
+        assert_eq!(mm("4", "4, 2"), "[2]");
+        assert_eq!(mm("3, 4", "4"), "[3]");
+        assert_eq!(mm("4", "4"), "[]");
+        assert!(mm("2, 3", "4, 5").starts_with("error: inner dimensions"));
+        assert_eq!(mm("2, K", "4, 5"), "[2, 5]");
+        assert!(mm("", "4, 5").starts_with("error"));
+    }
+
+    #[test]
+    fn gemm_transposes_and_checks_the_bias() {
+        let gemm = |attrs: Vec<Attr>, c: &str| dims("Gemm", 13, attrs, &[f("N, 4"), f("8, 4"), f(c)]);
+        assert_eq!(gemm(vec![Attr::int("transB", 1)], "8"), "[N, 8]");
+        assert!(gemm(vec![], "8").starts_with("error: inner dimensions"));
+        assert!(gemm(vec![Attr::int("transB", 1)], "7").starts_with("error"));
+        assert!(gemm(vec![Attr::int("transB", 1)], "2, 1, 8").starts_with("error"));
+    }
+
+    #[test]
+    fn einsum_reads_the_equation() {
+        let e = |eq: &str, a: &str, b: &str| dims("Einsum", 12, vec![Attr::string("equation", eq)], &[f(a), f(b)]);
+        assert_eq!(e("bij, bjk -> bik", "2, 3, 4", "2, 4, 5"), "[2, 3, 5]");
+        assert_eq!(e("...ij,...jk", "7, N, 3, 4", "4, 5"), "[7, N, 3, 5]");
+        assert_eq!(e("ij,ij->", "3, 4", "3, 4"), "[]");
+        assert!(e("ij,jk->ik", "3, 4", "5, 6").starts_with("error: label j"));
+        assert!(e("ij,jk->ik", "3, 4, 5", "5, 6").starts_with("error: a term"));
+    }
+}

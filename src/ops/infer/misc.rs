@@ -8,6 +8,7 @@ use anyhow::Result;
 
 pub(super) const TABLE: Table = &[
     ("BlackmanWindow", window),
+    ("ConcatFromSequence", joined),
     ("Constant", constant),
     ("ConstantOfShape", constant_of_shape),
     ("DFT", dft),
@@ -20,6 +21,7 @@ pub(super) const TABLE: Table = &[
     ("ImageDecoder", |_| {
         Ok(vec![Fact::new(Some(DType::Uint8), Some(vec![Dim::Unknown; 3]))])
     }),
+    ("MelWeightMatrix", mel),
     ("Multinomial", multinomial),
     ("NegativeLogLikelihoodLoss", loss),
     ("Optional", |c| {
@@ -44,13 +46,22 @@ pub(super) const TABLE: Table = &[
             .collect())
     }),
     ("SequenceConstruct", sequence),
+    ("SequenceEmpty", |c| {
+        Ok(vec![Fact::container(Fact::new(c.type_attr("dtype"), None))])
+    }),
     ("SequenceErase", |c| Ok(c.fact(0).cloned().into_iter().collect())),
     ("SequenceInsert", insert),
     ("SequenceLength", |_| Ok(vec![Fact::of(DType::Int64, &[])])),
     ("SoftmaxCrossEntropyLoss", loss),
+    ("STFT", stft),
+    ("SplitToSequence", |c| {
+        Ok(vec![Fact::container(Fact::new(c.dtype(0), None))])
+    }),
     ("StringConcat", |c| {
         Ok(vec![Fact::new(Some(DType::String), c.broadcast([0, 1])?)])
     }),
+    ("StringNormalizer", normalized),
+    ("StringSplit", split_text),
     ("TfIdfVectorizer", tf_idf),
 ];
 
@@ -196,13 +207,13 @@ fn dft(c: &Call) -> Result<Vec<Fact>> {
     } else {
         Some(-2)
     };
-    let (Some(axis), true) = (axis, !c.has(1) || c.int(1).is_some()) else {
+    let Some(axis) = axis else {
         return Ok(vec![Fact::new(c.dtype(0), Some(vec![Dim::Unknown; x.len()]))]);
     };
     let axis = axis_of(axis, x.len())?;
     let mut out = x.to_vec();
-    if let Some(n) = c.int(1) {
-        out[axis] = Elem::Int(n).dim();
+    if c.has(1) {
+        out[axis] = c.int(1).map_or(Dim::Unknown, |n| Elem::Int(n).dim());
     }
     let (inverse, half) = (c.int_or("inverse", 0) != 0, c.int_or("onesided", 0) != 0);
     let last = x.len() - 1;
@@ -255,4 +266,57 @@ fn insert(c: &Call) -> Result<Vec<Fact>> {
     Ok(vec![Fact::container(
         held.map_or_else(Fact::default, |h| h.or(&c.like(1))),
     )])
+}
+
+fn joined(c: &Call) -> Result<Vec<Fact>> {
+    let held = c.fact(0).and_then(|f| f.holds.as_deref());
+    let extra = usize::from(c.int_or("new_axis", 0) != 0);
+    let rank = held.and_then(Fact::rank).map(|r| vec![Dim::Unknown; r + extra]);
+    Ok(vec![Fact::new(held.and_then(|f| f.dtype), rank)])
+}
+
+/// num_mel_bins, dft_length, … → [⌊dft_length / 2⌋ + 1, num_mel_bins].
+fn mel(c: &Call) -> Result<Vec<Fact>> {
+    let one = |i: usize| c.int(i).map_or(Dim::Unknown, |n| Elem::Int(n).dim());
+    let dtype = c.type_attr("output_datatype").unwrap_or(DType::Float);
+    let out = vec![one(1).map(|n| Some(n / 2 + 1)), one(0)];
+    Ok(vec![Fact::new(Some(dtype), Some(out))])
+}
+
+/// signal [B, length, parts], frame_step, window, frame_length → [B, frames, bins, 2].
+fn stft(c: &Call) -> Result<Vec<Fact>> {
+    let batch = c.shape(0).and_then(|x| x.first()).cloned().unwrap_or_default();
+    let signal = c.shape(0).and_then(|x| x.get(1)).cloned().unwrap_or_default();
+    let frame = match (c.has(3), c.shape(2)) {
+        (true, _) => c.int(3).map_or(Dim::Unknown, |n| Elem::Int(n).dim()),
+        (false, Some([n])) => n.clone(),
+        _ => Dim::Unknown,
+    };
+    let step = c.int(1).and_then(|s| usize::try_from(s).ok());
+    let frames = signal.map(|n| n.checked_sub(frame.known()?)?.checked_div(step?)?.checked_add(1));
+    let half = c.int_or("onesided", 1) != 0;
+    let bins = frame.map(|n| Some(if half { n / 2 + 1 } else { n }));
+    Ok(vec![Fact::new(
+        c.dtype(0),
+        Some(vec![batch, frames, bins, Dim::Known(2)]),
+    )])
+}
+
+/// [C] or [1, C] → as many as are no stop words.
+fn normalized(c: &Call) -> Result<Vec<Fact>> {
+    let out = match c.shape(0) {
+        Some([_]) => Some(vec![Dim::Unknown]),
+        Some([one, _]) => Some(vec![one.clone(), Dim::Unknown]),
+        _ => None,
+    };
+    Ok(vec![Fact::new(Some(DType::String), out)])
+}
+
+/// One axis more, for the parts; their number for every text.
+fn split_text(c: &Call) -> Result<Vec<Fact>> {
+    let parts = c.shape(0).map(|x| [x, &[Dim::Unknown]].concat());
+    Ok(vec![
+        Fact::new(Some(DType::String), parts),
+        c.shaped(Some(DType::Int64), 0),
+    ])
 }

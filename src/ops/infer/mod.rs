@@ -21,6 +21,8 @@ mod reduce;
 mod resize;
 mod shape;
 mod slice;
+#[cfg(test)]
+mod testing;
 mod values;
 
 pub use call::{Call, axes_of, axis_of};
@@ -86,4 +88,27 @@ pub fn rule(domain: &str, name: &str) -> Option<Rule> {
     }
     let mut all = tables.iter().flat_map(|t| t.iter());
     all.find(|(n, _)| *n == name).map(|(_, f)| Rule::Plain(*f))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn an_operator_stands_in_one_table_only() {
+        for tables in [DEFAULT, MICROSOFT] {
+            let mut seen = BTreeSet::new();
+            for (name, _) in tables.iter().flat_map(|t| t.iter()) {
+                assert!(seen.insert(name), "{name} is there twice");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_in_no_table_has_no_rule() {
+        assert!(rule("", "NoSuchOperator").is_none());
+        assert!(rule("my.domain", "Conv").is_none());
+        assert!(matches!(rule("", "If"), Some(Rule::Bodies(_))));
+    }
 }

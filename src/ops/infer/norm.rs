@@ -83,3 +83,31 @@ fn layer(c: &Call) -> Result<Vec<Fact>> {
     let moment = Fact::new(Some(stash), moment);
     Ok(vec![c.like(0), moment.clone(), moment])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f, facts};
+    use super::super::{Fact, show};
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn softmax_flattened_before_opset_13() {
+        let s = |opset: i64| dims("Softmax", opset, vec![Attr::int("axis", 2)], &[f("N, 3")]);
+        assert_eq!(s(11), "[N, 3]");
+        assert!(s(13).starts_with("error: axis 2"));
+    }
+
+    #[test]
+    fn the_mask_of_dropout_changed_its_type() {
+        let mask = |opset: i64| facts("Dropout", opset, vec![], &[f("N, 3")]).expect("fits")[1].dtype;
+        assert_eq!(mask(7), Some(DType::Float));
+        assert_eq!(mask(12), Some(DType::Bool));
+    }
+
+    #[test]
+    fn layer_normalization_gives_moments_with_ones() {
+        let out = facts("LayerNormalization", 17, vec![Attr::int("axis", 1)], &[f("N, L, 8")]).expect("fits");
+        let shape = |f: &Fact| show(f.shape.as_deref().expect("a shape"));
+        assert_eq!([shape(&out[0]), shape(&out[1])], ["[N, L, 8]", "[N, 1, 1]"]);
+    }
+}

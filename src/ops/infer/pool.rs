@@ -93,3 +93,38 @@ fn roi_pool(c: &Call) -> Result<Vec<Fact>> {
 fn roi_align(c: &Call) -> Result<Vec<Fact>> {
     regions(c, c.int_or("output_height", 1), c.int_or("output_width", 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f};
+    use crate::ir::Attr;
+
+    fn pool(x: &str, k: i64, s: i64, pads: [i64; 2], ceil: i64) -> String {
+        let attrs = vec![
+            Attr::ints("kernel_shape", vec![k]),
+            Attr::ints("strides", vec![s]),
+            Attr::ints("pads", pads.to_vec()),
+            Attr::int("ceil_mode", ceil),
+        ];
+        dims("MaxPool", 12, attrs, &[f(x)])
+    }
+
+    #[test]
+    fn ceil_mode_adds_a_window_unless_it_starts_in_the_padding() {
+        assert_eq!(pool("1, 1, 6", 3, 2, [0, 0], 0), "[1, 1, 2]");
+        assert_eq!(pool("1, 1, 6", 3, 2, [0, 0], 1), "[1, 1, 3]");
+        assert_eq!(
+            pool("1, 1, 2", 1, 2, [0, 0], 1),
+            "[1, 1, 1]",
+            "the second window would start at 2"
+        );
+    }
+
+    #[test]
+    fn global_pooling_leaves_ones() {
+        assert_eq!(
+            dims("GlobalAveragePool", 1, vec![], &[f("N, 64, H, W")]),
+            "[N, 64, 1, 1]"
+        );
+    }
+}

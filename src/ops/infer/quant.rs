@@ -63,3 +63,23 @@ fn pooled(c: &Call, rule: Infer) -> Result<Vec<Fact>> {
     };
     Ok(vec![Fact::new(c.dtype(0), shape)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{f, facts, typed};
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn the_zero_point_gives_the_type() {
+        let q = |attrs: Vec<Attr>, x: &[super::Fact]| facts("QuantizeLinear", 21, attrs, x).expect("fits")[0].clone();
+        assert_eq!(
+            q(vec![], &[f("N, 3"), f(""), typed(DType::Int8, "")]),
+            typed(DType::Int8, "N, 3")
+        );
+        assert_eq!(q(vec![], &[f("N, 3"), f("")]), typed(DType::Uint8, "N, 3"));
+        let asked = vec![Attr::int("output_dtype", DType::Int16 as i64)];
+        assert_eq!(q(asked, &[f("N, 3"), f("")]), typed(DType::Int16, "N, 3"));
+        let back = facts("DequantizeLinear", 13, vec![], &[typed(DType::Int8, "N, 3"), f("")]);
+        assert_eq!(back.expect("fits")[0], f("N, 3"));
+    }
+}

@@ -47,3 +47,30 @@ fn recurrent(c: &Call, gates: usize) -> Result<Vec<Fact>> {
     let last = Fact::new(dtype, Some(last));
     Ok(vec![Fact::new(dtype, Some(y)), last.clone(), last])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::show;
+    use super::super::testing::{dims, f, facts};
+    use crate::ir::Attr;
+
+    #[test]
+    fn outputs_have_directions_and_hidden_size() {
+        let x = [f("T, N, 28"), f("2, 256, 28"), f("2, 256, 64")];
+        let attrs = || vec![Attr::string("direction", "bidirectional"), Attr::int("hidden_size", 64)];
+        let out = facts("LSTM", 14, attrs(), &x).expect("fits");
+        let shapes: Vec<String> = out.iter().map(|f| show(f.shape.as_deref().expect("a shape"))).collect();
+        assert_eq!(shapes, ["[T, 2, N, 64]", "[2, N, 64]", "[2, N, 64]"]);
+        assert!(
+            dims("LSTM", 14, vec![], &x).starts_with("error"),
+            "W says two directions"
+        );
+        assert!(dims("GRU", 14, attrs(), &x).starts_with("error"), "GRU has three gates");
+    }
+
+    #[test]
+    fn layout_1_puts_the_batch_first() {
+        let x = [f("N, T, 28"), f("1, 64, 28"), f("1, 64, 64")];
+        assert_eq!(dims("RNN", 14, vec![Attr::int("layout", 1)], &x), "[N, T, 1, 64]");
+    }
+}

@@ -100,3 +100,43 @@ fn top_k(c: &Call) -> Result<Vec<Fact>> {
         Fact::new(Some(DType::Int64), Some(out)),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, elems, f, ints};
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn axes_became_an_input() {
+        let attr = || vec![Attr::ints("axes", vec![-1]), Attr::int("keepdims", 0)];
+        assert_eq!(dims("ReduceSum", 11, attr(), &[f("N, 3, 4")]), "[N, 3]");
+        assert_eq!(dims("ReduceMean", 13, attr(), &[f("N, 3, 4")]), "[N, 3]");
+        assert_eq!(dims("ReduceMean", 18, vec![], &[f("N, 3, 4"), ints(&[1])]), "[N, 1, 4]");
+        assert!(dims("ReduceSum", 11, vec![Attr::ints("axes", vec![3])], &[f("N, 3, 4")]).starts_with("error"));
+    }
+
+    #[test]
+    fn no_axes_are_all_axes_or_none() {
+        assert_eq!(
+            dims("ReduceSum", 13, vec![Attr::int("keepdims", 0)], &[f("N, 3")]),
+            "[]"
+        );
+        let noop = vec![Attr::int("noop_with_empty_axes", 1)];
+        assert_eq!(dims("ReduceSum", 13, noop, &[f("N, 3")]), "[N, 3]");
+        let unknown = [f("N, 3"), super::super::testing::typed(DType::Int64, "1")];
+        assert_eq!(dims("ReduceSum", 13, vec![], &unknown), "[?, ?]");
+        assert_eq!(dims("ReduceSum", 13, vec![Attr::int("keepdims", 0)], &unknown), "any");
+    }
+
+    #[test]
+    fn products_of_shapes_are_values() {
+        assert_eq!(elems("ReduceProd", 13, vec![], &[ints(&[2, 3, 4])]), "24");
+    }
+
+    #[test]
+    fn top_k_reads_k_from_attribute_or_input() {
+        assert_eq!(dims("TopK", 9, vec![Attr::int("k", 2)], &[f("N, 5")]), "[N, 2]");
+        assert_eq!(dims("TopK", 11, vec![], &[f("N, 5"), ints(&[3])]), "[N, 3]");
+        assert!(dims("TopK", 11, vec![], &[f("N, 5"), ints(&[6])]).starts_with("error"));
+    }
+}

@@ -124,7 +124,15 @@ fn cropped(c: &Call, x: &[Dim], out: &mut [Dim], axes: &[usize], scales: &[f64])
 /// theta, size [N, C, H, W] or [N, C, D, H, W] → [N, H, W, 2] or [N, D, H, W, 3].
 fn affine_grid(c: &Call) -> Result<Vec<Fact>> {
     let Some(size) = c.elems(1).filter(|s| s.len() == 4 || s.len() == 5) else {
-        return Ok(vec![Fact::new(c.dtype(0), None)]);
+        let out = match c.shape(1) {
+            Some([Dim::Known(n @ (4 | 5))]) => {
+                let mut out = vec![Dim::Unknown; n - 1];
+                out.push(Dim::Known(n - 2));
+                Some(out)
+            }
+            _ => None,
+        };
+        return Ok(vec![Fact::new(c.dtype(0), out)]);
     };
     let mut out = vec![size[0].dim()];
     out.extend(size[2..].iter().map(Elem::dim));
@@ -146,4 +154,52 @@ fn grid_sample(c: &Call) -> Result<Vec<Fact>> {
     let mut out = vec![x[0].and(&grid[0]), x[1].clone()];
     out.extend_from_slice(&grid[1..grid.len() - 1]);
     Ok(vec![Fact::new(c.dtype(0), Some(out))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f, floats, ints};
+    use crate::ir::Attr;
+    use crate::ops::infer::Fact;
+
+    #[test]
+    fn resize_takes_scales_or_sizes() {
+        let none = Fact::default();
+        let scales = floats(&[1.0, 1.0, 2.0, 0.5]);
+        assert_eq!(
+            dims("Resize", 10, vec![], &[f("N, 3, 5, 5"), scales.clone()]),
+            "[N, 3, 10, 2]"
+        );
+        assert_eq!(
+            dims("Resize", 13, vec![], &[f("N, 3, 5, 5"), none.clone(), scales]),
+            "[N, 3, 10, 2]"
+        );
+        let sizes = ints(&[1, 3, 7, 9]);
+        let x = [f("N, 3, 5, 5"), none.clone(), floats(&[]), sizes];
+        assert_eq!(dims("Resize", 13, vec![], &x), "[1, 3, 7, 9]");
+        let x = [f("N, 3, 5, 5"), none.clone(), none, ints(&[7, 9])];
+        assert_eq!(
+            dims("Resize", 18, vec![Attr::ints("axes", vec![2, 3])], &x),
+            "[N, 3, 7, 9]"
+        );
+    }
+
+    #[test]
+    fn one_factor_for_all_axes_when_the_aspect_is_kept() {
+        let x = [f("1, 1, 4, 8"), Fact::default(), Fact::default(), ints(&[6, 6])];
+        let attrs = |p: &str| {
+            vec![
+                Attr::ints("axes", vec![2, 3]),
+                Attr::string("keep_aspect_ratio_policy", p),
+            ]
+        };
+        assert_eq!(dims("Resize", 18, attrs("not_larger"), &x), "[1, 1, 3, 6]");
+        assert_eq!(dims("Resize", 18, attrs("not_smaller"), &x), "[1, 1, 6, 12]");
+    }
+
+    #[test]
+    fn hostile_scales_are_unknown_sizes() {
+        let scales = floats(&[f64::INFINITY, -1.0]);
+        assert_eq!(dims("Upsample", 9, vec![], &[f("2, 2"), scales]), "[?, ?]");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::Table;
 use super::call::{Call, agree, axes_of, axis_of};
-use super::fact::{Dim, Elem, Fact, MAX_ELEMS, broadcast_dims, product, show};
+use super::fact::{Dim, Elem, Fact, MAX_ELEMS, MAX_RANK, broadcast_dims, product, show};
 use super::values::{gather, spread, strides};
 use crate::ir::DType;
 use anyhow::{Context, Result, bail, ensure};
@@ -37,7 +37,7 @@ fn reshape(c: &Call) -> Result<Vec<Fact>> {
     };
     let Some(wanted) = wanted else {
         let rank = c.shape(1).and_then(|s| match s {
-            [Dim::Known(n)] => Some(*n).filter(|n| *n <= super::fact::MAX_RANK),
+            [Dim::Known(n)] => Some(*n).filter(|n| *n <= MAX_RANK),
             _ => None,
         });
         return renamed(c, rank.map(|r| vec![Dim::Unknown; r]));
@@ -159,13 +159,11 @@ fn unsqueeze(c: &Call) -> Result<Vec<Fact>> {
             .fact(1)
             .and_then(Fact::dims)
             .and_then(|d| d.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
-        let rank = added
-            .and_then(|n| n.checked_add(x.len()))
-            .filter(|r| *r <= super::fact::MAX_RANK);
+        let rank = added.and_then(|n| n.checked_add(x.len())).filter(|r| *r <= MAX_RANK);
         return renamed(c, rank.map(|r| vec![Dim::Unknown; r]));
     };
     let rank = x.len() + axes.len();
-    ensure!(rank <= super::fact::MAX_RANK, "Unsqueeze to {rank} dimensions");
+    ensure!(rank <= MAX_RANK, "Unsqueeze to {rank} dimensions");
     let axes = axes_of(&axes, rank)?;
     let mut old = x.iter();
     let dim = |i: usize| match axes.contains(&i) {
@@ -178,12 +176,12 @@ fn unsqueeze(c: &Call) -> Result<Vec<Fact>> {
 fn expand(c: &Call) -> Result<Vec<Fact>> {
     let wanted = c.elems(1).map(|e| e.iter().map(Elem::dim).collect::<Vec<Dim>>());
     let (Some(x), Some(wanted)) = (c.shape(0), wanted) else {
-        let rank = match (c.shape(0), c.shape(1)) {
-            (Some(x), Some([Dim::Known(n)])) => Some(x.len().max(*n)),
+        // A dimension that is not 1 stays, whatever the other operand says.
+        let out = match (c.shape(0), c.shape(1)) {
+            (Some(x), Some([Dim::Known(n)])) if *n <= MAX_RANK => Some(broadcast_dims(x, &vec![Dim::Unknown; *n])?),
             _ => None,
         };
-        let rank = rank.filter(|r| *r <= super::fact::MAX_RANK);
-        return Ok(vec![Fact::new(c.dtype(0), rank.map(|r| vec![Dim::Unknown; r]))]);
+        return Ok(vec![Fact::new(c.dtype(0), out)]);
     };
     let out = broadcast_dims(x, &wanted)?;
     let elems = c.fact(0).and_then(|f| spread(f, &out));
@@ -364,4 +362,125 @@ fn blocks(c: &Call, to_space: bool) -> Result<Vec<Fact>> {
         vec![x[0].clone(), up(&x[1], square), down(&x[2], b)?, down(&x[3], b)?]
     };
     Ok(vec![Fact::new(c.dtype(0), Some(out))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, elems, f, ints, typed};
+    use super::*;
+    use crate::ir::Attr;
+
+    fn to(x: &str, shape: &Fact) -> String {
+        dims("Reshape", 14, vec![], &[f(x), shape.clone()])
+    }
+
+    #[test]
+    fn reshape_copies_with_0_and_infers_with_minus_1() {
+        assert_eq!(to("2, 3, 4", &ints(&[0, -1])), "[2, 12]");
+        assert_eq!(to("N, 3, 4", &ints(&[0, -1])), "[N, 12]");
+        assert_eq!(
+            to("N, 3, 4", &ints(&[-1, 12])),
+            "[?, 12]",
+            "N · 12 / 12 is only known by algebra on names"
+        );
+        assert_eq!(to("N, L, 8", &ints(&[0, 0, 2, 4])), "[N, L, 2, 4]");
+    }
+
+    #[test]
+    fn names_on_both_sides_cancel() {
+        let n = Fact::list(vec![Elem::Symbol("N".into()), Elem::Int(-1)]);
+        assert_eq!(to("N, 3, 4", &n), "[N, 12]");
+        assert_eq!(to("3, N", &n), "[N, 3]");
+        let open = Fact::list(vec![Elem::Unknown, Elem::Int(6)]);
+        assert_eq!(to("2, 3, 4", &open), "[4, 6]", "what is open is what is left");
+    }
+
+    #[test]
+    fn reshape_to_another_number_of_elements_is_refused() {
+        assert!(to("2, 3", &ints(&[4, 2])).starts_with("error"));
+        assert!(to("2, 3", &ints(&[4, -1])).starts_with("error"));
+        assert!(to("2, 3", &ints(&[-1, -1])).starts_with("error"));
+        assert!(to("2, 3", &ints(&[-7])).starts_with("error"));
+        assert!(
+            to("6", &ints(&[2, 3, 0])).starts_with("error"),
+            "there is no third dimension to copy"
+        );
+        assert_eq!(to("N, 3", &ints(&[4, 2])), "[4, 2]");
+        assert_eq!(
+            to("2, 3", &ints(&[i64::MAX, i64::MAX])),
+            format!("[{0}, {0}]", i64::MAX)
+        );
+    }
+
+    #[test]
+    fn allowzero_means_zero() {
+        let attrs = vec![Attr::int("allowzero", 1)];
+        assert_eq!(dims("Reshape", 14, attrs, &[f("3, 0"), ints(&[0, 7])]), "[0, 7]");
+    }
+
+    #[test]
+    fn squeeze_and_unsqueeze_take_axes_as_attribute_then_as_input() {
+        let axes = |v: &[i64]| vec![Attr::ints("axes", v.to_vec())];
+        assert_eq!(dims("Squeeze", 11, axes(&[-1]), &[f("N, 1")]), "[N]");
+        assert_eq!(dims("Squeeze", 13, vec![], &[f("N, 1"), ints(&[1])]), "[N]");
+        assert_eq!(dims("Squeeze", 13, vec![], &[f("N, 1")]), "any", "N may be 1");
+        assert!(dims("Squeeze", 11, axes(&[0]), &[f("2, 1")]).starts_with("error"));
+        assert_eq!(dims("Unsqueeze", 11, axes(&[0, -1]), &[f("N")]), "[1, N, 1]");
+        assert_eq!(
+            dims("Unsqueeze", 13, vec![], &[f("N"), typed(DType::Int64, "2")]),
+            "[?, ?, ?]"
+        );
+        assert!(dims("Unsqueeze", 13, vec![], &[f("N"), ints(&[5])]).starts_with("error"));
+        assert!(dims("Unsqueeze", 13, vec![], &[f("N"), ints(&[0, 0])]).starts_with("error"));
+    }
+
+    #[test]
+    fn shapes_are_values() {
+        assert_eq!(elems("Shape", 13, vec![], &[f("N, 3, ?")]), "N 3 ?");
+        assert_eq!(elems("Shape", 15, vec![Attr::int("start", -2)], &[f("N, 3, 4")]), "3 4");
+        assert_eq!(elems("Shape", 15, vec![Attr::int("start", 9)], &[f("N, 3, 4")]), "");
+        assert_eq!(elems("Size", 13, vec![], &[f("2, 3")]), "6");
+        assert_eq!(
+            elems("Concat", 13, vec![Attr::int("axis", 0)], &[ints(&[1]), ints(&[2, 3])]),
+            "1 2 3"
+        );
+        let partly = [ints(&[1]), typed(DType::Int64, "1")];
+        assert_eq!(elems("Concat", 13, vec![Attr::int("axis", 0)], &partly), "1 ?");
+    }
+
+    #[test]
+    fn concat_adds_and_compares() {
+        let cat = |a: &str, b: &str| dims("Concat", 13, vec![Attr::int("axis", 1)], &[f(a), f(b)]);
+        assert_eq!(cat("N, 3, ?", "?, 4, 7"), "[N, 7, 7]");
+        assert_eq!(cat("N, C", "N, 4"), "[N, ?]");
+        assert!(cat("2, 3", "4, 3").starts_with("error"));
+        assert!(cat("2, 3", "4").starts_with("error"));
+    }
+
+    #[test]
+    fn transpose_and_flatten_and_blocks() {
+        assert_eq!(dims("Transpose", 13, vec![], &[f("N, 3, 4")]), "[4, 3, N]");
+        let perm = |p: &[i64]| vec![Attr::ints("perm", p.to_vec())];
+        assert_eq!(dims("Transpose", 13, perm(&[0, 2, 1]), &[f("N, 3, 4")]), "[N, 4, 3]");
+        assert!(dims("Transpose", 13, perm(&[0, 0, 1]), &[f("N, 3, 4")]).starts_with("error"));
+        assert_eq!(dims("Flatten", 13, vec![], &[f("N, 3, 4")]), "[N, 12]");
+        assert_eq!(
+            dims("Flatten", 13, vec![Attr::int("axis", 3)], &[f("2, 3, 4")]),
+            "[24, 1]"
+        );
+        assert_eq!(
+            dims("DepthToSpace", 13, vec![Attr::int("blocksize", 2)], &[f("N, 8, 3, W")]),
+            "[N, 2, 6, ?]"
+        );
+        assert!(dims("SpaceToDepth", 13, vec![Attr::int("blocksize", 2)], &[f("N, 8, 3, 4")]).starts_with("error"));
+    }
+
+    #[test]
+    fn expand_broadcasts_both_ways() {
+        assert_eq!(dims("Expand", 13, vec![], &[f("3, 1"), ints(&[2, 1, 6])]), "[2, 3, 6]");
+        assert_eq!(
+            dims("Expand", 13, vec![], &[f("3, 1"), typed(DType::Int64, "2")]),
+            "[3, ?]"
+        );
+    }
 }

@@ -278,3 +278,90 @@ fn compress(c: &Call) -> Result<Vec<Fact>> {
     };
     Ok(vec![Fact::new(c.dtype(0), out)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, elems, f, facts, ints, typed};
+    use super::taken;
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn slice_takes_what_numpy_takes() {
+        assert_eq!(taken(10, 2, 8, 3), Some((2, 2)));
+        assert_eq!(taken(10, -3, i64::MAX, 1), Some((7, 3)));
+        assert_eq!(taken(10, -1, i64::MIN, -1), Some((9, 10)));
+        assert_eq!(taken(10, 20, 0, -4), Some((9, 3)));
+        assert_eq!(taken(10, 8, 2, 1), Some((8, 0)));
+        assert_eq!(taken(0, 0, 5, 1), Some((0, 0)));
+        assert_eq!(taken(0, -1, i64::MIN, -1).map(|t| t.1), Some(0));
+        assert_eq!(taken(10, i64::MIN, i64::MAX, i64::MAX), Some((0, 1)));
+        assert_eq!(taken(10, i64::MAX, i64::MIN, i64::MIN).map(|t| t.1), Some(1));
+    }
+
+    #[test]
+    fn slice_read_attributes_before_opset_10() {
+        let attrs = vec![
+            Attr::ints("starts", vec![1]),
+            Attr::ints("ends", vec![-1]),
+            Attr::ints("axes", vec![1]),
+        ];
+        assert_eq!(dims("Slice", 9, attrs, &[f("N, 6")]), "[N, 4]");
+        assert_eq!(
+            dims("Slice", 13, vec![], &[f("N, 6"), ints(&[1]), ints(&[-1]), ints(&[1])]),
+            "[N, 4]"
+        );
+    }
+
+    #[test]
+    fn a_slice_that_takes_all_keeps_a_name() {
+        let all = [f("N, 6"), ints(&[0]), ints(&[i64::MAX]), ints(&[0])];
+        assert_eq!(dims("Slice", 13, vec![], &all), "[N, 6]");
+        let some = [f("N, 6"), ints(&[0]), ints(&[5]), ints(&[0])];
+        assert_eq!(dims("Slice", 13, vec![], &some), "[?, 6]");
+        assert!(dims("Slice", 13, vec![], &[f("N, 6"), ints(&[0]), ints(&[5]), ints(&[2])]).starts_with("error"));
+        let still = [f("N, 6"), ints(&[0]), ints(&[5]), ints(&[1]), ints(&[0])];
+        assert!(dims("Slice", 13, vec![], &still).starts_with("error"));
+    }
+
+    #[test]
+    fn slices_of_shapes_are_values() {
+        let x = [
+            ints(&[10, 20, 30]),
+            ints(&[-1]),
+            ints(&[i64::MIN]),
+            ints(&[0]),
+            ints(&[-1]),
+        ];
+        assert_eq!(elems("Slice", 13, vec![], &x), "30 20 10");
+    }
+
+    #[test]
+    fn pad_has_inputs_since_opset_11_and_axes_since_18() {
+        let pads = vec![Attr::ints("pads", vec![0, 1, 0, 2])];
+        assert_eq!(dims("Pad", 2, pads, &[f("N, 6")]), "[N, 9]");
+        assert_eq!(dims("Pad", 13, vec![], &[f("N, 6"), ints(&[0, -1, 0, -2])]), "[N, 3]");
+        let x = [f("N, 6"), ints(&[1, 2]), f(""), ints(&[-1])];
+        assert_eq!(dims("Pad", 18, vec![], &x), "[N, 9]");
+        assert!(dims("Pad", 13, vec![], &[f("N, 6"), ints(&[0, 1])]).starts_with("error"));
+        assert_eq!(
+            dims("Pad", 13, vec![], &[f("N, 6"), typed(DType::Int64, "4")]),
+            "[?, ?]"
+        );
+    }
+
+    #[test]
+    fn split_without_outputs_does_no_harm() {
+        assert_eq!(
+            facts("Split", 13, vec![], &[f("N, 6"), ints(&[])]).expect("none").len(),
+            0
+        );
+        assert_eq!(
+            super::equal_parts(&super::Dim::Known(7), 3),
+            [3, 3, 1].map(super::Dim::Known)
+        );
+        assert_eq!(
+            super::equal_parts(&super::Dim::Known(1), 3),
+            [1, 0, 0].map(super::Dim::Known)
+        );
+    }
+}
