@@ -51,6 +51,10 @@ fn check_opsets(proto: &pb::ModelProto) -> Result<()> {
     ensure!(!missing, "not a valid ONNX model: it imports no operator set");
     let bad = proto.opset_import.iter().find(|o| o.version() < 1);
     let domain = bad.map_or("", |o| o.domain());
-    ensure!(bad.is_none(), "opset {} of domain {domain:?} does not exist", bad.map_or(0, |o| o.version()));
+    ensure!(
+        bad.is_none(),
+        "opset {} of domain {domain:?} does not exist",
+        bad.map_or(0, |o| o.version())
+    );
     Ok(())
 }
