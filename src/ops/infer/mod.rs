@@ -6,6 +6,7 @@
 
 mod attention;
 mod call;
+mod concat;
 mod control;
 mod conv;
 mod elementwise;
@@ -42,6 +43,7 @@ type Table = &'static [(&'static str, Infer)];
 /// The tables of the default domain. A name is in one of them only.
 const DEFAULT: &[Table] = &[
     attention::TABLE,
+    concat::TABLE,
     conv::TABLE,
     elementwise::TABLE,
     gather::TABLE,

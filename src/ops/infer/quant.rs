@@ -2,7 +2,7 @@
 
 use super::call::Call;
 use super::fact::Fact;
-use super::{Infer, Table, pool, shape};
+use super::{Infer, Table, concat, pool};
 use crate::ir::DType;
 use anyhow::Result;
 
@@ -17,7 +17,7 @@ pub(super) const MICROSOFT: Table = &[
     ("QLinearAdd", binary),
     ("QLinearAveragePool", |c| pooled(c, pool::pool)),
     ("QLinearConcat", |c| {
-        Ok(vec![shape::concat(c, (2..c.inputs.len()).step_by(3))?])
+        Ok(vec![concat::concat(c, (2..c.inputs.len()).step_by(3))?])
     }),
     ("QLinearGlobalAveragePool", |c| pooled(c, pool::global)),
     ("QLinearLeakyRelu", |c| Ok(vec![c.like(0)])),
