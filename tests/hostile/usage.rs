@@ -22,7 +22,6 @@ fn a_bad_pass_list_is_refused_with_what_there_is() {
         passes("int8(ranges=minmax", "parenthesis"),
         passes("simplify)", "simplify"),
         passes("simplify,,int8", "no pass"),
-        passes("simplify,int8,", "passes"),
     ]);
 }
 
