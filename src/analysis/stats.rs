@@ -217,12 +217,16 @@ impl Runner<'_> {
         let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
         let plan: Vec<(usize, Measure)> = jobs.iter().map(|j| (place[&j.value], j.measure.clone())).collect();
         let name = |v: ValueId| self.model.value(v).name.clone();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.max(1)).build()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.max(1))
+            .build()?;
         in_order(
             n,
             self.threads,
             |i| {
-                let values = session.run(&self.samples.get(i)?).with_context(|| format!("sample {i}"))?;
+                let values = session
+                    .run(&self.samples.get(i)?)
+                    .with_context(|| format!("sample {i}"))?;
                 let part = |(at, m): &(usize, Measure)| {
                     let named = || format!("{}, sample {i}", name(wanted[*at].0));
                     fold::part(m, &values[*at], i, n).with_context(named)
@@ -254,3 +258,6 @@ impl Stats {
         }
     }
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests;

@@ -73,8 +73,8 @@ fn reads_of(model: &Model, id: NodeId, out: &mut Vec<ValueId>) -> Result<(), Not
 #[cfg(all(test, feature = "tract"))]
 mod tests {
     use super::*;
-    use crate::engine::tract::Tract;
     use crate::engine::testing::{Builder, ints};
+    use crate::engine::tract::Tract;
     use crate::ir::{Attr, DType};
 
     #[test]
@@ -101,7 +101,10 @@ mod tests {
         let x = b.constant("x", Tensor::new(&[4], vec![7i64, -7, 7, -7]));
         let y = b.constant("y", Tensor::new(&[4], vec![2i64, 2, -2, -2]));
         let q = b.op("Div", &[x, y], vec![]);
-        assert_eq!(ints(&evaluate(&Tract, &b.model, &[q]).expect("constant")[0]), [3, -3, -3, 3]);
+        assert_eq!(
+            ints(&evaluate(&Tract, &b.model, &[q]).expect("constant")[0]),
+            [3, -3, -3, 3]
+        );
     }
 
     #[test]
@@ -112,7 +115,12 @@ mod tests {
         let e = evaluate(&Tract, &b.model, &[y]).expect_err("x is an input");
         assert!(e.0.contains("input x"), "{e}");
         let r = b.op("RandomNormal", &[], vec![Attr::ints("shape", vec![2])]);
-        assert!(evaluate(&Tract, &b.model, &[r]).expect_err("random").0.contains("random"));
+        assert!(
+            evaluate(&Tract, &b.model, &[r])
+                .expect_err("random")
+                .0
+                .contains("random")
+        );
     }
 
     #[test]

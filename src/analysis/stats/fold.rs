@@ -66,10 +66,7 @@ pub enum Part {
 
 /// True for the types that are measured.
 pub fn is_float(dtype: DType) -> bool {
-    matches!(
-        dtype,
-        DType::Float | DType::Double | DType::Float16 | DType::Bfloat16
-    )
+    matches!(dtype, DType::Float | DType::Double | DType::Float16 | DType::Bfloat16)
 }
 
 /// What a value of sample number `sample` of `samples` adds to a measure; `None` when it is no float tensor.
@@ -199,5 +196,9 @@ fn add_rows(grams: &mut [Gram], rows: &Rows) -> Result<()> {
     let add = |(gram, data): (&mut Gram, &[f32])| {
         gram.add_rows(ArrayView2::from_shape((data.len() / rows.dim, rows.dim), data)?)
     };
-    grams.par_iter_mut().zip(rows.data.par_chunks_exact(chunk)).map(add).collect()
+    grams
+        .par_iter_mut()
+        .zip(rows.data.par_chunks_exact(chunk))
+        .map(add)
+        .collect()
 }

@@ -42,7 +42,10 @@ pub fn shape(dims: &[usize], patch: &Patch) -> Result<(usize, usize)> {
 pub fn axis_of(dims: &[usize], axis: i64) -> Result<usize> {
     let rank = dims.len() as i64;
     let front = if axis < 0 { axis + rank } else { axis };
-    ensure!((0..rank).contains(&front), "has dimensions {dims:?}, and no axis {axis}");
+    ensure!(
+        (0..rank).contains(&front),
+        "has dimensions {dims:?}, and no axis {axis}"
+    );
     Ok(front as usize)
 }
 
@@ -144,7 +147,11 @@ impl Windows {
             let reach = kernel[i].checked_sub(1).and_then(|k| k.checked_mul(dilations[i]));
             let reach = reach.context("windows of size zero")?;
             let padded = sizes[i].saturating_add(pads[i]).saturating_add(pads[i + rank]);
-            counts.push(if padded > reach { (padded - reach - 1) / strides[i] + 1 } else { 0 });
+            counts.push(if padded > reach {
+                (padded - reach - 1) / strides[i] + 1
+            } else {
+                0
+            });
         }
         let mut taps = vec![Vec::new()];
         for i in 0..rank {
