@@ -1,1 +1,5 @@
-fn main() {}
+//! The `onnxzip` command.
+
+fn main() -> std::process::ExitCode {
+    onnxzip::cli::main().into()
+}

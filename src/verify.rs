@@ -176,7 +176,9 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
     }
     let ends: Vec<ValueId> = pairs.iter().map(|p| p.original).collect();
     for end in ends {
-        let Some(node) = original.value(end).producer() else { continue };
+        let Some(node) = original.value(end).producer() else {
+            continue;
+        };
         let n = original.node(node);
         let saturates = ["Softmax", "Sigmoid", "Tanh", "LogSoftmax", "HardSigmoid"];
         let Some(before) = n.input(0).filter(|_| saturates.iter().any(|s| n.is(s))) else {
@@ -217,7 +219,7 @@ impl Meter {
         let (Some(a), Some(b)) = (x.to_f32(), y.to_f32()) else {
             return Ok(()); // strings are not compared
         };
-        self.gap.add(&a, &b);
+        self.gap.add(&a, &b)?;
         for &v in a.iter().filter(|v| v.is_finite()) {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
@@ -236,7 +238,7 @@ impl Meter {
             sqnr_db: self.gap.sqnr_db(),
             cosine: self.gap.cosine(),
             top1: (self.decisions > 0).then(|| self.agree as f64 / self.decisions as f64),
-            broken: self.gap.broken(),
+            broken: self.gap.broken,
             constant: self.least == self.most,
         }
     }
@@ -296,7 +298,9 @@ fn exceeds(g: &OutputGap, budget: &Budget) -> Option<String> {
     if let (Some(most), Some(top1)) = (budget.top1, g.top1) {
         if 1.0 - top1 > most {
             let (changed, most) = ((1.0 - top1) * 100.0, most * 100.0);
-            return Some(format!("output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"));
+            return Some(format!(
+                "output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"
+            ));
         }
     }
     let least = budget.cosine.filter(|least| g.cosine.is_nan() || g.cosine < *least)?;
@@ -347,7 +351,10 @@ mod tests {
     #[test]
     fn decisions_are_counted_along_the_class_axis() {
         let t = Tensor::new(&[2, 3], vec![0f32, 1., 2., 5., 1., 0.]);
-        assert_eq!(decisions(&t, &[0., 1., 2., 5., 1., 0.], &[0., 9., 2., 5., 1., 0.]), (1, 2));
+        assert_eq!(
+            decisions(&t, &[0., 1., 2., 5., 1., 0.], &[0., 9., 2., 5., 1., 0.]),
+            (1, 2)
+        );
         let image = Tensor::new(&[1, 2, 2, 2], vec![0f32; 8]);
         assert_eq!(decisions(&image, &[0.; 8], &[0.; 8]), (0, 0));
     }

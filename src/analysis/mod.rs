@@ -1,3 +1,8 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
+mod claims;
+pub mod cost;
+pub mod groups;
+pub mod infer;
+pub mod sites;
 pub mod stats;

@@ -71,10 +71,7 @@ impl Dataset {
     /// # Errors
     /// When there are, but they do not fit the model.
     pub fn beside(model_path: &Path, model: &Model) -> Result<Option<Dataset>> {
-        let folder = match model_path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
+        let folder = crate::onnx::folder_of(model_path);
         match pb_files::PbFolders::any_below(folder) {
             true => Dataset::open(folder, model).map(Some),
             false => Ok(None),
@@ -166,6 +163,16 @@ impl Samples {
     /// As [`Dataset::get`].
     pub fn get(&self, i: usize) -> Result<Sample> {
         self.set.get(self.indices[i])
+    }
+    /// Every `step`-th of them, beginning with number `from`.
+    ///
+    /// # Panics
+    /// When `step` is zero.
+    pub fn every(&self, step: usize, from: usize) -> Samples {
+        Samples {
+            set: self.set.clone(),
+            indices: self.indices.iter().copied().skip(from).step_by(step).collect(),
+        }
     }
     /// The first `n` of them.
     pub fn first(&self, n: usize) -> Samples {

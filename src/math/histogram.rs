@@ -7,7 +7,7 @@
 //!
 //! Between 1,024 and 2,048 bins cover the range from the least to the largest value, zero included (a quantized range must
 //! hold zero anyway). One value of 1e30 among ordinary ones therefore leaves these in two bins: look at
-//! [`Histogram::resolution`] before trusting a percentile. Exact zeros are counted apart, since they quantize without error.
+//! `Histogram::resolution` before trusting a percentile. Exact zeros are counted apart, since they quantize without error.
 
 /// Number of bins.
 pub const BINS: usize = 2048;
@@ -103,31 +103,28 @@ impl Default for Scan {
 }
 
 impl Scan {
-    /// `None` when a value is not finite. Written in 16 strands without branches, for the vectorizer.
+    /// `None` when a value is not finite. Works on bits, since the vectorizer reorders minima of integers, not of floats:
+    /// with the other bits of negative numbers turned over, f32 sort like i32, NaN and infinities at both ends.
     fn of(values: &[f32]) -> Option<Scan> {
-        const STRANDS: usize = 16;
-        let (mut min, mut max) = ([f32::INFINITY; STRANDS], [f32::NEG_INFINITY; STRANDS]);
-        let (mut zeros, mut largest) = ([0u32; STRANDS], [0i32; STRANDS]);
-        let (parts, rest) = values.as_chunks::<STRANDS>();
-        let mut look = |i: usize, x: f32| {
-            min[i] = if x < min[i] { x } else { min[i] };
-            max[i] = if x > max[i] { x } else { max[i] };
-            zeros[i] += u32::from(x == 0.0);
-            // Without the sign, the bits of f32 sort like their sizes, infinity and NaN on top.
-            let size = (x.to_bits() & 0x7fff_ffff) as i32;
-            largest[i] = if size > largest[i] { size } else { largest[i] };
-        };
-        for part in parts {
-            (0..STRANDS).for_each(|i| look(i, part[i]));
+        let turn = |bits: i32| bits ^ ((bits >> 31) & i32::MAX);
+        let (mut min, mut max, mut zeros) = (i32::MAX, i32::MIN, 0u32);
+        for &x in values {
+            let key = turn(x.to_bits() as i32);
+            min = min.min(key);
+            max = max.max(key);
+            zeros += u32::from(x == 0.0);
         }
-        rest.iter().for_each(|&x| look(0, x));
-        largest.iter().all(|&size| size < 0x7f80_0000).then(|| Scan {
-            // `+ 0.0` turns −0 into 0, so that −0 and 0 do not make a difference by their order.
-            min: min.into_iter().fold(f32::INFINITY, f32::min) + 0.0,
-            max: max.into_iter().fold(f32::NEG_INFINITY, f32::max) + 0.0,
-            zeros: zeros.iter().map(|&n| u64::from(n)).sum(),
-            count: values.len() as u64,
-        })
+        // `+ 0.0` turns −0 into 0, so that it makes no difference which of them came first.
+        let back = |key: i32| f32::from_bits(turn(key) as u32) + 0.0;
+        match values.is_empty() {
+            true => Some(Scan::default()),
+            false => (back(min).is_finite() && back(max).is_finite()).then(|| Scan {
+                min: back(min),
+                max: back(max),
+                zeros: u64::from(zeros),
+                count: values.len() as u64,
+            }),
+        }
     }
 }
 
@@ -164,9 +161,8 @@ impl Histogram {
 
     /// Adds values; NaN and infinities are counted in `range` and touch nothing else.
     pub fn add(&mut self, values: &[f32]) {
-        // Four tallies take turns: runs of equal values would make each increment wait for the one before.
         for part in values.chunks(1 << 30) {
-            let mut tally = vec![[0u32; 4]; if part.len() < BLOCK { 0 } else { BINS }];
+            let mut tally = vec![[0u32; BINS]; if part.len() < 4096 { 0 } else { 4 }];
             for block in part.chunks(BLOCK) {
                 match Scan::of(block) {
                     Some(scan) => self.add_finite(block, &scan, &mut tally),
@@ -181,7 +177,7 @@ impl Histogram {
         }
     }
 
-    fn add_finite(&mut self, values: &[f32], scan: &Scan, tally: &mut [[u32; 4]]) {
+    fn add_finite(&mut self, values: &[f32], scan: &Scan, tally: &mut [[u32; BINS]]) {
         if values.is_empty() {
             return;
         }
@@ -198,26 +194,31 @@ impl Histogram {
         self.zeros += scan.zeros;
         let inverse = power_of_two(-self.exponent);
         let (parts, rest) = values.as_chunks::<64>();
-        match <&mut [[u32; 4]; BINS]>::try_from(tally) {
+        // Places first, counts after: the former is a vector loop, and four tallies take turns in the latter, since in a run
+        // of equal values each increment would wait for the one before.
+        match <&mut [[u32; BINS]; 4]>::try_from(tally) {
             Ok(tally) => {
-                for part in parts {
-                    for group in part.map(|x| place(x, inverse)).as_chunks::<4>().0 {
-                        (0..4).for_each(|i| tally[group[i]][i] += 1);
+                for places in parts.iter().map(|part| part.map(|x| place(x, inverse))) {
+                    for group in places.as_chunks::<4>().0 {
+                        (0..4).for_each(|i| tally[i][group[i] as usize % BINS] += 1);
                     }
                 }
             }
-            Err(_) => parts
-                .as_flattened()
-                .iter()
-                .for_each(|&x| self.counts[place(x, inverse)] += 1),
+            Err(_) => {
+                for places in parts.iter().map(|part| part.map(|x| place(x, inverse))) {
+                    places.iter().for_each(|&place| self.counts[place as usize] += 1);
+                }
+            }
         }
-        rest.iter().for_each(|&x| self.counts[place(x, inverse)] += 1);
+        rest.iter().for_each(|&x| self.counts[place(x, inverse) as usize] += 1);
     }
 
-    fn flush(&mut self, tally: &mut [[u32; 4]]) {
-        for (count, strands) in self.counts.iter_mut().zip(tally) {
-            *count += strands.iter().map(|&n| u64::from(n)).sum::<u64>();
-            *strands = [0; 4];
+    fn flush(&mut self, tally: &mut [[u32; BINS]]) {
+        for strand in tally {
+            self.counts
+                .iter_mut()
+                .zip(strand)
+                .for_each(|(sum, n)| *sum += u64::from(std::mem::take(n)));
         }
     }
 
@@ -307,9 +308,15 @@ fn index(x: f32, inverse: f32) -> i32 {
     ((x.abs() * inverse) as i32) ^ ((x.to_bits() as i32) >> 31)
 }
 
-/// Where the count of the bin of `x` is kept.
-fn place(x: f32, inverse: f32) -> usize {
-    index(x, inverse) as usize & (BINS - 1)
+/// Where the count of the bin of `x` is kept: `index` modulo [`BINS`], for an `x` within the range of the bins. Adding 2²³
+/// rounds to a whole number whose low bits are in the mantissa; unlike `as`, which saturates, this is done four at a time.
+fn place(x: f32, inverse: f32) -> u32 {
+    const WHOLE: f32 = 8388608.0;
+    let x = x + 0.0;
+    let size = x.abs() * inverse;
+    let rounded = size + WHOLE;
+    let bin = rounded.to_bits() as i32 - i32::from(rounded - WHOLE > size);
+    (bin ^ ((x.to_bits() as i32) >> 31)) as u32 % BINS as u32
 }
 
 /// The least exponent, not below `from`, for which zero, `min` and `max` fall into [`BINS`] adjacent bins.

@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn both_routes_agree() {
-        // The same problem, once tall enough for the SVD route, once padded with outputs that are zero removed.
+        // Tall enough for the SVD of `W R`; beside it, the eigenvalues of `W G Wᵀ`.
         let (out, inputs) = (24, 12);
         let (g, _) = moments(&samples(50, inputs, 6));
         let w = random(out, inputs, 7);

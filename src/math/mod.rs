@@ -3,8 +3,10 @@
 //! Every result here is the same bit for bit whatever the number of threads: work is cut into blocks whose size depends
 //! on the shapes alone, each block is computed sequentially, and sums run in a fixed order.
 
-/// Quantization parameters and codes with the numerics of ONNX Runtime; int32 biases; search for weight scales.
+/// Quantization parameters and codes with the numerics of ONNX Runtime.
 pub mod affine;
+/// Weights with a scale per channel, search for that scale, int32 biases.
+pub mod channel;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.
@@ -17,3 +19,7 @@ pub mod histogram;
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+/// Rounding of weights so that errors cancel under the second moment of the input.
+pub mod rounding;
+/// A covariance from few samples, shrunk towards its diagonal.
+pub mod shrink;

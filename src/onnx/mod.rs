@@ -10,7 +10,8 @@ mod write;
 pub use decode::{decode, default_domain};
 pub use encode::encode;
 pub use external::{External, map_file};
-pub use write::{Staged, WriteOptions, to_bytes, write};
+pub mod upgrade;
+pub use write::{Staged, WriteOptions, check_target, folder_of, size_on_disk, to_bytes, write};
 
 use crate::ir::Model;
 use crate::pb;
@@ -26,12 +27,7 @@ use std::path::Path;
 pub fn read(path: &Path) -> Result<Model> {
     let named = || format!("{}", path.display());
     let bytes = map_file(path).with_context(named)?;
-    let folder = match path.parent() {
-        Some(p) if p.as_os_str().is_empty() => Path::new("."),
-        Some(p) => p,
-        None => Path::new("."),
-    };
-    from_bytes(bytes, &External::below(Some(folder.to_owned()))).with_context(named)
+    from_bytes(bytes, &External::below(Some(folder_of(path).to_owned()))).with_context(named)
 }
 
 /// Reads a model from bytes.

@@ -4,7 +4,7 @@ use super::encode;
 use super::sink::Sink;
 use crate::ir::Model;
 use crate::pb;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use prost::Message;
 use std::fs::File;
 use std::io::Write;
@@ -55,17 +55,48 @@ impl Staged {
     }
 }
 
+/// The folder that a path lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// Finds out early that a target cannot be written.
+///
+/// # Errors
+/// When the target is a folder, or its folder does not exist.
+pub fn check_target(target: &Path) -> Result<()> {
+    ensure!(!target.is_dir(), "{} is a folder; name a file", target.display());
+    let folder = folder_of(target);
+    ensure!(
+        folder.is_dir(),
+        "{}: there is no folder {}",
+        target.display(),
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Bytes of a model file and the external data that it uses.
+///
+/// # Errors
+/// When the file is gone.
+pub fn size_on_disk(path: &Path, model: &Model) -> Result<u64> {
+    let external = |v: &crate::ir::Value| Some(v.tensor()?.external()?.len() as u64);
+    let outside: u64 = model.values().filter_map(|(_, v)| external(v)).sum();
+    let meta = path.metadata().with_context(|| format!("{}", path.display()))?;
+    Ok(meta.len() + outside)
+}
+
 /// Writes a model beside its target, to be committed later.
 ///
 /// # Errors
 /// When the folder cannot be written to, or the graph has a cycle.
 pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Staged> {
     let mut proto = encode(model)?;
-    let folder = match target.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    anyhow::ensure!(!target.is_dir(), "{} is a folder; name a file", target.display());
+    let folder = folder_of(target);
     let any_external = model
         .values()
         .any(|(_, v)| v.tensor().is_some_and(|t| t.external().is_some()));

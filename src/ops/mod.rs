@@ -2,3 +2,21 @@
 //!
 //! Each facet is a table of its own, so that an operator may be known to one pass and unknown to another; what is not in
 //! a table is left alone by whoever asks.
+
+pub mod cost;
+pub mod infer;
+pub mod quant;
+pub mod site;
+pub mod ties;
+
+/// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.
+pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+    let rank = a.len().max(b.len());
+    let at = |s: &[usize], i: usize| (i + s.len()).checked_sub(rank).map_or(1, |j| s[j]);
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (1, d) | (d, 1) => Some(d),
+            (x, y) => (x == y).then_some(x),
+        })
+        .collect()
+}

@@ -1,0 +1,258 @@
+//! The main job: read, rewrite pass by pass, verify, put into place, account for it.
+
+use crate::data::{Dataset, Samples};
+use crate::engine::{Engine, NotRun};
+use crate::ir::{Model, check::check};
+use crate::onnx::{self, WriteOptions};
+use crate::passes::{Context, Request, find};
+use crate::progress::Progress;
+use crate::report::{DataUsed, PassRun, Report, Size};
+use crate::verify::{Budget, OutputGap, Verdict, compare, judge};
+use anyhow::{Context as _, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Samples that are made up when there are no real ones.
+const SYNTHETIC_SAMPLES: usize = 16;
+
+/// What the user asked for.
+#[derive(Clone)]
+pub struct Options {
+    /// The passes, in order. `simplify` is put in front unless [`Options::simplify_first`] is off or it is there.
+    pub passes: Vec<Request>,
+    /// Run `simplify` before everything else.
+    pub simplify_first: bool,
+    /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
+    pub calib: Option<PathBuf>,
+    /// What may be lost; by default [`Budget::LOSSLESS`] or [`Budget::LOSSY`], as the passes are.
+    pub budget: Option<Budget>,
+    /// Write the output even when the verdict is against it.
+    pub keep: bool,
+    /// Compare the result with the original before it is let out.
+    pub verify: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Number of threads; results do not depend on it.
+    pub threads: usize,
+    /// How to write.
+    pub write: WriteOptions,
+}
+
+impl Options {
+    /// These passes, everything else at its default.
+    pub fn new(passes: Vec<Request>) -> Options {
+        Options {
+            passes,
+            simplify_first: true,
+            calib: None,
+            budget: None,
+            keep: false,
+            verify: true,
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            write: WriteOptions::default(),
+        }
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        let mut all = self.passes.clone();
+        let named = all.first().is_some_and(|r| r.info.name == "simplify");
+        if let (true, false, Some(info)) = (self.simplify_first, named, find("simplify")) {
+            let options = crate::passes::Options::defaults(info);
+            all.insert(0, Request { info, options });
+        }
+        all
+    }
+}
+
+/// Rewrites the model in `input` into `output`, which may be the same file.
+///
+/// The output is written to a temporary file and renamed only when the verdict allows it; [`Report::written`] says
+/// whether it was.
+///
+/// # Errors
+/// When a file or the request is bad. An engine that cannot run the model is not an error but [`Verdict::NotRun`], except
+/// where a pass needs it: then [`NotRun`] is in the chain.
+pub fn optimize(
+    input: &Path,
+    output: &Path,
+    options: &Options,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let start = Instant::now();
+    onnx::check_target(output)?;
+    let mut model = onnx::read(input)?;
+    let original = model.clone();
+    let data = find_data(input, &original, options)?;
+    let mut report =
+        rewrite(&mut model, &data, options, engine, progress).with_context(|| format!("{}", input.display()))?;
+    report.input = input.display().to_string();
+    report.output = output.display().to_string();
+    report.before.bytes = onnx::size_on_disk(input, &original)?;
+    let staged = onnx::write(&model, output, options.write)?;
+    report.after.bytes = staged.size();
+    if report.after.bytes > report.before.bytes {
+        let grown = report.after.bytes - report.before.bytes;
+        report
+            .warnings
+            .push(format!("the output is {grown} bytes larger than the input"));
+    }
+    if options.keep || report.may_leave() {
+        staged.commit()?;
+        report.written = true;
+    }
+    report.seconds = start.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Rewrites and verifies a model in memory. The result stands in `model`; the caller acts on [`Report::verdict`].
+///
+/// # Errors
+/// As [`optimize`].
+pub fn rewrite(
+    model: &mut Model,
+    data: &Dataset,
+    options: &Options,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let original = model.clone();
+    let requests = options.requests();
+    let lossy = requests.iter().any(|r| r.info.lossy);
+    let (calib, held) = data.split();
+    let mut report = Report::new(engine.name());
+    let like = data.get(0)?;
+    let dims: BTreeMap<String, Vec<usize>> = like.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
+    report.before = Size::of(&original, &dims);
+    report.data = DataUsed {
+        origin: data.origin.clone(),
+        synthetic: data.synthetic,
+        calibration: calib.len(),
+        held_back: held.len(),
+    };
+    if lossy && data.synthetic {
+        report.warnings.push(
+            "no data were given, so made-up numbers were used: ranges and errors say nothing about real inputs; give real ones with --calib".into(),
+        );
+    }
+    if lossy && !data.synthetic && data.len() < 4 {
+        let n = data.len();
+        report
+            .warnings
+            .push(format!("only {n} sample(s): the verdict rests on one of them"));
+    }
+    report.budget = options
+        .budget
+        .unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
+    let snapshots = run_passes(model, &requests, &calib, options, engine, progress, &mut report)?;
+    report.after = Size::of(model, &dims);
+    let trial = Trial {
+        original: &original,
+        held: &held,
+        options,
+        engine,
+        progress,
+    };
+    if !options.verify {
+        report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());
+        report.unverified = true;
+        return Ok(report);
+    }
+    match trial.gaps(model) {
+        Ok(gaps) => {
+            report.verdict = judge(&gaps, &report.budget);
+            report.gaps = gaps;
+        }
+        Err(e) => match e.downcast_ref::<NotRun>() {
+            Some(NotRun(why)) => report.verdict = Verdict::NotRun(why.clone()),
+            None => return Err(e.context("verification")),
+        },
+    }
+    if let Verdict::Outside(_) = report.verdict {
+        report.culprit = trial.culprit(&snapshots, &report.budget)?;
+    }
+    Ok(report)
+}
+
+/// Runs the passes and gives the model as it was after each one that changed it.
+fn run_passes(
+    model: &mut Model,
+    requests: &[Request],
+    calib: &Samples,
+    options: &Options,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+    report: &mut Report,
+) -> Result<Vec<(String, Model)>> {
+    let mut snapshots = Vec::new();
+    for request in requests {
+        let start = Instant::now();
+        let revision = model.revision();
+        let mut cx = Context {
+            engine,
+            samples: calib,
+            threads: options.threads,
+            seed: options.seed,
+            progress,
+            notes: Vec::new(),
+        };
+        let named = || format!("pass {}", request.info.name);
+        let pass = (request.info.build)(&request.options).with_context(named)?;
+        pass.run(model, &mut cx).with_context(named)?;
+        model.sweep();
+        check(model).with_context(|| format!("pass {} broke the model; please report it", request.info.name))?;
+        let changed = model.revision() != revision;
+        if changed {
+            snapshots.push((request.spelled(), model.clone()));
+        }
+        report.passes.push(PassRun {
+            pass: request.spelled(),
+            changed,
+            seconds: start.elapsed().as_secs_f64(),
+            notes: cx.notes,
+        });
+    }
+    Ok(snapshots)
+}
+
+/// What is needed to try a changed model on held-back samples.
+struct Trial<'a> {
+    original: &'a Model,
+    held: &'a Samples,
+    options: &'a Options,
+    engine: &'a dyn Engine,
+    progress: &'a dyn Progress,
+}
+
+impl Trial<'_> {
+    fn gaps(&self, model: &Model) -> Result<Vec<OutputGap>> {
+        let threads = self.options.threads;
+        compare(self.original, model, self.held, self.engine, threads, self.progress)
+    }
+
+    /// The first pass after which the budget no longer held.
+    fn culprit(&self, snapshots: &[(String, Model)], budget: &Budget) -> Result<Option<String>> {
+        for (pass, model) in snapshots {
+            if let Verdict::Outside(reason) = judge(&self.gaps(model)?, budget) {
+                return Ok(Some(format!("after pass {pass}: {reason}")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The samples that the options ask for.
+///
+/// # Errors
+/// When data were named that cannot be read or do not fit the model.
+pub fn find_data(model_path: &Path, model: &Model, options: &Options) -> Result<Dataset> {
+    if let Some(path) = &options.calib {
+        return Dataset::open(path, model);
+    }
+    if let Some(data) = Dataset::beside(model_path, model)? {
+        return Ok(data);
+    }
+    Ok(Dataset::synthetic(model, options.seed, SYNTHETIC_SAMPLES))
+}

@@ -1,0 +1,150 @@
+//! The account of a run: one structure; text and JSON are renderings of it.
+
+pub mod text;
+
+use crate::analysis::cost::cost;
+use crate::analysis::infer::infer_for;
+use crate::ir::Model;
+use crate::passes::Note;
+use crate::verify::{Budget, OutputGap, Verdict};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Size of a model.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Size {
+    /// Bytes on disk, external data included; 0 for a model that was not written.
+    pub bytes: u64,
+    /// Nodes, those in sub-graphs included.
+    pub nodes: usize,
+    /// Elements of all weights.
+    pub params: u64,
+    /// Multiply-accumulate operations for one sample, where the shapes are known.
+    pub macs: Option<u64>,
+}
+
+impl Size {
+    /// Nodes, parameters and MACs of a model, for inputs of these dimensions. MACs stay unknown where the shapes of the
+    /// file contradict each other or depend on data.
+    pub fn of(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Size {
+        let cost = infer_for(model, inputs)
+            .map(|types| cost(model, &types))
+            .unwrap_or_default();
+        Size {
+            bytes: 0,
+            nodes: model.nodes().count(),
+            params: cost.params,
+            macs: cost.macs,
+        }
+    }
+}
+
+/// The samples that were used.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct DataUsed {
+    /// Where they come from.
+    pub origin: String,
+    /// True when they were made up.
+    pub synthetic: bool,
+    /// Samples that passes could look at.
+    pub calibration: usize,
+    /// Samples that only the verdict saw.
+    pub held_back: usize,
+}
+
+/// What one pass did.
+#[derive(Clone, Debug, Serialize)]
+pub struct PassRun {
+    /// The pass as it was asked for.
+    pub pass: String,
+    /// True when it changed anything.
+    pub changed: bool,
+    /// Wall time.
+    pub seconds: f64,
+    /// Its account, node by node.
+    pub notes: Vec<Note>,
+}
+
+/// The whole account.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of onnxzip.
+    pub version: &'static str,
+    /// The engine that verified.
+    pub engine: String,
+    /// Path of the input.
+    pub input: String,
+    /// Path of the output.
+    pub output: String,
+    /// True when the output was put into place.
+    pub written: bool,
+    /// True when verification was refused by the user.
+    pub unverified: bool,
+    /// The original.
+    pub before: Size,
+    /// The result.
+    pub after: Size,
+    /// The samples.
+    pub data: DataUsed,
+    /// The passes, in order.
+    pub passes: Vec<PassRun>,
+    /// What was allowed to be lost.
+    pub budget: Budget,
+    /// What was lost, output by output.
+    pub gaps: Vec<OutputGap>,
+    /// The judgement.
+    pub verdict: Verdict,
+    /// The first pass after which the budget no longer held.
+    pub culprit: Option<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Wall time of everything.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// An empty account.
+    pub fn new(engine: String) -> Report {
+        Report {
+            version: env!("CARGO_PKG_VERSION"),
+            engine,
+            input: String::new(),
+            output: String::new(),
+            written: false,
+            unverified: false,
+            before: Size::default(),
+            after: Size::default(),
+            data: DataUsed::default(),
+            passes: Vec::new(),
+            budget: Budget::LOSSLESS,
+            gaps: Vec::new(),
+            verdict: Verdict::NotRun("not yet".into()),
+            culprit: None,
+            warnings: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// True when the verdict, or the user's refusal of one, lets the output go.
+    pub fn may_leave(&self) -> bool {
+        matches!(self.verdict, Verdict::Same | Verdict::Within) || self.unverified
+    }
+
+    /// The exit code that says it to a script: 0 inside the budget (or verification refused), 1 outside, 3 not verified.
+    pub fn exit_code(&self) -> u8 {
+        match self.verdict {
+            Verdict::Same | Verdict::Within => 0,
+            Verdict::Outside(_) => 1,
+            Verdict::NotRun(_) if self.unverified => 0,
+            Verdict::Vacuous(_) | Verdict::NotRun(_) => 3,
+        }
+    }
+
+    /// The account as JSON. Infinite and undefined numbers are `null`.
+    ///
+    /// # Errors
+    /// Never for a report made by this crate.
+    pub fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self).map(|s| s + "\n")
+    }
+}

@@ -1,0 +1,157 @@
+//! The account as text for a terminal or a log.
+
+use super::{PassRun, Report, Size};
+use crate::passes::NoteKind;
+use crate::verify::{OutputGap, Verdict};
+use std::fmt::Write;
+
+/// Renders a report; `verbose` adds what the passes say of every node.
+pub fn render(report: &Report, verbose: bool) -> String {
+    let mut out = String::new();
+    for p in &report.passes {
+        pass(&mut out, p, verbose);
+    }
+    table(&mut out, &report.before, &report.after);
+    let d = &report.data;
+    if !report.gaps.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n{} held-back samples of {}, run by {}:",
+            d.held_back, d.origin, report.engine
+        );
+        gaps(&mut out, &report.gaps);
+    }
+    for w in &report.warnings {
+        let _ = writeln!(out, "warning: {w}");
+    }
+    let _ = writeln!(out, "{}", verdict(report));
+    out
+}
+
+fn pass(out: &mut String, p: &PassRun, verbose: bool) {
+    let count = |kind| p.notes.iter().filter(|n| n.kind == kind).count();
+    let (did, skipped) = (count(NoteKind::Did), count(NoteKind::Skip));
+    let what = match (p.changed, did) {
+        (false, _) => "nothing to do".to_owned(),
+        (true, 1) => "1 change".to_owned(),
+        (true, n) => format!("{n} changes"),
+    };
+    let left = if skipped > 0 {
+        format!(", {skipped} left alone")
+    } else {
+        String::new()
+    };
+    let _ = writeln!(out, "{:<12} {:>7.2} s   {what}{left}", p.pass, p.seconds);
+    for n in &p.notes {
+        let mark = match n.kind {
+            NoteKind::Did => '+',
+            NoteKind::Skip => '-',
+            NoteKind::Warn => '!',
+        };
+        if n.kind == NoteKind::Warn || verbose {
+            let colon = if n.node.is_empty() { "" } else { ": " };
+            let _ = writeln!(out, "  {mark} {}{colon}{}", n.node, n.what);
+        }
+    }
+}
+
+fn table(out: &mut String, a: &Size, b: &Size) {
+    let ratio = |x: u64, y: u64| match y {
+        0 => String::new(),
+        _ => format!("{:.2}×", x as f64 / y as f64),
+    };
+    let mut row = |name: &str, x: String, y: String, r: String| {
+        let _ = writeln!(out, "{name:<12} {x:>12} {y:>12}   {r}");
+    };
+    row("", "before".into(), "after".into(), String::new());
+    row("file", bytes(a.bytes), bytes(b.bytes), ratio(a.bytes, b.bytes));
+    row("nodes", a.nodes.to_string(), b.nodes.to_string(), String::new());
+    row(
+        "parameters",
+        count(a.params),
+        count(b.params),
+        ratio(a.params, b.params),
+    );
+    if let (Some(x), Some(y)) = (a.macs, b.macs) {
+        row("MACs", count(x), count(y), ratio(x, y));
+    }
+}
+
+/// Renders what was measured of outputs.
+pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
+    let width = gaps
+        .iter()
+        .map(|g| g.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .clamp(6, 40);
+    let _ = writeln!(
+        out,
+        "{:<width$} {:>9} {:>9} {:>9} {:>11}",
+        "output", "SQNR", "cosine", "top-1", "max |Δ|"
+    );
+    for g in gaps {
+        let name: String = g.name.chars().take(width).collect();
+        let sqnr = if g.sqnr_db == f64::INFINITY {
+            "equal".into()
+        } else {
+            format!("{:.1} dB", g.sqnr_db)
+        };
+        let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
+        let mut notes = String::new();
+        if g.inner {
+            notes += "  (before the last nonlinearity)";
+        }
+        if g.constant {
+            notes += "  (the original is constant here)";
+        }
+        let _ = writeln!(
+            out,
+            "{name:<width$} {sqnr:>9} {:>9.5} {top1:>9} {:>11.3e}{notes}",
+            g.cosine, g.max_abs
+        );
+    }
+}
+
+fn verdict(r: &Report) -> String {
+    let placed = match (r.written, r.may_leave()) {
+        (true, true) => format!("wrote {}", r.output),
+        (true, false) => format!("wrote {} all the same (--keep)", r.output),
+        (false, _) => format!("{} was NOT written", r.output),
+    };
+    let culprit = r
+        .culprit
+        .as_ref()
+        .map_or(String::new(), |c| format!("\n  first broken {c}"));
+    let (seconds, budget) = (r.seconds, r.budget);
+    match &r.verdict {
+        Verdict::Same => format!("OK: outputs are equal bit for bit; {placed} in {seconds:.1} s"),
+        Verdict::Within => format!("OK: within budget {budget}; {placed} in {seconds:.1} s"),
+        Verdict::Outside(why) => format!("FAILED: {why}{culprit}\n  {placed}"),
+        Verdict::Vacuous(why) => format!("NOT VERIFIED: {why}\n  {placed}"),
+        Verdict::NotRun(why) if r.unverified => format!("NOT VERIFIED: {why}\n  {placed} in {seconds:.1} s"),
+        Verdict::NotRun(why) => {
+            format!("NOT VERIFIED: {why}\n  {placed}; --no-verify lets it out unseen")
+        }
+    }
+}
+
+/// Bytes in decimal units.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1000 => format!("{n} B"),
+        1000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// A count in decimal units.
+pub fn count(n: u64) -> String {
+    match n {
+        0..10_000 => n.to_string(),
+        10_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
