@@ -121,7 +121,7 @@ impl Plan {
             prepare::set_outputs(&mut flat, conditions.iter());
             let found = Plan::new(flat, conditions.len(), Vec::new(), sample)?.compute(sample)?;
             let found = found.unwrap_or_default().into_iter();
-            found.map(|v| Ok(v.cast_to_scalar::<bool>()?)).collect()
+            found.map(|v| v.cast_to_scalar::<bool>()).collect()
         })?;
         prepare::set_outputs(&mut flat, names.iter().chain(choices.iter().map(|c| &c.0)));
         Plan::new(flat, names.len(), choices, sample)

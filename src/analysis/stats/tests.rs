@@ -45,6 +45,7 @@ fn sums_are_those_of_all_samples() {
     let wanted = [
         (x, Measure::Range),
         (y, Measure::Histogram),
+        (y, Measure::Range),
         (y, Measure::Mean(1)),
         (x, Measure::Gram(Patch::Axis(1))),
     ];
@@ -54,6 +55,7 @@ fn sums_are_those_of_all_samples() {
     assert_eq!(stats.samples, 5);
     assert_eq!(stats.range(x).expect("range").min, least);
     assert_eq!(stats.histogram(y).expect("histogram").range.min, 0.0);
+    assert_eq!(stats.range(y).expect("range").min, 0.0);
     let mean = stats.mean(y, 1).expect("mean");
     let channel = |c: usize| all.chunks(30).skip(c).step_by(4).flatten().map(|&v| f64::from(v));
     for (c, m) in mean.iter().enumerate() {

@@ -10,9 +10,12 @@ use std::collections::BTreeSet;
 /// A condition, and what it was.
 pub type Choice = (String, bool);
 
+/// Computes the conditions with these names.
+pub type Evaluate<'a> = dyn Fn(&Flat, &[String]) -> Result<Vec<bool>> + 'a;
+
 /// Splices the branches of every `If` of the main graph. `evaluate` computes conditions, given the graph and their names.
 /// Conditions that are constants are not among the choices; the others are added to the outputs.
-pub fn resolve(flat: &mut Flat, evaluate: &dyn Fn(&Flat, &[String]) -> Result<Vec<bool>>) -> Result<Vec<Choice>> {
+pub fn resolve(flat: &mut Flat, evaluate: &Evaluate) -> Result<Vec<Choice>> {
     let mut choices: Vec<Choice> = Vec::new();
     let mut number = 0;
     loop {

@@ -307,7 +307,7 @@ fn plain_node_of(n: &mut pb::NodeProto, exact: bool) -> Result<()> {
     let names_type = ["Cast", "EyeLike", "RandomNormal", "RandomUniform"].contains(&n.op_type());
     for a in &mut n.attribute {
         if names_type && ["to", "dtype"].contains(&a.name()) {
-            a.i = a.i.map(|i| computed_code(i));
+            a.i = a.i.map(computed_code);
         }
         for t in a.t.iter_mut().chain(&mut a.tensors) {
             plain_tensor(t)?;
