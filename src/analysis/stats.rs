@@ -111,6 +111,9 @@ pub fn measure(
             measures.push(m.clone());
         }
     }
+    for measures in jobs.values_mut().filter(|m| m.contains(&Measure::Histogram)) {
+        measures.retain(|m| *m != Measure::Range); // a histogram knows its range
+    }
     let (known, computed): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|(v, _)| model.constant(*v).is_some());
     for (v, measures) in known {
         let Some(t) = model.constant(v) else { continue };
@@ -161,7 +164,15 @@ impl Runner<'_> {
     fn measure(&self, wanted: Wanted, stats: &mut Stats) -> Result<()> {
         let first = self.samples.get(0)?;
         let session = self.load(&wanted, &first)?;
-        let mut rounds = self.rounds(&wanted, session.run(&first)?)?;
+        let moments = |m: &Measure| matches!(m, Measure::Gram(_));
+        let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
+            true => self.rounds(&wanted, session.run(&first)?)?,
+            false => {
+                let all =
+                    |(v, m): &(ValueId, Vec<Measure>)| m.iter().map(|m| Job::new(*v, m.clone())).collect::<Vec<_>>();
+                vec![wanted.iter().flat_map(all).collect()]
+            }
+        };
         self.progress.start("measure", self.samples.len() * rounds.len());
         if let [only] = rounds.as_mut_slice() {
             stats.take(self.round(&wanted, std::mem::take(only), &*session)?);
@@ -250,7 +261,10 @@ impl Stats {
             match (job.sums, job.measure) {
                 (Sums::None, _) => {}
                 (Sums::Range(r), _) => drop(self.ranges.insert(v, r)),
-                (Sums::Histogram(h), _) => drop(self.histograms.insert(v, h)),
+                (Sums::Histogram(h), _) => {
+                    self.ranges.insert(v, h.range);
+                    self.histograms.insert(v, h);
+                }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
                 (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g)),
                 (Sums::Mean(_) | Sums::Grams(_), _) => {}
@@ -258,3 +272,6 @@ impl Stats {
         }
     }
 }
+
+#[cfg(all(test, feature = "tract"))]
+mod tests;

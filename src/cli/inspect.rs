@@ -28,7 +28,10 @@ pub struct Args {
 fn shape(text: &str) -> Result<(String, Vec<usize>)> {
     let (name, dims) = text.rsplit_once('=').context("write NAME=1,3,224,224")?;
     let dims: Result<Vec<usize>, _> = dims.split(',').map(|d| d.trim().parse()).collect();
-    Ok((name.to_owned(), dims.context("dimensions are whole numbers separated by commas")?))
+    Ok((
+        name.to_owned(),
+        dims.context("dimensions are whole numbers separated by commas")?,
+    ))
 }
 
 /// Runs it and gives the exit code.
@@ -47,7 +50,12 @@ pub fn run(args: &Args) -> Result<u8> {
     head(&mut out, &model, size)?;
     let macs = cost.macs.map_or("unknown".to_owned(), count);
     let fed: Vec<String> = inputs.iter().map(|(n, d)| format!("{n}{d:?}")).collect();
-    writeln!(out, "\n{} parameters, {macs} MACs for {}\n", count(cost.params), fed.join(", "))?;
+    writeln!(
+        out,
+        "\n{} parameters, {macs} MACs for {}\n",
+        count(cost.params),
+        fed.join(", ")
+    )?;
     operators(&mut out, &model, &cost)?;
     weights(&mut out, &model, if args.all { usize::MAX } else { 20 })?;
     print!("{out}");
@@ -59,9 +67,21 @@ fn head(out: &mut String, model: &Model, size: u64) -> Result<()> {
     let sets: Vec<String> = rest
         .opset_import
         .iter()
-        .map(|o| format!("{} {}", if o.domain().is_empty() { "ai.onnx" } else { o.domain() }, o.version()))
+        .map(|o| {
+            format!(
+                "{} {}",
+                if o.domain().is_empty() { "ai.onnx" } else { o.domain() },
+                o.version()
+            )
+        })
         .collect();
-    writeln!(out, "{}, IR version {}, opset {}", bytes(size), rest.ir_version(), sets.join(", "))?;
+    writeln!(
+        out,
+        "{}, IR version {}, opset {}",
+        bytes(size),
+        rest.ir_version(),
+        sets.join(", ")
+    )?;
     if !rest.producer_name().is_empty() {
         writeln!(out, "made by {} {}", rest.producer_name(), rest.producer_version())?;
     }
@@ -91,7 +111,11 @@ fn operators(out: &mut String, model: &Model, cost: &Cost) -> Result<()> {
     }
     let mut rows: Vec<_> = ops.into_iter().collect();
     rows.sort_by(|a, b| (b.1.2, b.1.1, b.1.0).cmp(&(a.1.2, a.1.1, a.1.0)).then(a.0.cmp(&b.0)));
-    writeln!(out, "{:<28} {:>6} {:>12} {:>12}", "operator", "nodes", "parameters", "MACs")?;
+    writeln!(
+        out,
+        "{:<28} {:>6} {:>12} {:>12}",
+        "operator", "nodes", "parameters", "MACs"
+    )?;
     for (op, (nodes, params, macs)) in rows {
         writeln!(out, "{op:<28} {nodes:>6} {:>12} {:>12}", count(params), count(macs))?;
     }
@@ -106,7 +130,12 @@ fn weights(out: &mut String, model: &Model, most: usize) -> Result<()> {
     for (v, t) in all.iter().take(most) {
         let dtype = t.dtype().as_str_name().to_lowercase();
         let dims = format!("{:?}", t.dims());
-        writeln!(out, "{:<12} {dtype:<10} {dims:<20} {}", bytes(t.byte_len() as u64), v.name)?;
+        writeln!(
+            out,
+            "{:<12} {dtype:<10} {dims:<20} {}",
+            bytes(t.byte_len() as u64),
+            v.name
+        )?;
     }
     if all.len() > most {
         writeln!(out, "… {} smaller ones (--all lists them)", all.len() - most)?;

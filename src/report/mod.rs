@@ -27,7 +27,9 @@ impl Size {
     /// Nodes, parameters and MACs of a model, for inputs of these dimensions. MACs stay unknown where the shapes of the
     /// file contradict each other or depend on data.
     pub fn of(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Size {
-        let cost = infer_for(model, inputs).map(|types| cost(model, &types)).unwrap_or_default();
+        let cost = infer_for(model, inputs)
+            .map(|types| cost(model, &types))
+            .unwrap_or_default();
         Size {
             bytes: 0,
             nodes: model.nodes().count(),
