@@ -63,11 +63,11 @@ fn a_second_decoder_reads_what_was_written() {
         assert_eq!(graph.initializer.len(), model.main().consts().len());
         for (t, &id) in graph.initializer.iter().zip(model.main().consts()) {
             let value = model.value(id);
-            assert_eq!(t.name.as_deref(), Some(value.name.as_str()));
+            assert_eq!(t.name, value.name);
             let tensor = value.tensor().expect("data");
             assert_eq!(t.dims, tensor.dims().iter().map(|&d| d as i64).collect::<Vec<_>>());
-            if let Some(raw) = &t.raw_data {
-                assert!(raw[..] == *tensor.raw(), "{}: {}", path.display(), value.name);
+            if !t.raw_data.is_empty() {
+                assert!(t.raw_data[..] == *tensor.raw(), "{}: {}", path.display(), value.name);
             }
         }
     }
