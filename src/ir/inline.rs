@@ -15,7 +15,11 @@ impl Model {
         for (_, v) in self.values() {
             *bearers.entry(v.name.clone()).or_default() += 1;
         }
-        let moved: Vec<ValueId> = self.values().filter(|(_, v)| v.graph == body).map(|(id, _)| id).collect();
+        let moved: Vec<ValueId> = self
+            .values()
+            .filter(|(_, v)| v.graph == body)
+            .map(|(id, _)| id)
+            .collect();
         for v in moved {
             let name = &self.values[v.index()].name;
             if bearers.get(name).is_some_and(|n| *n > 1) {
@@ -43,7 +47,9 @@ impl Model {
     /// # Panics
     /// When the output is still used.
     pub fn drop_output(&mut self, node: NodeId, slot: usize) {
-        let Some(Some(v)) = self.node(node).outputs.get(slot).copied() else { return };
+        let Some(Some(v)) = self.node(node).outputs.get(slot).copied() else {
+            return;
+        };
         assert!(self.value(v).uses.is_empty(), "{} is still used", self.value(v).name);
         self.values[v.index()].dead = true;
         let outputs = &mut self.node_mut(node).outputs;
