@@ -3,6 +3,7 @@
 //! A file must not grow by it: a result is kept when it is at most [`SLACK`] bytes larger than the constants that only
 //! this computation reads.
 
+use super::numbers::floats;
 use super::work::Work;
 use crate::engine::{Engine, eval::evaluate};
 use crate::ir::{DType, Model, NodeId, Origin, Tensor, ValueId, bits};
@@ -40,7 +41,7 @@ pub(super) fn known_integers(w: &mut Work) -> Vec<(String, String)> {
 
 fn foldable(w: &Work, id: NodeId) -> bool {
     let n = w.model.node(id);
-    w.may_touch(id) && n.op.name != "Constant" && n.sub_graphs().next().is_none()
+    w.may_touch(id) && n.op.name != "Constant" && n.sub_graphs().next().is_none() && can_be_constant(w, id)
 }
 
 fn known(w: &Work, v: ValueId) -> Option<Tensor> {
@@ -81,8 +82,9 @@ const MOVES: &[&str] = &[
     "Tile",
     "Transpose",
     "Unsqueeze",
+    "Where",
 ];
-/// Operators that compute.
+/// Operators that compute. Engines differ on NaN, infinities and empty tensors: those are left to the runtime.
 const COMPUTES: &[&str] = &[
     "Abs",
     "Add",
@@ -121,7 +123,6 @@ const COMPUTES: &[&str] = &[
     "Sqrt",
     "Sub",
     "Tanh",
-    "Where",
     "Xor",
 ];
 
@@ -141,7 +142,9 @@ pub(super) fn computed(w: &mut Work, engine: &dyn Engine, refused: &mut BTreeSet
         let results = run(w, engine, &layer);
         for (id, tensors) in layer.into_iter().zip(results) {
             let outs: Vec<Option<ValueId>> = w.model.node(id).outputs().to_vec();
-            let fits = tensors.as_ref().is_some_and(|t| agree(w, &outs, t));
+            let moves = MOVES.contains(&w.model.node(id).op.name.as_str());
+            let sound = |t: &[Tensor]| agree(w, &outs, t) && (moves || t.iter().all(is_finite));
+            let fits = tensors.as_deref().is_some_and(sound);
             let (Some(tensors), true) = (tensors, fits) else {
                 refused.insert(id);
                 continue;
@@ -169,9 +172,26 @@ fn reads_constants_only(w: &Work, id: NodeId) -> bool {
         let Some(t) = w.constant(v) else { return false };
         use DType::*;
         let plain = matches!(t.dtype(), Float | Double | Int64 | Int32 | Int8 | Uint8 | Bool);
-        plain || moves && t.dtype() == Float16
+        match moves {
+            true => plain || t.dtype() == Float16,
+            false => plain && !t.is_empty() && is_finite(&t),
+        }
     };
-    n.inputs().iter().flatten().all(|v| known(*v)) && (!n.inputs().is_empty() || op == "ConstantOfShape")
+    n.inputs().iter().flatten().all(|v| known(*v)) && !n.inputs().is_empty()
+}
+
+fn is_finite(t: &Tensor) -> bool {
+    floats(t).is_none_or(|x| x.iter().all(|x| x.is_finite()))
+}
+
+/// Where the value is a graph output it takes a `Constant` node, which had floats only before opset 9.
+fn can_be_constant(w: &Work, id: NodeId) -> bool {
+    let float = |v: ValueId| {
+        let dtype = w.facts.dtype(v);
+        matches!(dtype, Some(DType::Float | DType::Double | DType::Float16))
+    };
+    let mut outs = w.model.node(id).outputs().iter().flatten();
+    w.opset(id) >= 9 || outs.all(|&v| float(v) || !w.model.value(v).is_output())
 }
 
 /// The bound on growth. Sizes come from inference, so that nothing large is ever computed in vain.
@@ -182,8 +202,12 @@ fn is_small_enough(w: &Work, id: NodeId) -> bool {
         let fact = w.facts.get(v);
         let elements = fact.shape.as_deref().and_then(product);
         let width = fact.dtype.and_then(bits);
-        let (Some(e), Some(b)) = (elements, width) else { return false };
-        let Some(bytes) = e.checked_mul(b).map(|b| b / 8) else { return false };
+        let (Some(e), Some(b)) = (elements, width) else {
+            return false;
+        };
+        let Some(bytes) = e.checked_mul(b).map(|b| b / 8) else {
+            return false;
+        };
         result = result.saturating_add(bytes);
     }
     let freed: usize = n.inputs().iter().flatten().map(|v| freed(w, *v)).sum();

@@ -21,6 +21,7 @@ mod dead;
 mod dedup;
 mod facts;
 mod fold;
+mod fuse;
 mod gemm;
 mod identity;
 mod neutral;
@@ -63,12 +64,17 @@ Dead: what no output needs; `If` with a constant condition; unused functions, op
 
 It leaves alone: the model's inputs and outputs, random operators, operators of other domains, models with training information.";
 
-const OPTIONS: &[Opt] = &[];
+const OPTIONS: &[Opt] = &[Opt {
+    name: "fuse",
+    default: "off",
+    values: "off|on",
+    doc: "recognise HardSwish, Gelu, Swish and LayerNormalization that are spelled out, where the operator set has them",
+}];
 
 /// More rounds than any real model needs: rules that undo each other would otherwise never end.
 const MAX_ROUNDS: usize = 40;
 /// The newest operator set whose operators the rules were checked against.
-const NEWEST_OPSET: i64 = 27;
+const NEWEST_OPSET: i64 = 28;
 
 /// A rule that looks at one node. It says what it did, or `None` when it does not apply.
 type Local = fn(&mut Work, NodeId) -> Option<String>;
@@ -96,10 +102,14 @@ const LOCAL: &[Local] = &[
 
 const WHOLE: &[Whole] = &[fold::known_integers, cse::share, dedup::share, dead::remove];
 
-struct Simplify;
+struct Simplify {
+    fuse: bool,
+}
 
-fn build(_: &Options) -> Result<Simplify> {
-    Ok(Simplify)
+fn build(options: &Options) -> Result<Simplify> {
+    Ok(Simplify {
+        fuse: options.text("fuse") == "on",
+    })
 }
 
 impl Pass for Simplify {
@@ -116,9 +126,13 @@ impl Pass for Simplify {
             return Ok(());
         }
         dead::default_inputs(model);
+        let mut rules = LOCAL.to_vec();
+        if self.fuse {
+            rules.push(fuse::recognize);
+        }
         let mut refused = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
-            if !round(model, cx, &mut refused)? {
+            if !round(model, cx, &rules, &mut refused)? {
                 break;
             }
         }
@@ -126,10 +140,10 @@ impl Pass for Simplify {
     }
 }
 
-fn round(model: &mut Model, cx: &mut Context, refused: &mut BTreeSet<NodeId>) -> Result<bool> {
+fn round(model: &mut Model, cx: &mut Context, rules: &[Local], refused: &mut BTreeSet<NodeId>) -> Result<bool> {
     let before = cx.notes.len();
     let mut work = Work::new(model)?;
-    for rule in LOCAL {
+    for rule in rules {
         for id in work.model.node_ids() {
             if !work.model.is_alive(id) || !work.may_touch(id) {
                 continue;
