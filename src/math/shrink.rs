@@ -110,7 +110,7 @@ mod tests {
         // Mixed: every entry shares one common part.
         let rows = if mix {
             &rows * 0.2
-                + &rows
+                + rows
                     .columns()
                     .into_iter()
                     .next()

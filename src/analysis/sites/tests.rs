@@ -41,7 +41,8 @@ fn only(model: &Model) -> Site {
 
 #[test]
 fn matrices_have_outputs_as_rows_and_come_back() {
-    let cases: Vec<(&str, usize, Vec<Option<Tensor>>, Vec<Attr>)> = vec![
+    type Case = (&'static str, usize, Vec<Option<Tensor>>, Vec<Attr>);
+    let cases: Vec<Case> = vec![
         ("MatMul", 1, vec![None, Some(counting(&[3, 2]))], vec![]),
         ("MatMul", 0, vec![Some(counting(&[2, 3])), None], vec![]),
         (

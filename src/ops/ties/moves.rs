@@ -331,9 +331,7 @@ fn split(at: &At, flow: &mut Flow) -> Option<()> {
     };
     let mut offset = 0usize;
     for k in 0..at.node.outputs().len() {
-        if at.node.output(k).is_none() {
-            return None;
-        }
+        at.node.output(k)?;
         for a in (0..d.len()).filter(|a| *a != axis) {
             flow.same((In(0), a), (Out(k), a));
         }

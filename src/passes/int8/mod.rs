@@ -101,6 +101,9 @@ fn build(o: &Options) -> Result<Int8> {
     })
 }
 
+/// A value more of whose nonzero elements would become zero is not quantized.
+const MOST_LOST: f64 = 0.5;
+
 /// The first default-domain opset with per-channel Q/DQ.
 const OPSET: i64 = 13;
 
@@ -111,13 +114,12 @@ impl Pass for Int8 {
             return Ok(());
         }
         let mut work = model.clone();
-        if work.opset("") < OPSET {
-            if let Err(why) = raise_opset(&mut work, OPSET) {
+        if work.opset("") < OPSET
+            && let Err(why) = raise_opset(&mut work, OPSET) {
                 let what = format!("left in floating point: Q/DQ pairs need opset {OPSET}, and {why:#}");
                 cx.note(NoteKind::Skip, String::new(), what);
                 return Ok(());
             }
-        }
         if self.quantize(&mut work, cx)? {
             *model = work;
         }
@@ -146,7 +148,7 @@ impl Int8 {
             return Ok(false);
         }
         let stats = cx.stats(model, &wanted)?;
-        let elements = elements(model, &values, &stats, cx);
+        let elements = self.elements(model, &values, &stats, cx);
         let placement = place::choose(model, &units, &elements);
         if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
             cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
@@ -219,24 +221,37 @@ fn moments(units: &Units) -> Vec<(ValueId, Measure)> {
     all
 }
 
-/// Elements per sample of the values that can be quantized.
-fn elements(
-    model: &Model,
-    values: &BTreeSet<ValueId>,
-    stats: &Stats,
-    cx: &mut Context,
-) -> BTreeMap<ValueId, u64> {
-    let mut all = BTreeMap::new();
-    for v in values {
-        let Some(h) = stats.histogram(*v) else { continue };
-        let name = model.value(*v).name.clone();
-        if h.range.nan > 0 || h.range.infinite > 0 {
-            cx.note(NoteKind::Skip, name, "NaN or infinite on the calibration data: stays in floating point");
-            continue;
+impl Int8 {
+    /// Elements per sample of the values that can be quantized.
+    fn elements(
+        &self,
+        model: &Model,
+        values: &BTreeSet<ValueId>,
+        stats: &Stats,
+        cx: &mut Context,
+    ) -> BTreeMap<ValueId, u64> {
+        let mut all = BTreeMap::new();
+        for v in values {
+            let Some(h) = stats.histogram(*v) else { continue };
+            let name = model.value(*v).name.clone();
+            if h.range.nan > 0 || h.range.infinite > 0 {
+                cx.note(NoteKind::Skip, name, "NaN or infinite on the calibration data: stays in floating point");
+                continue;
+            }
+            let lost = self.ranges.lost(h);
+            if lost > MOST_LOST {
+                let (low, high) = h.minmax().unwrap_or_default();
+                let what = format!(
+                    "outliers stretch its range to [{low:.4}, {high:.4}], {:.0} % of the rest would become zero: stays in floating point",
+                    lost * 100.0
+                );
+                cx.note(NoteKind::Skip, name, what);
+                continue;
+            }
+            all.insert(*v, h.count() / stats.samples.max(1) as u64);
         }
-        all.insert(*v, h.count() / stats.samples.max(1) as u64);
+        all
     }
-    all
 }
 
 fn describe(

@@ -6,7 +6,7 @@
 //! of cheap operators between two convolutions always stays in integers.
 
 use super::cut::{INFINITE, Network, SINK, SOURCE};
-use super::units::Units;
+use super::units::{Unit, Units};
 use crate::ir::{Model, ValueId};
 use crate::ops::quant::Role;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,8 +40,7 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Vec<b
     let nodes: Vec<usize> = units.all.iter().map(|_| net.node()).collect();
     let cost = |v: &ValueId| elements.get(v).map(|n| 16 * (n + 1));
     for (i, u) in units.all.iter().enumerate() {
-        let values = u.inputs.iter().map(|x| &x.1).chain(&u.results);
-        if values.clone().any(|v| cost(v).is_none()) {
+        if !can_run(u, elements) {
             net.edge(nodes[i], SINK, INFINITE);
         } else if u.is_weighted() {
             net.edge(SOURCE, nodes[i], INFINITE);
@@ -74,8 +73,13 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Vec<b
         }
     }
     let side = net.source_side();
-    let measured = |u: &super::units::Unit| u.inputs.iter().map(|x| &x.1).chain(&u.results).all(|v| cost(v).is_some());
-    units.all.iter().zip(&nodes).map(|(u, &n)| side[n] && measured(u)).collect()
+    units.all.iter().zip(&nodes).map(|(u, &n)| side[n] && can_run(u, elements)).collect()
+}
+
+/// All that an integer kernel reads can be quantized, and what it gives out, unless it may give out floats.
+fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
+    let has = |v: &ValueId| elements.contains_key(v);
+    u.inputs.iter().all(|x| has(&x.1)) && (u.free_output || u.results.iter().all(has))
 }
 
 /// Of the units that run in integers, those that hang together with one that has a weight.

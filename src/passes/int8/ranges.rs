@@ -48,6 +48,23 @@ impl FromStr for Method {
 }
 
 impl Method {
+    /// The share of a value's nonzero elements that become the code of zero: they lie within half a step of it. A few
+    /// outliers stretch the range of residual streams in transformers so far that nearly all else is lost (Dettmers et
+    /// al. 2022, "LLM.int8()"), while the squared error, which the outliers dominate, looks harmless.
+    pub fn lost(self, h: &Histogram) -> f64 {
+        let Some((low, high)) = self.range(h) else { return 0.0 };
+        let half = f64::from(high - low) / 255.0 / 2.0;
+        let (first, counts) = h.bins();
+        let nonzero = h.count().saturating_sub(h.zeros);
+        let mut near = 0.0;
+        for (i, &n) in (i64::from(first)..).zip(&counts) {
+            let n = if i == 0 { n.saturating_sub(h.zeros) } else { n };
+            let inner = if i < 0 { -(i + 1) } else { i } as f64 * h.resolution();
+            near += n as f64 * ((half - inner) / h.resolution()).clamp(0.0, 1.0);
+        }
+        if nonzero == 0 { 0.0 } else { near / nonzero as f64 }
+    }
+
     /// The range of a distribution; `None` when nothing was seen.
     fn range(self, h: &Histogram) -> Option<(f32, f32)> {
         match self {

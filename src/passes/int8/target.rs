@@ -16,8 +16,11 @@ pub struct Runs {
     /// What the integer kernel saves per element of its output, in units of converting one element.
     pub gain: f64,
     /// Beyond the operator: what else must hold, and what to say when it does not.
-    pub when: Option<(fn(&Model, NodeId) -> bool, &'static str)>,
+    pub when: Option<Condition>,
 }
+
+/// What must hold of a node, and what to say when it does not.
+pub type Condition = (fn(&Model, NodeId) -> bool, &'static str);
 
 /// A runtime, as far as Q/DQ pairs are concerned.
 #[derive(Debug)]

@@ -85,12 +85,12 @@ impl Shift {
         let factor = f64::from(self.dot.alpha) / f64::from(self.dot.beta);
         let shift: Vec<f64> = rows.map(|(_, x)| x * factor).collect();
         match self.dot.bias {
-            Some(slot) => self.into_bias(model, slot, &shift),
-            None => self.into_add(model, &shift, dims),
+            Some(slot) => self.shift_bias(model, slot, &shift),
+            None => self.shift_by_add(model, &shift, dims),
         }
     }
 
-    fn into_bias(&self, model: &mut Model, slot: usize, shift: &[f64]) {
+    fn shift_bias(&self, model: &mut Model, slot: usize, shift: &[f64]) {
         let node = model.node(self.node);
         let old = node.input(slot);
         let tensor = old.and_then(|v| constant(model, v));
@@ -114,7 +114,7 @@ impl Shift {
     }
 
     /// MatMul has no bias: an Add follows it.
-    fn into_add(&self, model: &mut Model, shift: &[f64], dims: &mut Dims) {
+    fn shift_by_add(&self, model: &mut Model, shift: &[f64], dims: &mut Dims) {
         let Some(known) = dims.get(self.out.index()).cloned().flatten() else {
             return;
         };
