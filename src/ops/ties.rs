@@ -15,6 +15,7 @@
 mod layers;
 mod moves;
 mod pointwise;
+mod reshape;
 
 use super::infer::Dim;
 use crate::ir::{Model, Node, NodeId, Tensor, ValueId};
@@ -326,7 +327,7 @@ pub fn is_late(node: &Node) -> bool {
 
 /// How channels run through a node.
 pub fn flow(at: &At) -> Flow {
-    let rows = [layers::ROWS, moves::ROWS, pointwise::ROWS];
+    let rows = [layers::ROWS, moves::ROWS, reshape::ROWS, pointwise::ROWS];
     let row = rows
         .iter()
         .flat_map(|r| r.iter())

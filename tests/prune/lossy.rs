@@ -1,0 +1,111 @@
+//! `ratio`: which channels go, and what the others make good.
+
+use super::*;
+
+/// x (64 × 6) → 8 hidden units, the last two of which say nothing new → 5 outputs.
+fn redundant() -> Net {
+    let mut n = Net::new(13);
+    let x = n.input(&[64, 6]);
+    let w = n.param("a", &[6, 8]);
+    let t = n
+        .model
+        .value(w)
+        .tensor()
+        .expect("a weight")
+        .floats()
+        .expect("floats")
+        .into_owned();
+    let column = |i: usize, j: usize| match j {
+        6 => t[i * 8 + 1],
+        7 => 3.0 * t[i * 8 + 4],
+        _ => t[i * 8 + j],
+    };
+    let t = Tensor::new(&[6, 8], (0..48).map(|k| column(k / 8, k % 8)).collect());
+    n.model.set_const(w, t);
+    let h = n.op("MatMul", &[x, w], vec![]);
+    let h = n.op("Relu", &[h], vec![]);
+    let (w, b) = (n.param("b", &[5, 8]), n.param("b.b", &[5]));
+    let y = n.op("Gemm", &[h, w, b], vec![Attr::int("transB", 1)]);
+    n.output("y", y);
+    n
+}
+
+/// Error power over power of the outputs.
+fn relative_error(before: &Model, after: &Model) -> f64 {
+    let sample = Dataset::synthetic(before, 3, 1).get(0).expect("a sample");
+    let output = |m: &Model| {
+        let session = Tract
+            .load(m, &[m.main().outputs()[0].value], &sample)
+            .expect("tract loads it");
+        session.run(&sample).expect("it runs")[0]
+            .floats()
+            .expect("floats")
+            .into_owned()
+    };
+    let (a, b) = (output(before), output(after));
+    let power = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+    power(&mut a.iter().zip(&b).map(|(x, y)| x - y)) / power(&mut a.iter().copied())
+}
+
+#[test]
+fn units_that_say_nothing_new_go_first_and_the_others_take_over() {
+    let mut n = redundant();
+    let before = n.model.clone();
+    let notes = run("prune(ratio=0.25)", &mut n.model);
+    assert_eq!((n.dims("a"), n.dims("b")), (vec![6, 6], vec![5, 6]));
+    assert!(said(&notes, NoteKind::Did, "refitted"), "{notes:?}");
+    let error = relative_error(&before, &n.model);
+    assert!(error < 1e-5, "{error}");
+}
+
+#[test]
+fn repair_beats_cutting_and_data_beat_magnitude() {
+    let error = |spec: &str| {
+        let mut n = redundant();
+        let before = n.model.clone();
+        run(spec, &mut n.model);
+        assert_eq!(n.dims("a"), [6, 4], "{spec}");
+        relative_error(&before, &n.model)
+    };
+    let (data, l2) = (error("prune(ratio=0.5)"), error("prune(ratio=0.5,criterion=l2)"));
+    let cut = error("prune(ratio=0.5,criterion=l2,repair=off)");
+    assert!(data <= l2 && l2 < cut, "{data} {l2} {cut}");
+}
+
+#[test]
+fn groups_keep_multiples() {
+    let mut n = redundant();
+    run("prune(ratio=0.3,round_to=4,criterion=l1)", &mut n.model);
+    assert_eq!(n.dims("a"), [6, 8]);
+    run("prune(ratio=0.5,round_to=4,criterion=l1)", &mut n.model);
+    assert_eq!(n.dims("a"), [6, 4]);
+    for bad in ["ratio=1", "ratio=-0.1", "round_to=0", "criterion=luck", "ratio=x"] {
+        assert!(parse_list(&format!("prune({bad})")).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_padded_conv_is_refitted_channel_by_channel() {
+    let mut n = Net::new(13);
+    let x = n.input(&[2, 3, 8, 8]);
+    let w = n.param("a.w", &[4, 3, 1, 1]);
+    let mut t = n
+        .model
+        .value(w)
+        .tensor()
+        .expect("a weight")
+        .floats()
+        .expect("floats")
+        .into_owned();
+    t.copy_within(0..3, 9); // channel 3 is a copy of channel 0
+    n.model.set_const(w, Tensor::new(&[4, 3, 1, 1], t));
+    let x = n.op("Conv", &[x, w], vec![]);
+    let x = n.op("Relu", &[x], vec![]);
+    let y = n.conv("b", x, &[5, 4, 3, 3], &[]);
+    n.output("y", y);
+    let before = n.model.clone();
+    run("prune(ratio=0.25)", &mut n.model);
+    assert_eq!(n.dims("b.w"), [5, 3, 3, 3]);
+    let error = relative_error(&before, &n.model);
+    assert!(error < 1e-5, "{error}");
+}
