@@ -9,6 +9,7 @@ use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size};
 use crate::verify::{Budget, OutputGap, Verdict, compare, judge};
 use anyhow::{Context as _, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -122,7 +123,9 @@ pub fn rewrite(
     let lossy = requests.iter().any(|r| r.info.lossy);
     let (calib, held) = data.split();
     let mut report = Report::new(engine.name());
-    report.before = Size::of(&original);
+    let like = data.get(0)?;
+    let dims: BTreeMap<String, Vec<usize>> = like.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
+    report.before = Size::of(&original, &dims);
     report.data = DataUsed {
         origin: data.origin.clone(),
         synthetic: data.synthetic,
@@ -144,7 +147,7 @@ pub fn rewrite(
         .budget
         .unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
     let snapshots = run_passes(model, &requests, &calib, options, engine, progress, &mut report)?;
-    report.after = Size::of(model);
+    report.after = Size::of(model, &dims);
     let trial = Trial {
         original: &original,
         held: &held,
@@ -208,7 +211,6 @@ fn run_passes(
             pass: request.spelled(),
             changed,
             seconds: start.elapsed().as_secs_f64(),
-            after: Size::of(model),
             notes: cx.notes,
         });
     }

@@ -295,13 +295,13 @@ fn exceeds(g: &OutputGap, budget: &Budget) -> Option<String> {
     if let Some(least) = budget.sqnr_db.filter(|least| g.sqnr_db.is_nan() || g.sqnr_db < *least) {
         return Some(format!("output {name:?}: {:.1} dB SQNR, below {least} dB", g.sqnr_db));
     }
-    if let (Some(most), Some(top1)) = (budget.top1, g.top1) {
-        if 1.0 - top1 > most {
-            let (changed, most) = ((1.0 - top1) * 100.0, most * 100.0);
-            return Some(format!(
-                "output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"
-            ));
-        }
+    if let (Some(most), Some(top1)) = (budget.top1, g.top1)
+        && 1.0 - top1 > most
+    {
+        let (changed, most) = ((1.0 - top1) * 100.0, most * 100.0);
+        return Some(format!(
+            "output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"
+        ));
     }
     let least = budget.cosine.filter(|least| g.cosine.is_nan() || g.cosine < *least)?;
     Some(format!("output {name:?}: cosine {:.5}, below {least}", g.cosine))

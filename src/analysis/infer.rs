@@ -211,11 +211,11 @@ impl Walk<'_> {
         let claim = self.claims[v.index()].as_ref();
         if let (Some(dims), None) = (self.seen.get(&v), &fact.holds) {
             let mut run = Fact::new(None, Some(known(dims)));
-            if let (Some(run), Some(claim)) = (&mut run.shape, claim.and_then(|c| c.shape.as_ref())) {
-                if run.len() == claim.len() {
-                    let named = run.iter_mut().zip(claim).filter(|(_, c)| matches!(c, Dim::Symbol(_)));
-                    named.for_each(|(r, c)| *r = c.clone());
-                }
+            if let (Some(run), Some(claim)) = (&mut run.shape, claim.and_then(|c| c.shape.as_ref()))
+                && run.len() == claim.len()
+            {
+                let named = run.iter_mut().zip(claim).filter(|(_, c)| matches!(c, Dim::Symbol(_)));
+                named.for_each(|(r, c)| *r = c.clone());
             }
             fact.fill_from(&run);
         }

@@ -366,3 +366,6 @@ pub fn float_tensor(dtype: DType, dims: &[usize], data: Vec<f32>) -> Result<Tens
         other => anyhow::bail!("{} is not a float type", other.as_str_name()),
     })
 }
+
+#[cfg(test)]
+mod tests;

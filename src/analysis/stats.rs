@@ -2,14 +2,19 @@
 //!
 //! All measures are sums over samples, in the order of the samples: the result does not depend on the number of threads.
 
+mod fold;
+mod rows;
+
 use crate::data::Samples;
-use crate::engine::Engine;
+use crate::engine::{Engine, Session};
 use crate::ir::{Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
+use crate::parallel::in_order;
 use crate::progress::Progress;
-use anyhow::Result;
-use std::collections::HashMap;
+use anyhow::{Context, Result, ensure};
+use fold::{Job, Sums};
+use std::collections::{BTreeMap, HashMap};
 
 /// What to measure of a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -75,10 +80,18 @@ impl Stats {
     }
 }
 
-/// Measures values of the main graph. Values that are no float tensors are left out of the result.
+/// Second moments that are summed at once may take so many bytes, rows that wait to be added included. A single one that
+/// needs more is left out.
+const MOMENTS: usize = 1_500_000_000;
+
+/// Measures values of the main graph. Values that are no float tensors, and second moments of more than 1.5 GB (rows of
+/// some 13,000 numbers), are left out of the result.
+///
+/// Memory is bounded: samples are read one by one, and second moments that do not fit together are measured in several
+/// runs over the samples.
 ///
 /// # Errors
-/// When the engine cannot load the model, or a sample fails.
+/// When the engine cannot load the model, a sample fails, or a value is NaN (the message names it).
 pub fn measure(
     model: &Model,
     wanted: &[(ValueId, Measure)],
@@ -87,6 +100,178 @@ pub fn measure(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Stats> {
-    let _ = (model, wanted, engine, samples, threads, progress);
-    anyhow::bail!("not yet")
+    let mut stats = Stats {
+        samples: samples.len(),
+        ..Stats::default()
+    };
+    let mut jobs: BTreeMap<ValueId, Vec<Measure>> = BTreeMap::new();
+    for (v, m) in wanted {
+        let measures = jobs.entry(*v).or_default();
+        if !measures.contains(m) {
+            measures.push(m.clone());
+        }
+    }
+    for measures in jobs.values_mut().filter(|m| m.contains(&Measure::Histogram)) {
+        measures.retain(|m| *m != Measure::Range); // a histogram knows its range
+    }
+    let (known, computed): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|(v, _)| model.constant(*v).is_some());
+    for (v, measures) in known {
+        let Some(t) = model.constant(v) else { continue };
+        let named = || model.value(v).name.clone();
+        let mut sums: Vec<Job> = measures.into_iter().map(|m| Job::new(v, m)).collect();
+        for job in &mut sums {
+            if too_large(&job.measure, t.dims()).with_context(named)? {
+                continue;
+            }
+            let part = fold::part(&job.measure, t, 0, 1).with_context(named)?;
+            part.map_or(Ok(()), |p| job.add(p)).with_context(named)?;
+        }
+        stats.take(sums);
+    }
+    if computed.is_empty() {
+        return Ok(stats);
+    }
+    ensure!(!samples.is_empty(), "there is no sample to measure with");
+    let runner = Runner {
+        model,
+        engine,
+        samples,
+        threads,
+        progress,
+    };
+    runner.measure(computed, &mut stats)?;
+    Ok(stats)
 }
+
+fn too_large(measure: &Measure, dims: &[usize]) -> Result<bool> {
+    match measure {
+        Measure::Gram(patch) => Ok(fold::gram_bytes(dims, patch, 1, 1)? > MOMENTS),
+        _ => Ok(false),
+    }
+}
+
+struct Runner<'a> {
+    model: &'a Model,
+    engine: &'a dyn Engine,
+    samples: &'a Samples,
+    threads: usize,
+    progress: &'a dyn Progress,
+}
+
+type Wanted = Vec<(ValueId, Vec<Measure>)>;
+
+impl Runner<'_> {
+    fn measure(&self, wanted: Wanted, stats: &mut Stats) -> Result<()> {
+        let first = self.samples.get(0)?;
+        let session = self.load(&wanted, &first)?;
+        let moments = |m: &Measure| matches!(m, Measure::Gram(_));
+        let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
+            true => self.rounds(&wanted, session.run(&first)?)?,
+            false => {
+                let all =
+                    |(v, m): &(ValueId, Vec<Measure>)| m.iter().map(|m| Job::new(*v, m.clone())).collect::<Vec<_>>();
+                vec![wanted.iter().flat_map(all).collect()]
+            }
+        };
+        self.progress.start("measure", self.samples.len() * rounds.len());
+        if let [only] = rounds.as_mut_slice() {
+            stats.take(self.round(&wanted, std::mem::take(only), &*session)?);
+        } else {
+            drop(session);
+            for jobs in rounds {
+                let values: Wanted = wanted
+                    .iter()
+                    .filter(|(v, _)| jobs.iter().any(|j| j.value == *v))
+                    .cloned()
+                    .collect();
+                let session = self.load(&values, &first)?;
+                stats.take(self.round(&values, jobs, &*session)?);
+            }
+        }
+        self.progress.finish();
+        Ok(())
+    }
+
+    fn load(&self, wanted: &Wanted, like: &crate::data::Sample) -> Result<Box<dyn Session>> {
+        let values: Vec<ValueId> = wanted.iter().map(|(v, _)| *v).collect();
+        Ok(self.engine.load(self.model, &values, like)?)
+    }
+
+    /// Which measures are taken in which run over the samples: everything small in the first, moments as memory allows.
+    fn rounds(&self, wanted: &Wanted, first: Vec<crate::ir::Tensor>) -> Result<Vec<Vec<Job>>> {
+        let mut rounds: Vec<Vec<Job>> = vec![Vec::new()];
+        let mut taken = 0usize;
+        for ((v, measures), t) in wanted.iter().zip(first) {
+            for m in measures.iter().filter(|_| fold::is_float(t.dtype())) {
+                if let Measure::Gram(patch) = m {
+                    let bytes = fold::gram_bytes(t.dims(), patch, self.samples.len(), 2 * self.threads);
+                    let bytes = bytes.with_context(|| self.model.value(*v).name.clone())?;
+                    if bytes > MOMENTS {
+                        continue;
+                    }
+                    if taken > 0 && taken + bytes > MOMENTS {
+                        rounds.push(Vec::new());
+                        taken = 0;
+                    }
+                    taken += bytes;
+                    rounds.last_mut().expect("one at least").push(Job::new(*v, m.clone()));
+                } else {
+                    rounds[0].push(Job::new(*v, m.clone()));
+                }
+            }
+        }
+        Ok(rounds)
+    }
+
+    fn round(&self, wanted: &Wanted, mut jobs: Vec<Job>, session: &dyn Session) -> Result<Vec<Job>> {
+        let n = self.samples.len();
+        let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
+        let plan: Vec<(usize, Measure)> = jobs.iter().map(|j| (place[&j.value], j.measure.clone())).collect();
+        let name = |v: ValueId| self.model.value(v).name.clone();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads.max(1))
+            .build()?;
+        in_order(
+            n,
+            self.threads,
+            |i| {
+                let values = session
+                    .run(&self.samples.get(i)?)
+                    .with_context(|| format!("sample {i}"))?;
+                let part = |(at, m): &(usize, Measure)| {
+                    let named = || format!("{}, sample {i}", name(wanted[*at].0));
+                    fold::part(m, &values[*at], i, n).with_context(named)
+                };
+                plan.iter().map(part).collect::<Result<Vec<_>>>()
+            },
+            |i, parts| {
+                self.progress.advance(1);
+                pool.install(|| fold::add_all(&mut jobs, parts))
+                    .map_err(|(v, e)| e.context(format!("{}, sample {i}", name(v))))
+            },
+        )?;
+        Ok(jobs)
+    }
+}
+
+impl Stats {
+    fn take(&mut self, jobs: Vec<Job>) {
+        for job in jobs {
+            let v = job.value;
+            match (job.sums, job.measure) {
+                (Sums::None, _) => {}
+                (Sums::Range(r), _) => drop(self.ranges.insert(v, r)),
+                (Sums::Histogram(h), _) => {
+                    self.ranges.insert(v, h.range);
+                    self.histograms.insert(v, h);
+                }
+                (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
+                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g)),
+                (Sums::Mean(_) | Sums::Grams(_), _) => {}
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests;

@@ -1,7 +1,7 @@
 //! `onnxzip optimize`
 
 use super::progress::Bar;
-use crate::onnx::WriteOptions;
+use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
 use crate::pipeline::{self, Options};
 use crate::report::text;
@@ -83,6 +83,9 @@ pub fn run(args: &Args) -> Result<u8> {
     options.write = WriteOptions {
         external_data: args.external_data,
     };
+    if let Some(path) = &args.json {
+        check_target(path).context("--json")?; // before any work is done and any output let out
+    }
     let engine = super::engine()?;
     let report = pipeline::optimize(&args.input, &args.output, &options, &*engine, &Bar::new())?;
     if let Some(path) = &args.json {

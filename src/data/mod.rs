@@ -164,6 +164,16 @@ impl Samples {
     pub fn get(&self, i: usize) -> Result<Sample> {
         self.set.get(self.indices[i])
     }
+    /// Every `step`-th of them, beginning with number `from`.
+    ///
+    /// # Panics
+    /// When `step` is zero.
+    pub fn every(&self, step: usize, from: usize) -> Samples {
+        Samples {
+            set: self.set.clone(),
+            indices: self.indices.iter().copied().skip(from).step_by(step).collect(),
+        }
+    }
     /// The first `n` of them.
     pub fn first(&self, n: usize) -> Samples {
         Samples {

@@ -8,6 +8,9 @@ use crate::ir::{Model, Tensor, ValueId};
 use anyhow::Result;
 use std::fmt;
 
+pub mod eval;
+#[cfg(test)]
+pub mod testing;
 #[cfg(feature = "tract")]
 pub mod tract;
 

@@ -7,21 +7,26 @@
 //! float16 and bfloat16 are computed in f32: outputs that the model declares as such are rounded on the way out.
 //! tract keeps a copy of the weights of its own, so a session costs about twice the weights while it is made, and once after.
 
+mod branches;
+mod convert;
+mod dequantize;
+mod graph;
+mod ops;
 mod prepare;
 
 use super::{Engine, NotRun, Session};
 use crate::data::Sample;
-use crate::ir::{DType, Model, Tensor, ValueId};
+use crate::ir::{Model, Tensor, ValueId};
 use crate::parallel::panic_text;
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use bytes::Bytes;
-use prepare::{Give, Prepared};
+use anyhow::{Context, Result, anyhow, ensure};
+use branches::Choice;
+use graph::Flat;
+use prepare::{Give, Input, Job, Ready};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
-use tract_onnx::prelude::{
-    DatumType, Framework, InferenceModelExt, IntoTValue, TValue, Tensor as TractTensor, TypedModel, TypedSimplePlan,
-};
+use std::sync::{Arc, Mutex, Once};
+use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TVec, TypedSimplePlan};
 use tract_onnx::tract_hir::internal::InferenceFact;
 
 /// tract as an [`Engine`].
@@ -34,10 +39,7 @@ impl Engine for Tract {
     }
 
     fn load(&self, model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Box<dyn Session>, NotRun> {
-        let load = || -> Result<Running> {
-            let prepared = prepare::prepare(model, wanted, like)?;
-            Running::new(prepared)
-        };
+        let load = || Running::new(Job::new(model, wanted, like)?, like);
         let running = quietly(load).map_err(|e| NotRun(short(&e)))?;
         Ok(Box::new(running))
     }
@@ -45,78 +47,132 @@ impl Engine for Tract {
 
 /// A model that tract has compiled.
 struct Running {
-    /// `None` when nothing that is wanted needs computing.
-    plan: Option<Arc<TypedSimplePlan>>,
-    inputs: Vec<prepare::Input>,
-    /// What the plan's outputs are in the original.
-    outputs: Vec<Option<DType>>,
-    give: Vec<Give>,
+    job: Job,
+    /// One for every combination of branches seen; empty when nothing needs computing.
+    plans: Mutex<Vec<Arc<Plan>>>,
 }
 
 impl Running {
-    fn new(prepared: Prepared) -> Result<Running> {
-        let Prepared {
-            inputs,
-            outputs,
-            give,
-            proto,
-            tensors,
-        } = prepared;
-        let plan = if outputs.is_empty() {
-            None
-        } else {
-            Some(compile(&proto, tensors, &inputs)?)
-        };
+    fn new(mut job: Job, like: &Sample) -> Result<Running> {
+        let mut plans = Vec::new();
+        if let Some(flat) = job.flat.take() {
+            let plan = Plan::for_sample(flat.clone(), &job.names, like)?;
+            if !plan.choices.is_empty() {
+                job.flat = Some(flat);
+            }
+            plans.push(Arc::new(plan));
+        }
         Ok(Running {
-            plan,
-            inputs,
-            outputs,
-            give,
+            job,
+            plans: Mutex::new(plans),
         })
     }
 
-    fn compute(&self, sample: &Sample) -> Result<Vec<Tensor>> {
-        let Some(plan) = &self.plan else { return Ok(Vec::new()) };
-        let feeds = self.inputs.iter().map(|input| feed(input, sample));
-        let feeds = feeds.collect::<Result<Vec<_>>>()?;
-        let results = plan.run(feeds.into_iter().collect())?;
-        ensure!(
-            results.len() == self.outputs.len(),
-            "tract gave {} values, not {}",
-            results.len(),
-            self.outputs.len()
-        );
-        let pairs = results.into_iter().zip(&self.outputs);
-        pairs.map(|(t, dtype)| from_tract(t, *dtype)).collect()
+    fn compute(&self, sample: &Sample) -> Result<Vec<TValue>> {
+        let plans = self.plans.lock().map_or_else(|e| e.into_inner().clone(), |p| p.clone());
+        for plan in &plans {
+            match (plan.compute(sample), &self.job.flat) {
+                (Ok(Some(values)), _) => return Ok(values),
+                (Err(e), None) => return Err(e),
+                _ => {} // the branches of another sample
+            }
+        }
+        let Some(flat) = &self.job.flat else {
+            return Ok(Vec::new());
+        };
+        let plan = Arc::new(Plan::for_sample(flat.clone(), &self.job.names, sample)?);
+        let values = plan.compute(sample)?.context("an If takes another branch each time")?;
+        self.plans.lock().unwrap_or_else(|e| e.into_inner()).push(plan);
+        Ok(values)
     }
 }
 
 impl Session for Running {
     fn run(&self, sample: &Sample) -> Result<Vec<Tensor>> {
-        let computed = quietly(|| self.compute(sample)).map_err(|e| anyhow!("tract: {}", short(&e)))?;
+        let run = || {
+            let values = self.compute(sample)?;
+            let typed = values.into_iter().zip(&self.job.dtypes);
+            typed.map(|(v, dtype)| convert::from_tract(v, *dtype)).collect()
+        };
+        let computed: Vec<Tensor> = quietly(run).map_err(|e| anyhow!("tract: {}", short(&e)))?;
         let give = |g: &Give| match g {
             Give::Computed(i) => computed.get(*i).cloned().context("tract gave too few values"),
             Give::Input(name) => Ok(sample_input(sample, name)?.clone()),
             Give::Const(t) => Ok(t.clone()),
         };
-        self.give.iter().map(give).collect()
+        self.job.give.iter().map(give).collect()
     }
 }
 
-fn compile(proto: &[u8], tensors: Vec<(String, Tensor)>, inputs: &[prepare::Input]) -> Result<Arc<TypedSimplePlan>> {
-    let onnx = tract_onnx::onnx()
+/// A compiled graph.
+struct Plan {
+    plan: Arc<TypedSimplePlan>,
+    inputs: Vec<Input>,
+    wanted: usize,
+    /// Its last outputs are conditions of `If`s, and the plan is right when they have these values.
+    choices: Vec<Choice>,
+}
+
+impl Plan {
+    /// Compiles for the shapes of a sample, and the branches that it takes.
+    fn for_sample(mut flat: Flat, names: &[String], sample: &Sample) -> Result<Plan> {
+        let choices = branches::resolve(&mut flat, &|flat, conditions| {
+            let mut flat = flat.clone();
+            prepare::set_outputs(&mut flat, conditions.iter());
+            let found = Plan::new(flat, conditions.len(), Vec::new(), sample)?.compute(sample)?;
+            let found = found.unwrap_or_default().into_iter();
+            found.map(|v| v.cast_to_scalar::<bool>()).collect()
+        })?;
+        prepare::set_outputs(&mut flat, names.iter().chain(choices.iter().map(|c| &c.0)));
+        Plan::new(flat, names.len(), choices, sample)
+    }
+
+    fn new(flat: Flat, wanted: usize, choices: Vec<Choice>, sample: &Sample) -> Result<Plan> {
+        let compile = |exact| -> Result<(Arc<TypedSimplePlan>, Vec<Input>)> {
+            let ready = prepare::ready(flat.clone(), sample, exact)?;
+            compile(ready)
+        };
+        // Shapes that depend on data have no int64 value before the run: there tract's symbolic dimensions serve.
+        let (plan, inputs) = quietly(|| compile(true)).or_else(|e| quietly(|| compile(false)).map_err(|_| e))?;
+        Ok(Plan {
+            plan,
+            inputs,
+            wanted,
+            choices,
+        })
+    }
+
+    /// The wanted values; `None` when the sample takes other branches.
+    fn compute(&self, sample: &Sample) -> Result<Option<Vec<TValue>>> {
+        let feeds = self.inputs.iter().map(|input| feed(input, sample));
+        let mut values = self.plan.run(feeds.collect::<Result<TVec<_>>>()?)?.into_vec();
+        ensure!(
+            values.len() == self.wanted + self.choices.len(),
+            "tract gave {} values, not {}",
+            values.len(),
+            self.wanted + self.choices.len()
+        );
+        let conditions = values.split_off(self.wanted);
+        for (v, (_, was)) in conditions.iter().zip(&self.choices) {
+            if v.cast_to_scalar::<bool>()? != *was {
+                return Ok(None);
+            }
+        }
+        Ok(Some(values))
+    }
+}
+
+fn compile(ready: Ready) -> Result<(Arc<TypedSimplePlan>, Vec<Input>)> {
+    let mut onnx = tract_onnx::onnx()
         .with_ignore_value_info(true)
         .with_ignore_output_shapes(true);
+    ops::register(&mut onnx);
+    let Ready { inputs, proto, tensors } = ready;
     let mut proto = onnx.proto_model_for_read(&mut &*proto)?;
     let graph = proto.graph.as_mut().context("no graph")?;
+    lacking(graph, &onnx)?;
     for (name, t) in tensors {
-        graph.initializer.push(tract_onnx::pb::TensorProto {
-            name,
-            dims: t.dims().iter().map(|&d| d as i64).collect(),
-            data_type: t.dtype() as i32,
-            raw_data: t.raw().into_owned(),
-            ..Default::default()
-        });
+        graph.initializer.push(convert::to_proto(name, &t)?);
     }
     let parsed = onnx.parse(&proto, None)?;
     drop(proto);
@@ -133,14 +189,29 @@ fn compile(proto: &[u8], tensors: Vec<(String, Tensor)>, inputs: &[prepare::Inpu
         sources.len(),
         inputs.len()
     );
-    for (i, (source, input)) in sources.iter().zip(inputs).enumerate() {
+    for (i, (source, input)) in sources.iter().zip(&inputs).enumerate() {
         let name = &model.node(source.node).name;
         ensure!(*name == input.name, "tract sees input {name:?}, not {:?}", input.name);
-        let dtype = datum_type(input.dtype)?;
+        let dtype = convert::datum_type(input.dtype)?;
         model.set_input_fact(i, InferenceFact::dt_shape(dtype, &input.dims))?;
     }
-    let model: TypedModel = model.into_optimized()?;
-    Ok(TypedSimplePlan::new(model)?)
+    Ok((TypedSimplePlan::new(model.into_optimized()?)?, inputs))
+}
+
+/// Names the operators that tract does not have. It finds them by their names alone, whatever the domain.
+fn lacking(graph: &tract_onnx::pb::GraphProto, onnx: &tract_onnx::Onnx) -> Result<()> {
+    let mut lacking = BTreeSet::new();
+    for n in &graph.node {
+        let own = matches!(n.domain.as_str(), "" | "ai.onnx" | "ai.onnx.ml");
+        let contributed = n.domain == "com.microsoft" && n.op_type != "Attention";
+        if !(own || contributed) || !onnx.op_register.0.contains_key(&n.op_type) {
+            let domain = if own { String::new() } else { format!("{}.", n.domain) };
+            lacking.insert(format!("{domain}{} (node {:?})", n.op_type, n.name));
+        }
+    }
+    let names: Vec<String> = lacking.into_iter().take(5).collect();
+    ensure!(names.is_empty(), "tract has no operator {}", names.join(", "));
+    Ok(())
 }
 
 fn sample_input<'a>(sample: &'a Sample, name: &str) -> Result<&'a Tensor> {
@@ -149,7 +220,7 @@ fn sample_input<'a>(sample: &'a Sample, name: &str) -> Result<&'a Tensor> {
         .with_context(|| format!("the sample has no input {name:?}"))
 }
 
-fn feed(input: &prepare::Input, sample: &Sample) -> Result<TValue> {
+fn feed(input: &Input, sample: &Sample) -> Result<TValue> {
     let t = sample_input(sample, &input.name)?;
     ensure!(
         t.dims() == input.dims,
@@ -158,102 +229,7 @@ fn feed(input: &prepare::Input, sample: &Sample) -> Result<TValue> {
         t.dims(),
         input.dims
     );
-    to_tract(t, input.dtype).with_context(|| format!("input {:?}", input.name))
-}
-
-fn to_tract(t: &Tensor, dtype: DType) -> Result<TValue> {
-    let t = prepare::as_computed(t)?;
-    ensure!(
-        t.dtype() == dtype,
-        "is {}, not {}",
-        t.dtype().as_str_name(),
-        dtype.as_str_name()
-    );
-    let dt = datum_type(dtype)?;
-    let raw = t.raw();
-    let raw: &[u8] = &raw;
-    if dtype == DType::Bool {
-        let flags: Vec<bool> = raw.iter().map(|b| *b != 0).collect();
-        return Ok(TractTensor::from_shape(t.dims(), &flags)?.into_tvalue());
-    }
-    let mut out = TractTensor::zero_dt(dt, t.dims())?;
-    ensure!(
-        out.as_bytes().len() == raw.len(),
-        "has a size that does not fit its dimensions"
-    );
-    out.as_bytes_mut().copy_from_slice(raw);
-    Ok(out.into_tvalue())
-}
-
-fn datum_type(dtype: DType) -> Result<DatumType> {
-    Ok(match dtype {
-        DType::Float => DatumType::F32,
-        DType::Double => DatumType::F64,
-        DType::Int64 => DatumType::I64,
-        DType::Int32 => DatumType::I32,
-        DType::Int16 => DatumType::I16,
-        DType::Int8 => DatumType::I8,
-        DType::Uint64 => DatumType::U64,
-        DType::Uint32 => DatumType::U32,
-        DType::Uint16 => DatumType::U16,
-        DType::Uint8 => DatumType::U8,
-        DType::Bool => DatumType::Bool,
-        other => bail!("tract has no type {}", other.as_str_name()),
-    })
-}
-
-struct Held(TValue);
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-/// A tract tensor as one of ours, of type `want` where it is known and tract used another integer or float type.
-fn from_tract(t: TValue, want: Option<DType>) -> Result<Tensor> {
-    let natural = match t.datum_type().unquantized() {
-        DatumType::F16 => return from_tract(cast(&t, DatumType::F32)?, want),
-        DatumType::TDim => return from_tract(cast(&t, DatumType::I64)?, want),
-        DatumType::F32 => DType::Float,
-        DatumType::F64 => DType::Double,
-        DatumType::I64 => DType::Int64,
-        DatumType::I32 => DType::Int32,
-        DatumType::I16 => DType::Int16,
-        DatumType::I8 => DType::Int8,
-        DatumType::U64 => DType::Uint64,
-        DatumType::U32 => DType::Uint32,
-        DatumType::U16 => DType::Uint16,
-        DatumType::U8 => DType::Uint8,
-        DatumType::Bool => DType::Bool,
-        other => bail!("tract gave a value of type {other:?}"),
-    };
-    if let Some(want) = want.filter(|w| *w != natural) {
-        match (natural, want) {
-            (DType::Float, DType::Float16 | DType::Bfloat16) => return rounded(&from_tract(t, None)?, want),
-            (DType::Float, DType::Double) | (DType::Double, DType::Float) => {
-                return from_tract(cast(&t, datum_type(want)?)?, None);
-            }
-            (DType::Float | DType::Double | DType::Bool, _) | (_, DType::Float | DType::Double | DType::Bool) => {}
-            _ if datum_type(want).is_ok() => return from_tract(cast(&t, datum_type(want)?)?, None),
-            _ => {}
-        }
-    }
-    ensure!(t.is_plain_ram(), "tract gave a value that is no plain tensor");
-    let dims = t.shape().to_vec();
-    Tensor::from_raw(natural, &dims, Bytes::from_owner(Held(t)))
-}
-
-fn cast(t: &TValue, to: DatumType) -> Result<TValue> {
-    Ok(t.cast_to_dt(to)?.into_owned().into_tvalue())
-}
-
-/// A float tensor rounded to a 16-bit type.
-fn rounded(t: &Tensor, to: DType) -> Result<Tensor> {
-    let x = t.floats().context("float data")?;
-    Ok(match to {
-        DType::Float16 => Tensor::new(t.dims(), x.iter().map(|&x| half::f16::from_f32(x)).collect()),
-        _ => Tensor::new(t.dims(), x.iter().map(|&x| half::bf16::from_f32(x)).collect()),
-    })
+    convert::to_tract(t, input.dtype).with_context(|| format!("input {:?}", input.name))
 }
 
 thread_local! {
@@ -294,3 +270,6 @@ fn short(e: &anyhow::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

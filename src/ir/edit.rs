@@ -295,6 +295,10 @@ impl Model {
         let nodes = self.graphs[g.index()].nodes.clone();
         for &n in &nodes {
             self.set_inputs(n, Vec::new());
+            let inner: Vec<GraphId> = self.node(n).sub_graphs().collect();
+            for g in inner {
+                self.clear_graph(g); // its captures are uses of this graph's values
+            }
         }
         for n in nodes {
             self.erase(n);

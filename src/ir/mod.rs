@@ -14,6 +14,7 @@
 
 pub mod check;
 mod edit;
+mod inline;
 mod model;
 mod node;
 mod tensor;

@@ -7,6 +7,8 @@
 pub mod affine;
 /// Weights with a scale per channel, search for that scale, int32 biases.
 pub mod channel;
+/// Removing inputs of a linear map, the others taking over.
+pub mod channels;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.
@@ -19,3 +21,7 @@ pub mod histogram;
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+/// Rounding of weights so that errors cancel under the second moment of the input.
+pub mod rounding;
+/// A covariance from few samples, shrunk towards its diagonal.
+pub mod shrink;

@@ -105,7 +105,9 @@ impl Decoder<'_> {
 
     fn initializer(&mut self, id: GraphId, t: pb::TensorProto) -> Result<()> {
         let name = t.name().to_owned();
-        let tensor = self.tensor(t).with_context(|| format!("initializer {name:?}"))?;
+        let named = || format!("initializer {name:?}");
+        ensure!(t.data_type() != 0, "{}: it has no data type", named());
+        let tensor = self.tensor(t).with_context(named)?;
         let own = self.scopes.0.last().and_then(|s| s.get(&name).copied());
         match own {
             Some(input) if self.model.value(input).tensor().is_none() => self.model.set_default(input, tensor),
@@ -159,6 +161,7 @@ impl Decoder<'_> {
             domain: default_domain(p.domain()).to_owned(),
             name: p.op_type.take().unwrap_or_default(),
         };
+        ensure!(!op.name.is_empty(), "node {:?} names no operator", p.name());
         let id = self.model.push_node(Model::bare_node(graph, op, p));
         for name in outputs {
             let name = Some(name.as_str()).filter(|n| !n.is_empty());

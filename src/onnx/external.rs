@@ -113,6 +113,8 @@ fn contained(folder: &Path, location: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it is not a regular file or cannot be opened.
 pub fn map_file(path: &Path) -> Result<Bytes> {
+    // Looked at before it is opened: opening a named pipe waits for a writer that may never come.
+    ensure!(std::fs::metadata(path)?.is_file(), "not a regular file");
     let file = std::fs::File::open(path)?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");

@@ -10,6 +10,7 @@ mod write;
 pub use decode::{decode, default_domain};
 pub use encode::encode;
 pub use external::{External, map_file};
+pub mod upgrade;
 pub use write::{Staged, WriteOptions, check_target, folder_of, size_on_disk, to_bytes, write};
 
 use crate::ir::Model;
@@ -36,8 +37,24 @@ pub fn read(path: &Path) -> Result<Model> {
 pub fn from_bytes(bytes: Bytes, external: &External) -> Result<Model> {
     ensure!(!bytes.is_empty(), "the file is empty");
     let proto = pb::ModelProto::decode(bytes).context("not an ONNX model (or cut short)")?;
-    ensure!(proto.graph.is_some(), "not an ONNX model: it has no graph");
+    let graph = proto.graph.as_ref().context("not an ONNX model: it has no graph")?;
+    ensure!(!graph.output.is_empty(), "the graph has no outputs");
+    check_opsets(&proto)?;
     let model = decode(proto, external)?;
     crate::ir::check::check(&model)?;
     Ok(model)
+}
+
+/// IR version 3 made the import of an operator set mandatory; older files mean opset 1.
+fn check_opsets(proto: &pb::ModelProto) -> Result<()> {
+    let missing = proto.ir_version() >= 3 && proto.opset_import.is_empty();
+    ensure!(!missing, "not a valid ONNX model: it imports no operator set");
+    let bad = proto.opset_import.iter().find(|o| o.version() < 1);
+    let domain = bad.map_or("", |o| o.domain());
+    ensure!(
+        bad.is_none(),
+        "opset {} of domain {domain:?} does not exist",
+        bad.map_or(0, |o| o.version())
+    );
+    Ok(())
 }

@@ -5,7 +5,9 @@
 
 pub mod cost;
 pub mod infer;
+pub mod quant;
 pub mod site;
+pub mod ties;
 
 /// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {

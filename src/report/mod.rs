@@ -2,10 +2,13 @@
 
 pub mod text;
 
+use crate::analysis::cost::cost;
+use crate::analysis::infer::infer_for;
 use crate::ir::Model;
 use crate::passes::Note;
 use crate::verify::{Budget, OutputGap, Verdict};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Size of a model.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -21,13 +24,17 @@ pub struct Size {
 }
 
 impl Size {
-    /// Nodes, parameters and MACs of a model.
-    pub fn of(model: &Model) -> Size {
+    /// Nodes, parameters and MACs of a model, for inputs of these dimensions. MACs stay unknown where the shapes of the
+    /// file contradict each other or depend on data.
+    pub fn of(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Size {
+        let cost = infer_for(model, inputs)
+            .map(|types| cost(model, &types))
+            .unwrap_or_default();
         Size {
             bytes: 0,
             nodes: model.nodes().count(),
-            params: 0,
-            macs: None,
+            params: cost.params,
+            macs: cost.macs,
         }
     }
 }
@@ -54,8 +61,6 @@ pub struct PassRun {
     pub changed: bool,
     /// Wall time.
     pub seconds: f64,
-    /// The model's size after it (no bytes).
-    pub after: Size,
     /// Its account, node by node.
     pub notes: Vec<Note>,
 }

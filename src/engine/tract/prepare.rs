@@ -1,17 +1,21 @@
-//! The copy of a model that tract gets.
+//! The copy of a model that tract gets, made in two steps: [`Job::new`] takes the model apart once, [`ready`] finishes a
+//! flat graph for a sample.
 //!
 //! * Only what the wanted values need is kept; they are its outputs. Declared types of inner values and outputs are
 //!   dropped: claims that a rewrite made obsolete would be believed.
 //! * Inputs have the dimensions of the sample.
 //! * float16 and bfloat16 become float; every tensor is raw data (tract reads typed unsigned data from the wrong field).
+//! * A reverse recurrence, which tract runs forward, becomes a forward one between two reversals of the sequence.
 
+use super::graph::{Flat, plain_node};
+use super::{dequantize, ops};
 use crate::data::Sample;
 use crate::ir::{DType, Model, Origin, Tensor, ValueId};
 use crate::onnx;
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a wanted value is come by.
 pub enum Give {
@@ -21,6 +25,84 @@ pub enum Give {
     Input(String),
     /// It is the same in every run.
     Const(Tensor),
+}
+
+/// What a session has to do.
+pub struct Job {
+    /// What to give for each wanted value.
+    pub give: Vec<Give>,
+    /// The names of the values to compute.
+    pub names: Vec<String>,
+    /// Their declared types.
+    pub dtypes: Vec<Option<DType>>,
+    /// The graph that computes them; `None` when there are none.
+    pub flat: Option<Flat>,
+}
+
+impl Job {
+    /// Takes the model apart.
+    pub fn new(model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Job> {
+        let mut copy = model.clone();
+        let mut slots: BTreeMap<ValueId, usize> = BTreeMap::new();
+        let (mut names, mut dtypes, mut give) = (Vec::new(), Vec::new(), Vec::new());
+        for &v in wanted {
+            let value = model.value(v);
+            ensure!(
+                value.graph() == model.main_id() && value.is_alive(),
+                "{} is no value of the main graph",
+                value.name
+            );
+            give.push(match (value.origin(), value.tensor()) {
+                (Origin::Input, _) if like.contains_key(&value.name) => Give::Input(value.name.clone()),
+                (Origin::Input | Origin::Const, Some(t)) => Give::Const(t.clone()),
+                (Origin::Input, None) => bail!("the sample has no input {:?}", value.name),
+                (Origin::Const, None) => bail!("initializer {} has no data", value.name),
+                (Origin::Node(..) | Origin::Sparse, _) => Give::Computed(*slots.entry(v).or_insert_with(|| {
+                    let name = copy.fresh_name(&format!("wanted_{}", names.len()));
+                    let info = pb::ValueInfoProto {
+                        name: Some(name.clone()),
+                        ..Default::default()
+                    };
+                    let main = copy.main_id();
+                    copy.add_output(main, info, v);
+                    dtypes.push(declared_dtype(model, v));
+                    names.push(name);
+                    names.len() - 1
+                })),
+            });
+        }
+        let mut flat = None;
+        if !names.is_empty() {
+            let mut f = Flat::new(onnx::encode(&copy)?)?;
+            f.tensors.retain(|name, _| !like.contains_key(name));
+            f.graph.input.retain(|i| !f.tensors.contains_key(i.name()));
+            set_outputs(&mut f, names.iter());
+            flat = Some(f);
+        }
+        Ok(Job {
+            give,
+            names,
+            dtypes,
+            flat,
+        })
+    }
+}
+
+fn declared_dtype(model: &Model, v: ValueId) -> Option<DType> {
+    match model.declared_type(v)?.value.as_ref()? {
+        pb::type_proto::Value::TensorType(t) => DType::try_from(t.elem_type()).ok().filter(|d| *d != DType::Undefined),
+        _ => None,
+    }
+}
+
+/// Makes these values the outputs, and drops what they do not need.
+pub fn set_outputs<'a>(flat: &mut Flat, names: impl Iterator<Item = &'a String>) {
+    let output = |n: &String| pb::ValueInfoProto {
+        name: Some(n.clone()),
+        ..Default::default()
+    };
+    flat.graph.output = names.map(output).collect();
+    flat.prune();
 }
 
 /// An input of the copy.
@@ -33,162 +115,58 @@ pub struct Input {
     pub dims: Vec<usize>,
 }
 
-/// A model ready for tract.
-pub struct Prepared {
+/// A graph ready for tract.
+pub struct Ready {
     /// In the order of the copy's inputs.
     pub inputs: Vec<Input>,
-    /// The declared types of the copy's outputs.
-    pub outputs: Vec<Option<DType>>,
-    /// What to give for each wanted value.
-    pub give: Vec<Give>,
     /// The message without the initializers of the main graph.
     pub proto: Vec<u8>,
     /// These initializers.
     pub tensors: Vec<(String, Tensor)>,
 }
 
-/// Makes the copy.
-pub fn prepare(model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Prepared> {
-    let mut copy = model.clone();
-    let mut slots: BTreeMap<ValueId, usize> = BTreeMap::new();
-    let mut outputs = Vec::new();
-    let mut names = Vec::new();
-    let mut give = Vec::new();
-    for &v in wanted {
-        let value = model.value(v);
-        ensure!(
-            value.graph() == model.main_id() && value.is_alive(),
-            "{} is no value of the main graph",
-            value.name
-        );
-        give.push(match (value.origin(), value.tensor()) {
-            (Origin::Input, _) if like.contains_key(&value.name) => Give::Input(value.name.clone()),
-            (Origin::Input | Origin::Const, Some(t)) => Give::Const(t.clone()),
-            (Origin::Input, None) => bail!("the sample has no input {:?}", value.name),
-            (Origin::Sparse, _) => bail!("{} is a sparse initializer, which tract lacks", value.name),
-            (Origin::Const, None) => bail!("initializer {} has no data", value.name),
-            (Origin::Node(..), _) => Give::Computed(*slots.entry(v).or_insert_with(|| {
-                let name = copy.fresh_name(&format!("wanted_{}", outputs.len()));
-                let info = pb::ValueInfoProto {
-                    name: Some(name.clone()),
-                    ..Default::default()
-                };
-                let main = copy.main_id();
-                copy.add_output(main, info, v);
-                outputs.push(declared_dtype(model, v));
-                names.push(name);
-                outputs.len() - 1
-            })),
-        });
+/// Finishes a graph without local functions. `exact`: shapes are int64, not symbolic dimensions.
+pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
+    dequantize::rewrite(&mut flat)?;
+    let inputs = inputs_like(&mut flat.graph, like)?;
+    flat.graph.node = forward(std::mem::take(&mut flat.graph.node));
+    plain_graph(&mut flat.graph, exact)?;
+    let inputs_and_tensors = flat
+        .graph
+        .input
+        .iter()
+        .map(|i| i.name())
+        .chain(flat.tensors.keys().map(String::as_str));
+    let taken = inputs_and_tensors.map(str::to_owned).collect();
+    name_apart(&mut flat.graph.node, taken);
+    let mut tensors = Vec::with_capacity(flat.tensors.len());
+    for (name, t) in flat.tensors {
+        let t = computed(&t).with_context(|| format!("initializer {name}"))?;
+        tensors.push((name, t));
     }
-    if outputs.is_empty() {
-        return Ok(Prepared {
-            inputs: Vec::new(),
-            outputs,
-            give,
-            proto: Vec::new(),
-            tensors: Vec::new(),
-        });
-    }
-    let mut proto = onnx::encode(&copy)?;
-    drop(copy);
-    let mut graph = proto.graph.take().context("no graph")?;
-    graph.output.retain(|o| names.iter().any(|n| n == o.name()));
-    prune(&mut graph);
-    let inputs = feed_by(&mut graph, like)?;
-    let mut tensors = Vec::new();
-    for t in std::mem::take(&mut graph.initializer) {
-        let name = t.name().to_owned();
-        let t = Tensor::from_proto(t, None).with_context(|| format!("initializer {name}"))?;
-        tensors.push((name, as_computed(&t)?));
-    }
-    plain_graph(&mut graph)?;
-    proto.functions.clear();
-    proto.metadata_props.clear();
-    proto.graph = Some(graph);
-    Ok(Prepared {
+    flat.rest.graph = Some(flat.graph);
+    Ok(Ready {
         inputs,
-        outputs,
-        give,
-        proto: proto.encode_to_vec(),
+        proto: flat.rest.encode_to_vec(),
         tensors,
     })
 }
 
-fn declared_dtype(model: &Model, v: ValueId) -> Option<DType> {
-    match model.declared_type(v)?.value.as_ref()? {
-        pb::type_proto::Value::TensorType(t) => DType::try_from(t.elem_type()).ok().filter(|d| *d != DType::Undefined),
-        _ => None,
-    }
-}
-
-/// Drops the nodes and initializers of the main graph that no output needs.
-fn prune(graph: &mut pb::GraphProto) {
-    let maker: HashMap<&str, usize> = graph
-        .node
-        .iter()
-        .enumerate()
-        .flat_map(|(i, n)| n.output.iter().map(move |o| (o.as_str(), i)))
-        .collect();
-    let mut needed: BTreeSet<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
-    let mut queue: Vec<String> = needed.iter().cloned().collect();
-    let mut kept = vec![false; graph.node.len()];
-    while let Some(name) = queue.pop() {
-        let Some(&i) = maker.get(name.as_str()) else { continue };
-        if std::mem::replace(&mut kept[i], true) {
-            continue;
-        }
-        let mut reads = Vec::new();
-        read_by(&graph.node[i], &mut reads);
-        queue.extend(
-            reads
-                .into_iter()
-                .filter(|r| needed.insert((*r).to_owned()))
-                .map(str::to_owned),
-        );
-    }
-    let mut keep = kept.into_iter();
-    graph.node.retain(|_| keep.next().unwrap_or(true));
-    graph.initializer.retain(|t| needed.contains(t.name()));
-    let has_tensor: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
-    graph
-        .input
-        .retain(|i| needed.contains(i.name()) || has_tensor.contains(i.name()));
-    graph
-        .sparse_initializer
-        .retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
-}
-
-/// Every name that a node or its sub-graphs read (a few too many, when a sub-graph makes a value of its own).
-fn read_by<'a>(node: &'a pb::NodeProto, out: &mut Vec<&'a str>) {
-    out.extend(node.input.iter().map(String::as_str).filter(|n| !n.is_empty()));
-    for g in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-        out.extend(g.output.iter().map(|o| o.name()));
-        g.node.iter().for_each(|n| read_by(n, out));
-    }
-}
-
-/// Gives inputs the dimensions of the sample. An input with a default is a constant, unless the sample overrides it.
-fn feed_by(graph: &mut pb::GraphProto, like: &Sample) -> Result<Vec<Input>> {
-    let fed = |name: &str| like.contains_key(name);
-    graph.initializer.retain(|t| !fed(t.name()));
-    let defaults: BTreeSet<String> = graph.initializer.iter().map(|t| t.name().to_owned()).collect();
-    graph.input.retain(|i| !defaults.contains(i.name()));
-    let mut inputs = Vec::new();
-    for info in &mut graph.input {
+fn inputs_like(graph: &mut pb::GraphProto, like: &Sample) -> Result<Vec<Input>> {
+    let one = |info: &mut pb::ValueInfoProto| {
         let name = info.name().to_owned();
         let t = like
             .get(&name)
             .with_context(|| format!("the sample has no input {name:?}"))?;
         let dtype = computed_dtype(t.dtype());
         info.r#type = Some(tensor_type(dtype, t.dims()));
-        inputs.push(Input {
+        Ok(Input {
             name,
             dtype,
             dims: t.dims().to_vec(),
-        });
-    }
-    Ok(inputs)
+        })
+    };
+    graph.input.iter_mut().map(one).collect()
 }
 
 fn tensor_type(dtype: DType, dims: &[usize]) -> pb::TypeProto {
@@ -208,6 +186,57 @@ fn tensor_type(dtype: DType, dims: &[usize]) -> pb::TypeProto {
     }
 }
 
+/// LSTM, GRU and RNN with direction "reverse" between reversals of X and Y; states are the same either way.
+fn forward(nodes: Vec<pb::NodeProto>) -> Vec<pb::NodeProto> {
+    let mut out = Vec::with_capacity(nodes.len());
+    for mut n in nodes {
+        let direction = n.attribute.iter().position(|a| a.name() == "direction");
+        let reverse = direction.filter(|&i| n.attribute[i].s.as_ref().is_some_and(|s| s.as_ref() == b"reverse"));
+        let (Some(direction), true) = (reverse, ["LSTM", "GRU", "RNN"].contains(&n.op_type())) else {
+            out.push(n);
+            continue;
+        };
+        n.attribute.remove(direction);
+        let layout = n.attribute.iter().find(|a| a.name() == "layout").and_then(|a| a.i);
+        let turn = |from: String, to: String| {
+            let mut turn = plain_node(ops::REVERSE, &to, vec![from], vec![to.clone()]);
+            turn.attribute = vec![crate::ir::Attr::int("axis", layout.unwrap_or(0)).proto];
+            turn
+        };
+        let mut after = None;
+        if let Some(x) = n.input.first_mut() {
+            let turned = format!("{x}/reversed for {}", n.output.join(" "));
+            out.push(turn(x.clone(), turned.clone()));
+            *x = turned;
+        }
+        if let Some(y) = n.output.first_mut().filter(|y| !y.is_empty()) {
+            let turned = format!("{y}/reversed");
+            after = Some(turn(turned.clone(), y.clone()));
+            *y = turned;
+        }
+        out.push(n);
+        out.extend(after);
+    }
+    out
+}
+
+/// Gives every node a name of its own, which tract insists on and ONNX does not.
+fn name_apart(nodes: &mut [pb::NodeProto], mut taken: BTreeSet<String>) {
+    for n in nodes {
+        let base = match n.name() {
+            "" => n.output.iter().find(|o| !o.is_empty()).cloned().unwrap_or_default(),
+            name => name.to_owned(),
+        };
+        let mut name = base.clone();
+        let mut number = taken.len();
+        while !taken.insert(name.clone()) {
+            name = format!("{base}#{number}");
+            number += 1;
+        }
+        n.name = Some(name);
+    }
+}
+
 fn computed_dtype(dtype: DType) -> DType {
     match dtype {
         DType::Float16 | DType::Bfloat16 => DType::Float,
@@ -216,7 +245,7 @@ fn computed_dtype(dtype: DType) -> DType {
 }
 
 /// The tensor in the type that is computed with.
-pub fn as_computed(t: &Tensor) -> Result<Tensor> {
+pub fn computed(t: &Tensor) -> Result<Tensor> {
     if computed_dtype(t.dtype()) == t.dtype() {
         return Ok(t.clone());
     }
@@ -225,7 +254,7 @@ pub fn as_computed(t: &Tensor) -> Result<Tensor> {
 }
 
 /// Drops declared types, and makes types and tensors in attributes those that are computed with; sub-graphs included.
-fn plain_graph(graph: &mut pb::GraphProto) -> Result<()> {
+fn plain_graph(graph: &mut pb::GraphProto, exact: bool) -> Result<()> {
     graph.value_info.clear();
     graph.quantization_annotation.clear();
     for o in &mut graph.output {
@@ -235,38 +264,70 @@ fn plain_graph(graph: &mut pb::GraphProto) -> Result<()> {
         plain_tensor(t)?;
     }
     for n in &mut graph.node {
-        n.doc_string = None;
-        n.metadata_props.clear();
-        let label = format!("{} {:?}", n.op_type(), n.name());
-        let names_type = ["Cast", "EyeLike", "RandomNormal", "RandomUniform", "SequenceEmpty"].contains(&n.op_type());
-        for a in &mut n.attribute {
-            if names_type && ["to", "dtype"].contains(&a.name()) {
-                a.i = a.i.map(|i| match DType::try_from(i as i32) {
-                    Ok(d) => computed_dtype(d) as i64,
-                    Err(_) => i,
-                });
-            }
-            for t in a.t.iter_mut().chain(&mut a.tensors) {
-                plain_tensor(t).with_context(|| label.clone())?;
-            }
-            for g in a.g.iter_mut().chain(&mut a.graphs) {
-                for i in &mut g.input {
-                    i.r#type = i.r#type.take().map(plain_type);
+        plain_node_of(n, exact).with_context(|| super::graph::label(n))?;
+    }
+    Ok(())
+}
+
+/// What tract 0.23.9 computes wrongly without a word; found with the node tests of ONNX.
+fn wrong(n: &pb::NodeProto) -> Option<&'static str> {
+    let attr = |name: &str| n.attribute.iter().find(|a| a.name() == name);
+    let slope = || attr("alpha").and_then(|a| a.f).unwrap_or(1.0);
+    let given = |i: usize| n.input.get(i).is_some_and(|v| !v.is_empty());
+    match n.op_type() {
+        "Celu" if slope() != 1.0 => Some("it forgets the factor alpha"),
+        "Swish" if slope() != 1.0 => Some("it ignores alpha"),
+        "SpaceToDepth" if attr("mode").is_some_and(|a| a.s.as_deref() != Some(b"DCR")) => Some("it ignores the mode"),
+        "Attention" if given(4) && attr("is_causal").is_some_and(|a| a.i() != 0) => {
+            Some("causal attention with a past is masked wrongly")
+        }
+        "Attention" if n.attribute.iter().any(|a| a.name().contains("window")) => Some("it ignores windows"),
+        _ => None,
+    }
+}
+
+fn plain_node_of(n: &mut pb::NodeProto, exact: bool) -> Result<()> {
+    if let Some(why) = wrong(n) {
+        bail!("tract would compute it wrongly: {why}");
+    }
+    n.doc_string = None;
+    n.metadata_props.clear();
+    if exact && matches!(n.domain(), "" | "ai.onnx") {
+        let to_int64 = n
+            .attribute
+            .iter()
+            .any(|a| a.name() == "to" && a.i == Some(DType::Int64 as i64));
+        match n.op_type() {
+            "Shape" => n.op_type = Some(ops::SHAPE.into()),
+            "Size" => n.op_type = Some(ops::SIZE.into()),
+            "Cast" if to_int64 => n.op_type = Some(ops::CAST64.into()),
+            _ => {}
+        }
+    }
+    let names_type = ["Cast", "EyeLike", "RandomNormal", "RandomUniform"].contains(&n.op_type());
+    for a in &mut n.attribute {
+        if names_type && ["to", "dtype"].contains(&a.name()) {
+            a.i = a.i.map(computed_code);
+        }
+        for t in a.t.iter_mut().chain(&mut a.tensors) {
+            plain_tensor(t)?;
+        }
+        for g in a.g.iter_mut().chain(&mut a.graphs) {
+            for i in &mut g.input {
+                if let Some(pb::type_proto::Value::TensorType(t)) = i.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+                    t.elem_type = t.elem_type.map(|e| computed_code(i64::from(e)) as i32);
                 }
-                plain_graph(g)?;
             }
+            g.node = forward(std::mem::take(&mut g.node));
+            plain_graph(g, exact)?;
         }
     }
     Ok(())
 }
 
-fn plain_type(mut ty: pb::TypeProto) -> pb::TypeProto {
-    if let Some(pb::type_proto::Value::TensorType(t)) = &mut ty.value {
-        t.elem_type = t
-            .elem_type
-            .map(|e| DType::try_from(e).map_or(e, |d| computed_dtype(d) as i32));
-    }
-    ty
+fn computed_code(code: i64) -> i64 {
+    let known = i32::try_from(code).ok().and_then(|c| DType::try_from(c).ok());
+    known.map_or(code, |d| computed_dtype(d) as i64)
 }
 
 fn plain_tensor(t: &mut pb::TensorProto) -> Result<()> {
@@ -276,7 +337,7 @@ fn plain_tensor(t: &mut pb::TensorProto) -> Result<()> {
         *t = old.proto().clone();
         return Ok(());
     }
-    let new = as_computed(&old)?;
+    let new = computed(&old)?;
     *t = pb::TensorProto {
         name,
         dims: new.dims().iter().map(|&d| d as i64).collect(),

@@ -83,10 +83,10 @@ pub fn rule(domain: &str, name: &str) -> Option<Rule> {
         "com.microsoft" => MICROSOFT,
         _ => return None,
     };
-    if domain.is_empty() {
-        if let Some((_, f)) = control::TABLE.iter().find(|(n, _)| *n == name) {
-            return Some(Rule::Bodies(*f));
-        }
+    if domain.is_empty()
+        && let Some((_, f)) = control::TABLE.iter().find(|(n, _)| *n == name)
+    {
+        return Some(Rule::Bodies(*f));
     }
     let mut all = tables.iter().flat_map(|t| t.iter());
     all.find(|(n, _)| *n == name).map(|(_, f)| Rule::Plain(*f))

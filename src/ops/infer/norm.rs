@@ -38,10 +38,11 @@ pub(super) fn same(c: &Call) -> Result<Vec<Fact>> {
 
 /// Before opset 13 the axis may equal the number of dimensions: the input was flattened to [all, 1].
 fn softmax(c: &Call) -> Result<Vec<Fact>> {
-    if let (Some(x), Some(axis)) = (c.shape(0), c.node.int("axis")) {
-        if !x.is_empty() && !(c.opset < 13 && usize::try_from(axis) == Ok(x.len())) {
-            axis_of(axis, x.len())?;
-        }
+    if let (Some(x), Some(axis)) = (c.shape(0), c.node.int("axis"))
+        && !x.is_empty()
+        && !(c.opset < 13 && usize::try_from(axis) == Ok(x.len()))
+    {
+        axis_of(axis, x.len())?;
     }
     same(c)
 }

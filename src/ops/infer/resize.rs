@@ -19,7 +19,7 @@ fn scaled(d: &Dim, scale: f64) -> Dim {
     d.map(|n| {
         // The factor is a `float`; engines multiply in `float` too.
         let size = (n as f32 * scale as f32).floor();
-        (size >= 0.0 && size < 1e15).then_some(size as usize)
+        (0.0..1e15).contains(&size).then_some(size as usize)
     })
 }
 

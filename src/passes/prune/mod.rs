@@ -1,29 +1,301 @@
-//! Placeholder until the pass lands (its owner replaces this file).
+//! Structured pruning: channels and neurons go, with everything that is tied to them.
+//!
+//! 1. `weight * mask` products are folded into the weights ([`masks`]).
+//! 2. The model's channels are united into units that stand and fall together ([`crate::analysis::groups`]).
+//! 3. Units that reach nothing, or only as a constant, are taken out; the constant goes into the bias of what reads it
+//!    ([`exact`]). Outputs stay the same up to the order of rounding.
+//!
+//! 4. With `ratio`, a part of the others goes too, and what reads them is refitted ([`ratio`]).
+//!
+//! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
+//! Costs a few passes over the weights; no data are needed.
+
+mod cut;
+mod exact;
+mod facts;
+mod fold;
+mod masks;
+mod ratio;
 
 use super::{Context, Opt, Options, Pass, PassInfo};
-use crate::ir::Model;
-use anyhow::Result;
+use crate::analysis::groups::{Dims, Groups};
+use crate::analysis::infer::infer;
+use crate::ir::{Model, NodeId, Tensor, ValueId};
+use crate::ops::infer::Dim;
+use crate::ops::ties::{Dot, constant};
+use anyhow::{Result, ensure};
+use exact::Survey;
+use facts::Facts;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
     name: "prune",
-    summary: "",
-    doc: "",
+    summary: "remove channels that are zero or constant, with everything tied to them; fold masks into weights",
+    doc: DOC,
     lossy: true,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
 
-const OPTIONS: &[Opt] = &[];
+const DOC: &str = "\
+Folds `weight * mask` and `Where(mask, weight, 0)` into plain weights. Then finds the channels and neurons that are exactly
+zero, or constant, or that nothing reads, and removes them with all that is tied to them: filters, biases, normalization
+parameters, columns of the next layers, blocks of columns behind a Flatten, the other side of a residual Add. A constant channel
+is folded into the bias of the layers that read it, where its share is the same everywhere.
 
-struct Placeholder;
+Does nothing to a channel that a graph input or output fixes, that an unknown operator touches, or that is tied to a
+channel that still carries something; the report names the reason. Needs no data. Results are the same up to rounding.
 
-fn build(_: &Options) -> Result<Placeholder> {
-    Ok(Placeholder)
+`ratio=0.25` takes a quarter of every group of channels as well. Which ones go is decided by what the layers that read them
+lose when their other weights are refitted (second moments of their inputs over calibration data, optimal brain surgeon by
+blocks), and they are refitted. This changes results: leave the decision to the verdict.";
+
+const OPTIONS: &[Opt] = &[
+    Opt {
+        name: "tolerance",
+        default: "0",
+        values: "a number",
+        doc: "a filter whose weights are all at most this large counts as zero",
+    },
+    Opt {
+        name: "ratio",
+        default: "0",
+        values: "a number from 0 to 1",
+        doc: "the part of every layer's channels that goes; 0 removes only what changes nothing",
+    },
+    Opt {
+        name: "criterion",
+        default: "data",
+        values: "data|l2|l1",
+        doc: "which channels go: those that the layers reading them miss least, or those with the smallest filters",
+    },
+    Opt {
+        name: "repair",
+        default: "on",
+        values: "on|off",
+        doc: "refit the layers that read removed channels by least squares on calibration data",
+    },
+    Opt {
+        name: "round_to",
+        default: "1",
+        values: "a whole number",
+        doc: "ratio keeps multiples of so many channels",
+    },
+];
+
+/// More rounds than any real model is deep.
+const MAX_ROUNDS: usize = 1000;
+
+struct Prune {
+    tolerance: f32,
+    lossy: Option<ratio::Plan>,
 }
 
-impl Pass for Placeholder {
-    fn run(&self, _: &mut Model, _: &mut Context) -> Result<()> {
+fn build(o: &Options) -> Result<Prune> {
+    let tolerance: f32 = o.get("tolerance")?;
+    ensure!(
+        tolerance >= 0.0 && tolerance.is_finite(),
+        "prune(tolerance={tolerance}): give a number of 0 or more"
+    );
+    let part: f64 = o.get("ratio")?;
+    ensure!((0.0..1.0).contains(&part), "prune(ratio={part}): give a number from 0 to below 1");
+    let round_to: usize = o.get("round_to")?;
+    ensure!(round_to > 0, "prune(round_to=0): give 1 or more");
+    let plan = ratio::Plan {
+        part,
+        by: match o.text("criterion") {
+            "l1" => ratio::Criterion::L1,
+            "l2" => ratio::Criterion::L2,
+            _ => ratio::Criterion::Data,
+        },
+        repair: o.text("repair") == "on",
+        round_to,
+    };
+    Ok(Prune {
+        tolerance,
+        lossy: Some(plan).filter(|p| p.part > 0.0),
+    })
+}
+
+impl Pass for Prune {
+    fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
+        masks::fold(model, cx);
+        let mut account = Account::default();
+        let mut dims = self.exactly(model, inferred(model)?, &mut account)?;
+        if let Some(plan) = &self.lossy {
+            let groups = Groups::new(model, dims);
+            let (gone, shifts) = ratio::choose(model, &groups, plan, cx)?;
+            let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
+            account.add(round.tied);
+            dims = self.exactly(model, round.dims, &mut account)?;
+        }
+        let groups = Groups::new(model, dims);
+        let facts = Facts::new(model, &groups);
+        let survey = Survey::new(model, &groups, &facts);
+        account.report(model, cx, &groups, &facts, &survey);
         Ok(())
+    }
+}
+
+impl Prune {
+    /// Takes out what changes nothing, until nothing more goes.
+    fn exactly(&self, model: &mut Model, mut dims: Dims, account: &mut Account) -> Result<Dims> {
+        for _ in 0..MAX_ROUNDS {
+            refresh(model, &mut dims);
+            let groups = Groups::new(model, dims);
+            account.before(model, &groups);
+            if self.tolerance > 0.0 {
+                flush(model, &groups, self.tolerance);
+            }
+            let facts = Facts::new(model, &groups);
+            let survey = Survey::new(model, &groups, &facts);
+            let gone = survey.removable(&groups);
+            if gone.is_empty() {
+                return Ok(groups.into_dims());
+            }
+            let constants = survey.constants;
+            let round = exact::remove(model, groups, &constants, &gone, Vec::new())?;
+            dims = round.dims;
+            account.add(round.tied);
+        }
+        refresh(model, &mut dims);
+        Ok(dims)
+    }
+}
+
+/// The dimensions of all values as far as they follow from the file.
+fn inferred(model: &Model) -> Result<Dims> {
+    let types = infer(model)?;
+    let size = model.values().map(|(v, _)| v.index() + 1).max().unwrap_or(0);
+    let mut dims: Dims = vec![None; size];
+    for (v, _) in model.values() {
+        dims[v.index()] = types.shape(v).map(<[Dim]>::to_vec);
+    }
+    Ok(dims)
+}
+
+/// The dimensions of constants are what they are.
+fn refresh(model: &Model, dims: &mut Dims) {
+    let values: Vec<ValueId> = model.values().map(|(v, _)| v).collect();
+    for v in values {
+        dims.resize(dims.len().max(v.index() + 1), None);
+        if let Some(t) = constant(model, v) {
+            dims[v.index()] = Some(t.dims().iter().map(|d| Dim::Known(*d)).collect());
+        }
+    }
+}
+
+/// Filters whose weights are all as small as the tolerance become zero.
+fn flush(model: &mut Model, groups: &Groups, tolerance: f32) {
+    for (id, flow) in &groups.flows {
+        let Some((v, dot)) = weight_of(model, *id, &flow.dots) else { continue };
+        let Some(t) = constant(model, v) else { continue };
+        let (dims, Some(x)) = (t.dims().to_vec(), t.floats()) else {
+            continue;
+        };
+        let mut largest = vec![0.0f32; dims.get(dot.row).copied().unwrap_or(0)];
+        let (row, col) = (dot.row, dot.weight.1);
+        facts::for_slices(&dims, row, col, |o, _, at, n| {
+            largest[o] = x[at..at + n].iter().fold(largest[o], |m, w| m.max(w.abs()));
+        });
+        if !largest.iter().any(|m| *m > 0.0 && *m <= tolerance) {
+            continue;
+        }
+        let mut y = x.into_owned();
+        facts::for_slices(&dims, row, col, |o, _, at, n| {
+            if largest[o] <= tolerance {
+                y[at..at + n].fill(0.0);
+            }
+        });
+        cut::set_constant(model, v, Tensor::new(&dims, y));
+    }
+}
+
+/// The constant weight of a node, and the contraction that reads it.
+fn weight_of<'d>(model: &Model, id: NodeId, dots: &'d [Dot]) -> Option<(ValueId, &'d Dot)> {
+    dots.iter().find_map(|d| {
+        let v = model.node(id).input(d.weight.0)?;
+        constant(model, v).map(|_| (v, d))
+    })
+}
+
+/// What is told at the end.
+#[derive(Default)]
+struct Account {
+    rows_before: BTreeMap<NodeId, usize>,
+    tied: BTreeMap<NodeId, BTreeSet<NodeId>>,
+}
+
+impl Account {
+    fn before(&mut self, model: &Model, groups: &Groups) {
+        if !self.rows_before.is_empty() {
+            return;
+        }
+        for (id, flow) in &groups.flows {
+            if let Some(n) = rows(model, *id, &flow.dots) {
+                self.rows_before.insert(*id, n);
+            }
+        }
+    }
+
+    fn add(&mut self, tied: BTreeMap<NodeId, BTreeSet<NodeId>>) {
+        for (id, others) in tied {
+            self.tied.entry(id).or_default().extend(others);
+        }
+    }
+
+    fn report(&self, model: &Model, cx: &mut Context, groups: &Groups, facts: &Facts, survey: &Survey) {
+        let mut stay: BTreeMap<NodeId, BTreeMap<String, usize>> = BTreeMap::new();
+        for (id, elements) in exact::zero_rows(model, groups, facts) {
+            for e in elements {
+                let why = survey.why(model, groups, groups.unit(e));
+                *stay.entry(id).or_default().entry(why).or_default() += 1;
+            }
+        }
+        for (id, flow) in &groups.flows {
+            let (Some(now), Some(&before)) = (rows(model, *id, &flow.dots), self.rows_before.get(id)) else {
+                continue;
+            };
+            if now < before {
+                let names: Vec<String> = self.tied.get(id).into_iter().flatten().map(|n| model.label(*n)).collect();
+                cx.did(model, *id, format!("{before} → {now} channels{}", listed(&names)));
+            }
+            for (why, n) in stay.remove(id).into_iter().flatten() {
+                cx.skip(model, *id, format!("{n} of {now} filters are zero but stay: {why}"));
+            }
+            self.report_zeros(model, cx, *id, &flow.dots);
+        }
+    }
+
+    /// Zeros inside of channels that stay: ordinary runtimes do not skip them, a compressed file is smaller.
+    fn report_zeros(&self, model: &Model, cx: &mut Context, id: NodeId, dots: &[Dot]) {
+        let weight = weight_of(model, id, dots).and_then(|(v, _)| constant(model, v));
+        let Some(t) = weight else { return };
+        let Some(x) = t.to_f32() else { return };
+        let left = x.iter().filter(|w| **w != 0.0).count();
+        if (x.len() - left) * 100 >= x.len() && left < x.len() {
+            let what = format!("scattered zeros stay: {}", masks::sparsity(left, x.len()));
+            drop(x);
+            cx.skip(model, id, what);
+        }
+    }
+}
+
+fn rows(model: &Model, id: NodeId, dots: &[Dot]) -> Option<usize> {
+    let (v, dot) = weight_of(model, id, dots)?;
+    constant(model, v)?.dims().get(dot.row).copied()
+}
+
+/// `; tied: a, b and 3 more`.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    if names.is_empty() {
+        return String::new();
+    }
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => format!("; tied: {shown}"),
+        more => format!("; tied: {shown} and {more} more"),
     }
 }

@@ -1,29 +1,166 @@
-//! Placeholder until the pass lands (its owner replaces this file).
+//! `simplify`: the same function with fewer nodes and fewer bytes.
+//!
+//! Every rule is an identity of the operators' definitions: outputs differ by the rounding of floats at most. A rule
+//! looks at one node and its neighbours ([`LOCAL`]) or at the whole model ([`WHOLE`]); all of them run in rounds until
+//! nothing changes, so that one rule's result feeds the next.
+//!
+//! * Values keep their meaning under their names: a node that is folded into its producer leaves its own output's name.
+//! * Bodies of control flow and functions are rewritten like the main graph; two nodes are joined only when they stand
+//!   in the same graph. A function body cannot hold initializers: constants stay `Constant` nodes there.
+//! * Ports, random operators, operators of other domains, and attributes that a function's caller gives are never touched.
+//! * Nothing grows: see [`fold`] for the bound on folded constants.
 
-use super::{Context, Opt, Options, Pass, PassInfo};
-use crate::ir::Model;
+mod affine;
+mod branch;
+mod casts;
+mod chains;
+mod concat;
+mod constant;
+mod cse;
+mod dead;
+mod dedup;
+mod facts;
+mod fold;
+mod fuse;
+mod gemm;
+mod identity;
+mod neutral;
+mod numbers;
+mod pad;
+mod range;
+mod reshape;
+mod state;
+mod views;
+mod weights;
+mod work;
+
+use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use crate::ir::{Model, NodeId};
 use anyhow::Result;
+use std::collections::BTreeSet;
+use work::Work;
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
     name: "simplify",
-    summary: "",
-    doc: "",
+    summary: "fold constants and batch normalization, drop what does nothing, merge what repeats",
+    doc: DOC,
     lossy: false,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
 
-const OPTIONS: &[Opt] = &[];
+const DOC: &str = "\
+Rewrites the graph by identities only: outputs stay equal up to the rounding of floats.
 
-struct Placeholder;
+Constants: `Constant` nodes become initializers, what depends on constants only is computed (where the file does not
+grow by it), shapes that are known become constants.
+Folding: BatchNormalization and per-channel Mul, Add, Sub, Div go into a neighbouring Conv, ConvTranspose, Gemm or MatMul;
+MatMul and Add become Gemm where the rank is 2; Pad goes into Conv and pools; Relu goes where a Clip follows.
+Chains: Transpose, Reshape, Squeeze, Unsqueeze, Cast, Slice and Concat are merged or cancel.
+Nothing to do: Identity, Dropout, and every operator that hands on its input unchanged.
+Repetition: equal computations and byte-equal initializers are shared.
+Dead: what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
 
-fn build(_: &Options) -> Result<Placeholder> {
-    Ok(Placeholder)
+It leaves alone: the model's inputs and outputs, random operators, operators of other domains, models with training information.";
+
+const OPTIONS: &[Opt] = &[Opt {
+    name: "fuse",
+    default: "off",
+    values: "off|on",
+    doc: "recognise HardSwish, Gelu, Swish and LayerNormalization that are spelled out, where the operator set has them",
+}];
+
+/// More rounds than any real model needs: rules that undo each other would otherwise never end.
+const MAX_ROUNDS: usize = 40;
+/// The newest operator set whose operators the rules were checked against.
+const NEWEST_OPSET: i64 = 28;
+
+/// A rule that looks at one node. It says what it did, or `None` when it does not apply.
+type Local = fn(&mut Work, NodeId) -> Option<String>;
+/// A rule that looks at the whole model. It says what it did, a line for each change.
+type Whole = fn(&mut Work) -> Vec<(String, String)>;
+
+const LOCAL: &[Local] = &[
+    constant::to_initializer,
+    branch::inline_constant_if,
+    identity::remove,
+    neutral::remove,
+    casts::merge,
+    range::merge,
+    reshape::merge,
+    reshape::constant_target,
+    chains::transpose,
+    chains::slice,
+    concat::merge,
+    views::merge,
+    state::drop_zero_state,
+    gemm::from_matmul_add,
+    affine::fold,
+    pad::fold,
+];
+
+const WHOLE: &[Whole] = &[fold::known_integers, cse::share, dedup::share, dead::remove];
+
+struct Simplify {
+    fuse: bool,
 }
 
-impl Pass for Placeholder {
-    fn run(&self, _: &mut Model, _: &mut Context) -> Result<()> {
+fn build(options: &Options) -> Result<Simplify> {
+    Ok(Simplify {
+        fuse: options.text("fuse") == "on",
+    })
+}
+
+impl Pass for Simplify {
+    fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
+        if !model.rest.training_info.is_empty() {
+            cx.warn("simplify leaves the model as it is: its training information refers to inner names");
+            return Ok(());
+        }
+        let opset = model.opset("");
+        if opset > NEWEST_OPSET {
+            cx.warn(format!(
+                "simplify leaves the model as it is: operator set {opset} is newer than {NEWEST_OPSET}, the newest that it knows"
+            ));
+            return Ok(());
+        }
+        dead::default_inputs(model);
+        let mut rules = LOCAL.to_vec();
+        if self.fuse {
+            rules.push(fuse::recognize);
+        }
+        let mut refused = BTreeSet::new();
+        for _ in 0..MAX_ROUNDS {
+            if !round(model, cx, &rules, &mut refused)? {
+                break;
+            }
+        }
         Ok(())
     }
+}
+
+fn round(model: &mut Model, cx: &mut Context, rules: &[Local], refused: &mut BTreeSet<NodeId>) -> Result<bool> {
+    let before = cx.notes.len();
+    let mut work = Work::new(model)?;
+    for rule in rules {
+        for id in work.model.node_ids() {
+            if !work.model.is_alive(id) || !work.may_touch(id) {
+                continue;
+            }
+            let label = work.model.label(id);
+            if let Some(what) = rule(&mut work, id) {
+                cx.note(NoteKind::Did, label, what);
+            }
+        }
+    }
+    for rule in WHOLE {
+        for (label, what) in rule(&mut work) {
+            cx.note(NoteKind::Did, label, what);
+        }
+    }
+    for (label, what) in fold::computed(&mut work, cx.engine, refused) {
+        cx.note(NoteKind::Did, label, what);
+    }
+    Ok(cx.notes.len() > before)
 }

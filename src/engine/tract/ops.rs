@@ -1,0 +1,325 @@
+//! Operators that tract gets from here.
+//!
+//! * [`FAKE`]: QuantizeLinear followed by DequantizeLinear of the same parameters, in one step:
+//!   `(clip(round(x/s) + z, lo, hi) − z)·s = clip(round(x/s), lo − z, hi − z)·s`, exactly, since all integers involved
+//!   are exact in f32. tract's own pair multiplies by `1/s`, which rounds another way at ties, and its rewrite of
+//!   `DequantizeLinear → Softmax → QuantizeLinear` into a lookup table is wrong; nothing is rewritten around an operator
+//!   that tract does not know.
+//! * [`QUANTIZE`], [`DEQUANTIZE`]: the two alone, for 8 and 16 bits, with parameters that may be computed.
+//! * [`REVERSE`]: one axis backwards; makes reverse recurrences out of forward ones.
+//! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
+//!   32 bits; these give int64.
+
+use tract_onnx::model::{Onnx, ParsingContext};
+use tract_onnx::pb::NodeProto;
+use tract_onnx::tract_hir::internal::*;
+
+/// Quantize and dequantize. Inputs x, scale, zero point as float; attributes `axis`, `lo`, `hi`.
+pub const FAKE: &str = "onnxzip.FakeQuantize";
+/// QuantizeLinear, with attribute `code`, the ONNX type of the result.
+pub const QUANTIZE: &str = "onnxzip.QuantizeLinear";
+/// DequantizeLinear.
+pub const DEQUANTIZE: &str = "onnxzip.DequantizeLinear";
+/// Attribute `axis`.
+pub const REVERSE: &str = "onnxzip.Reverse";
+/// Shape as int64.
+pub const SHAPE: &str = "onnxzip.Shape";
+/// Size as int64.
+pub const SIZE: &str = "onnxzip.Size";
+/// Cast to int64.
+pub const CAST64: &str = "onnxzip.Cast";
+
+/// Makes tract know them.
+pub fn register(onnx: &mut Onnx) {
+    let r = &mut onnx.op_register;
+    r.insert(FAKE, |_, n| {
+        let bound = |name| -> TractResult<f32> { Ok(n.get_attr::<i64>(name)? as f32) };
+        built(n, Kind::Fake(bound("lo")?.to_bits(), bound("hi")?.to_bits()))
+    });
+    r.insert(QUANTIZE, |_, n| {
+        let to = match n.get_attr::<i64>("code")? {
+            2 => DatumType::U8,
+            3 => DatumType::I8,
+            4 => DatumType::U16,
+            5 => DatumType::I16,
+            other => bail!("quantizes to type {other}"),
+        };
+        built(n, Kind::Quantize(to))
+    });
+    r.insert(DEQUANTIZE, |_, n| built(n, Kind::Dequantize));
+    r.insert(REVERSE, |_, n| built(n, Kind::Reverse));
+    r.insert(SHAPE, |_: &ParsingContext, n: &NodeProto| {
+        let start = n.get_attr_opt("start")?.unwrap_or(0);
+        Ok((expand(Shape(start, n.get_attr_opt("end")?)), vec![]))
+    });
+    r.insert(SIZE, |_, _| {
+        Ok((
+            expand(tract_onnx::tract_hir::ops::array::Size::new(DatumType::I64)),
+            vec![],
+        ))
+    });
+    r.insert(CAST64, |_, n| built(n, Kind::Cast));
+}
+
+fn built(n: &NodeProto, kind: Kind) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let axis = n.get_attr_opt("axis")?.unwrap_or(1);
+    Ok((expand(Own { kind, axis }), vec![]))
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
+    /// Bits of the least and the largest integer.
+    Fake(u32, u32),
+    Quantize(DatumType),
+    Dequantize,
+    Reverse,
+    Cast,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Own {
+    kind: Kind,
+    axis: i64,
+}
+
+impl Expansion for Own {
+    fn name(&self) -> StaticName {
+        format!("{:?}", self.kind).into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        s.equals(&outputs[0].shape, &inputs[0].shape)?;
+        match &self.kind {
+            Kind::Fake(..) | Kind::Dequantize => s.equals(&outputs[0].datum_type, f32::datum_type())?,
+            Kind::Quantize(to) => s.equals(&outputs[0].datum_type, *to)?,
+            Kind::Reverse => s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?,
+            Kind::Cast => s.equals(&outputs[0].datum_type, i64::datum_type())?,
+        }
+        Ok(())
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        if self.kind == Kind::Cast {
+            return model.wire_node(prefix, tract_core::ops::cast::cast(DatumType::I64), inputs);
+        }
+        model.wire_node(prefix, self.clone(), inputs)
+    }
+}
+
+impl Op for Own {
+    fn name(&self) -> StaticName {
+        format!("{:?}", self.kind).into()
+    }
+    op_as_typed_op!();
+}
+
+impl TypedOp for Own {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let dt = match &self.kind {
+            Kind::Fake(..) | Kind::Dequantize => DatumType::F32,
+            Kind::Quantize(to) => *to,
+            Kind::Reverse => inputs[0].datum_type,
+            Kind::Cast => DatumType::I64,
+        };
+        Ok(tvec!(dt.fact(inputs[0].shape.clone())))
+    }
+    as_op!();
+}
+
+impl EvalOp for Own {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        ensure!(!inputs.is_empty(), "no input");
+        let x = inputs.remove(0);
+        let out = match &self.kind {
+            Kind::Fake(lo, hi) => {
+                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
+                let mut x = x.cast_to::<f32>()?.into_owned();
+                let (lo, hi) = (f32::from_bits(*lo), f32::from_bits(*hi));
+                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
+                    let (lo, hi) = (lo - z, hi - z);
+                    run.iter_mut().for_each(|x| *x = round_within(*x / s, lo, hi) * s);
+                });
+                x
+            }
+            Kind::Quantize(to) => {
+                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
+                let mut x = x.cast_to::<f32>()?.into_owned();
+                let (lo, hi) = bounds(*to);
+                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
+                    let (lo, hi) = (lo - z, hi - z);
+                    run.iter_mut().for_each(|x| *x = round_within(*x / s, lo, hi) + z);
+                });
+                x.cast_to_dt(*to)?.into_owned()
+            }
+            Kind::Dequantize => {
+                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
+                let mut x = x.cast_to::<f32>()?.into_owned();
+                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
+                    run.iter_mut().for_each(|x| *x = (*x - z) * s);
+                });
+                x
+            }
+            Kind::Reverse => reversed(&x, self.axis)?,
+            Kind::Cast => x.cast_to::<i64>()?.into_owned(),
+        };
+        Ok(tvec!(out.into_tvalue()))
+    }
+}
+
+fn bounds(dt: DatumType) -> (f32, f32) {
+    match dt {
+        DatumType::U8 => (0.0, 255.0),
+        DatumType::I8 => (-128.0, 127.0),
+        DatumType::U16 => (0.0, 65535.0),
+        _ => (-32768.0, 32767.0),
+    }
+}
+
+/// `x` rounded half to even, within integers `lo..=hi` of at most 17 bits. Adding 1.5·2²³ leaves no bit for a fraction,
+/// and unlike `round_ties_even` it is one instruction on any processor.
+#[inline(always)]
+pub fn round_within(x: f32, lo: f32, hi: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    let x = if x > lo { x } else { lo };
+    let x = if x < hi { x } else { hi };
+    (x + SHIFT) - SHIFT
+}
+
+/// Which scale and zero point belong to which elements.
+struct Grid {
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
+    inner: usize,
+}
+
+impl Grid {
+    /// `params`: scale, and perhaps zero point; one number each, or one for every index of `axis`.
+    fn new(shape: &[usize], axis: i64, params: &[TValue]) -> TractResult<Grid> {
+        let floats = |t: &TValue| -> TractResult<Vec<f32>> {
+            Ok(t.cast_to::<f32>()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec())
+        };
+        let scales = floats(params.first().context("no scale")?)?;
+        let zeros = params.get(1).map_or(Ok(vec![0.0; scales.len()]), floats)?;
+        ensure!(
+            scales.len() == zeros.len() && !scales.is_empty(),
+            "{} scales, but {} zero points",
+            scales.len(),
+            zeros.len()
+        );
+        let inner = if scales.len() == 1 {
+            shape.iter().product()
+        } else {
+            let rank = shape.len() as i64;
+            let axis = if axis < 0 { axis + rank } else { axis };
+            ensure!((0..rank).contains(&axis), "axis {axis} of rank {rank}");
+            ensure!(
+                shape[axis as usize] == scales.len() && params[0].rank() <= 1,
+                "{:?} scales for {shape:?}, axis {axis}",
+                params[0].shape()
+            );
+            shape[axis as usize + 1..].iter().product()
+        };
+        Ok(Grid { scales, zeros, inner })
+    }
+
+    fn runs(&self, x: &mut [f32], f: impl Fn(&mut [f32], f32, f32)) {
+        if x.is_empty() {
+            return;
+        }
+        for (i, run) in x.chunks_exact_mut(self.inner).enumerate() {
+            let i = i % self.scales.len();
+            f(run, self.scales[i], self.zeros[i]);
+        }
+    }
+}
+
+fn reversed(x: &Tensor, axis: i64) -> TractResult<Tensor> {
+    let axis = axis as usize;
+    ensure!(
+        axis < x.rank() && x.datum_type().is_copy(),
+        "axis {axis} of rank {}",
+        x.rank()
+    );
+    let length = x.shape()[axis];
+    let chunk = x.shape()[axis + 1..].iter().product::<usize>() * x.datum_type().size_of();
+    let mut out = x.deep_clone();
+    if length * chunk == 0 {
+        return Ok(out);
+    }
+    let from = x.as_bytes();
+    for (from, to) in from
+        .chunks_exact(length * chunk)
+        .zip(out.as_bytes_mut().chunks_exact_mut(length * chunk))
+    {
+        for (from, to) in from.chunks_exact(chunk).rev().zip(to.chunks_exact_mut(chunk)) {
+            to.copy_from_slice(from);
+        }
+    }
+    Ok(out)
+}
+
+#[derive(Debug, Clone)]
+struct Shape(i64, Option<i64>);
+
+impl Expansion for Shape {
+    fn name(&self) -> StaticName {
+        "Shape".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        s.equals(&outputs[0].rank, 1)?;
+        s.equals(&outputs[0].datum_type, i64::datum_type())?;
+        s.given(&inputs[0].shape, |s, shape| {
+            if let Ok(dims) = self.of(&shape) {
+                s.equals(&outputs[0].value, rctensor1(&dims))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        let dims = self.of(&model.outlet_fact(inputs[0])?.shape.to_tvec())?;
+        Ok(tvec!(model.add_const(prefix, tensor1(&dims))?))
+    }
+}
+
+impl Shape {
+    fn of(&self, shape: &[TDim]) -> TractResult<Vec<i64>> {
+        let rank = shape.len() as i64;
+        let clamp = |axis: i64| (if axis < 0 { axis + rank } else { axis }).clamp(0, rank) as usize;
+        let (start, end) = (clamp(self.0), self.1.map_or(shape.len(), clamp));
+        shape[start..end.max(start)].iter().map(|d| Ok(d.to_i64()?)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_half_to_even_within_bounds() {
+        for i in -70_000..70_000 {
+            for x in [i as f32 * 0.5, i as f32 * 0.37] {
+                assert_eq!(
+                    round_within(x, -32768.0, 65535.0),
+                    x.round_ties_even().clamp(-32768.0, 65535.0),
+                    "{x}"
+                );
+            }
+        }
+        assert_eq!(round_within(f32::INFINITY, -5.0, 7.0), 7.0);
+        assert_eq!(round_within(f32::NEG_INFINITY, -5.0, 7.0), -5.0);
+    }
+}

@@ -1,0 +1,180 @@
+//! Removing inputs of a linear map one after the other, the others taking over what they can.
+//!
+//! For `y = W x` and the covariance C of x, dropping a block R of inputs and refitting the rest by least squares costs
+//! `tr(W_R S W_Rᵀ)` with `S = ((C⁻¹)_RR)⁻¹`, the covariance of x_R that the other inputs do not explain; the refitted map is
+//! `W − W_R S (C⁻¹)_R,:`, and the inverse for what is left is `C⁻¹ − (C⁻¹)_:,R S (C⁻¹)_R,:` (optimal brain surgeon, Hassibi and
+//! Stork 1993, by blocks). Means are taken care of by the bias: it grows by `(W_before − W_after) μ`.
+//!
+//! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows).
+
+use super::decompose::solve_spd;
+use anyhow::{Result, ensure};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+
+/// A map, and what is left of the inverse covariance of its inputs.
+pub struct Surgeon {
+    /// The map, `rows × n`; columns of removed inputs are zero.
+    pub weight: Array2<f64>,
+    inverse: Array2<f64>,
+    /// Output power that the inputs cause, `tr(W C Wᵀ)`: the unit of costs.
+    power: f64,
+    gone: Vec<bool>,
+}
+
+impl Surgeon {
+    /// For `weight` (rows × n) and the covariance of its inputs (n × n); `damping` is added to the diagonal, relative to its mean.
+    ///
+    /// # Errors
+    /// When shapes do not fit or numbers are not finite.
+    pub fn new(weight: Array2<f64>, covariance: ArrayView2<f64>, damping: f64) -> Result<Surgeon> {
+        let n = weight.ncols();
+        ensure!(
+            covariance.dim() == (n, n),
+            "Surgeon: {:?} against {:?}",
+            weight.dim(),
+            covariance.dim()
+        );
+        let inverse = solve_spd(covariance, Array2::eye(n).view(), damping)?;
+        let power = power(weight.view(), covariance);
+        Ok(Surgeon {
+            weight,
+            inverse,
+            power: power.max(f64::MIN_POSITIVE),
+            gone: vec![false; n],
+        })
+    }
+
+    /// What removing each of these blocks alone would cost, in parts of the output's power.
+    pub fn costs(&self, blocks: &[Vec<usize>]) -> Result<Vec<f64>> {
+        let norms = self.weight.map_axis(Axis(0), |c| c.dot(&c));
+        blocks
+            .iter()
+            .map(|b| match b[..] {
+                [] => Ok(0.0),
+                [i] if self.gone[i] => Ok(0.0),
+                [i] => Ok(norms[i] / self.inverse[[i, i]] / self.power),
+                _ => {
+                    let w = self.weight.select(Axis(1), b);
+                    Ok(power(w.view(), self.unexplained(b)?.view()) / self.power)
+                }
+            })
+            .collect()
+    }
+
+    /// `((C⁻¹)_RR)⁻¹`.
+    fn unexplained(&self, block: &[usize]) -> Result<Array2<f64>> {
+        let inner = self.inverse.select(Axis(0), block).select(Axis(1), block);
+        solve_spd(inner.view(), Array2::eye(block.len()).view(), 0.0)
+    }
+
+    /// Removes inputs; the others take over what they can.
+    ///
+    /// # Errors
+    /// When numbers are not finite.
+    pub fn remove(&mut self, block: &[usize]) -> Result<()> {
+        let block: Vec<usize> = block.iter().copied().filter(|i| !self.gone[*i]).collect();
+        if block.is_empty() {
+            return Ok(());
+        }
+        let rows = self.inverse.select(Axis(0), &block);
+        let share = match block[..] {
+            [i] => &rows / self.inverse[[i, i]],
+            _ => self.unexplained(&block)?.dot(&rows),
+        };
+        let w = self.weight.select(Axis(1), &block);
+        subtract(&mut self.weight, w.view(), share.view());
+        subtract(&mut self.inverse, rows.t(), share.view());
+        for i in block {
+            self.gone[i] = true;
+            self.weight.column_mut(i).fill(0.0);
+            self.inverse.column_mut(i).fill(0.0);
+            self.inverse.row_mut(i).fill(0.0);
+        }
+        Ok(())
+    }
+}
+
+/// `tr(W C Wᵀ)`.
+fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
+    let product = super::decompose::matmul(w, c);
+    (&product * &w).sum()
+}
+
+/// `a -= b · c`, row by row.
+fn subtract(a: &mut Array2<f64>, b: ArrayView2<f64>, c: ArrayView2<f64>) {
+    for (mut row, factors) in a.rows_mut().into_iter().zip(b.rows()) {
+        for (f, line) in factors.iter().zip(c.rows()) {
+            if *f != 0.0 {
+                row.scaled_add(-f, &line);
+            }
+        }
+    }
+}
+
+/// The change of a bias that keeps the mean output: `(before − after) μ`, one number for every row.
+pub fn bias_shift(before: ArrayView2<f64>, after: ArrayView2<f64>, mean: ArrayView1<f64>) -> Array1<f64> {
+    (&before - &after).dot(&mean)
+}
+
+/// The map and covariance of the inputs that are left: for a map whose other inputs are gone for good.
+pub fn restrict(weight: ArrayView2<f64>, covariance: ArrayView2<f64>, left: &[usize]) -> (Array2<f64>, Array2<f64>) {
+    let c = covariance.select(Axis(0), left).select(Axis(1), left);
+    (weight.select(Axis(1), left), c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A covariance and a map, seeded.
+    fn case(n: usize, rows: usize) -> (Array2<f64>, Array2<f64>) {
+        let mut state = 5u64;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+        };
+        let x = Array2::from_shape_simple_fn((4 * n, n), &mut next);
+        (Array2::from_shape_simple_fn((rows, n), &mut next), x.t().dot(&x))
+    }
+
+    #[test]
+    fn what_is_left_is_the_least_squares_refit_and_costs_say_what_it_loses() {
+        let (w, c) = case(6, 3);
+        for blocks in [vec![vec![1], vec![4]], vec![vec![4, 1]], vec![vec![1, 4]]] {
+            let mut surgeon = Surgeon::new(w.clone(), c.view(), 0.0).expect("a covariance");
+            let mut told = 0.0;
+            for b in &blocks {
+                told += surgeon.costs(std::slice::from_ref(b)).expect("finite")[0];
+                surgeon.remove(b).expect("finite");
+            }
+            let left = [0, 2, 3, 5];
+            let cross = w.dot(&c.select(Axis(1), &left));
+            let inner = c.select(Axis(0), &left).select(Axis(1), &left);
+            let refit = solve_spd(inner.view(), cross.t(), 0.0)
+                .expect("a solution")
+                .reversed_axes();
+            let mut full = Array2::zeros(w.dim());
+            left.iter()
+                .enumerate()
+                .for_each(|(k, &i)| full.column_mut(i).assign(&refit.column(k)));
+            assert!((&surgeon.weight - &full).iter().all(|d| d.abs() < 1e-9));
+            let lost = power((&w - &full).view(), c.view()) / power(w.view(), c.view());
+            assert!((told - lost).abs() < 1e-9 * lost.max(1.0), "{told} {lost}");
+        }
+    }
+
+    #[test]
+    fn a_copy_costs_nothing_but_its_twin_then_costs_all() {
+        let c = ndarray::arr2(&[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+        let w = ndarray::arr2(&[[1.0, 1.0, 1.0]]);
+        let mut surgeon = Surgeon::new(w, c.view(), 1e-9).expect("a covariance");
+        let one: Vec<Vec<usize>> = (0..3).map(|i| vec![i]).collect();
+        assert!(surgeon.costs(&one).expect("finite")[0] < 1e-6);
+        surgeon.remove(&[0]).expect("finite");
+        assert!((surgeon.weight[[0, 1]] - 2.0).abs() < 1e-6);
+        assert!(surgeon.costs(&one).expect("finite")[1] > 0.5);
+        surgeon.remove(&[0]).expect("a second time is nothing");
+    }
+}

@@ -1,0 +1,40 @@
+//! Spells operators in the way that the target has an integer kernel for. Every rewrite is exact.
+//!
+//! * `ReduceMean` over all axes behind the channels, kept as axes of length 1 → `GlobalAveragePool`.
+
+use crate::analysis::infer::{Types, infer};
+use crate::ir::{Model, NodeId};
+use anyhow::Result;
+
+/// Rewrites what can be rewritten in the main graph, given in order of execution.
+///
+/// # Errors
+/// When the model's dimensions contradict each other.
+pub fn prepare(model: &mut Model, order: &[NodeId]) -> Result<()> {
+    let types = infer(model)?;
+    for &node in order {
+        if is_global_mean(model, &types, node) == Some(true) {
+            let input = model.node(node).input(0);
+            model.set_inputs(node, vec![input]);
+            let n = model.node_mut(node);
+            n.attrs.clear();
+            "GlobalAveragePool".clone_into(&mut n.op.name);
+        }
+    }
+    Ok(())
+}
+
+fn is_global_mean(model: &Model, types: &Types, node: NodeId) -> Option<bool> {
+    let n = model.node(node);
+    if !n.is("ReduceMean") || n.int_or("keepdims", 1) == 0 || n.has_attr_refs() {
+        return None;
+    }
+    let axes = match n.input(1) {
+        Some(_) => model.constant_input(node, 1)?.ints()?,
+        None => n.ints("axes")?.to_vec(),
+    };
+    let rank = types.rank(n.input(0)?)? as i64;
+    let mut axes: Vec<i64> = axes.iter().map(|a| if *a < 0 { a + rank } else { *a }).collect();
+    axes.sort_unstable();
+    Some(rank >= 3 && axes == (2..rank).collect::<Vec<_>>())
+}

@@ -1,0 +1,171 @@
+//! Which range of each value the codes cover.
+//!
+//! Values joined by operators that keep the scale share one range. A range always holds zero, ends where an absorbed
+//! `Relu` or `Clip` does, and is fixed for operators whose output is bounded by nature. What a Concat alone reads takes the
+//! Concat's own scale: codes are then copied, and rounded once instead of twice.
+
+use super::place::{Placement, scale_roots};
+use super::units::Units;
+use crate::analysis::stats::Stats;
+use crate::ir::{Model, ValueId};
+use crate::math::affine::{Affine, IntKind};
+use crate::math::histogram::Histogram;
+use crate::ops::quant::Role;
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// How a range is chosen from the distribution of a value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// What was measured to be best in general; see [`Method::range`].
+    Auto,
+    /// Everything that was seen.
+    MinMax,
+    /// All but one value in ten thousand.
+    Percentile,
+    /// Least mean squared error.
+    Mse,
+    /// Least Kullback-Leibler divergence.
+    Kl,
+}
+
+/// The choices, as the option spells them.
+pub const METHODS: &str = "auto|minmax|percentile|mse|kl";
+
+impl FromStr for Method {
+    type Err = anyhow::Error;
+    fn from_str(s: &str) -> Result<Method> {
+        Ok(match s {
+            "auto" => Method::Auto,
+            "minmax" => Method::MinMax,
+            "percentile" => Method::Percentile,
+            "mse" => Method::Mse,
+            "kl" => Method::Kl,
+            _ => bail!("there is no method {s:?}"),
+        })
+    }
+}
+
+impl Method {
+    /// The share of a value's nonzero elements that become the code of zero: they lie within half a step of it. A few
+    /// outliers stretch the range of residual streams in transformers so far that nearly all else is lost (Dettmers et
+    /// al. 2022, "LLM.int8()"), while the squared error, which the outliers dominate, looks harmless.
+    pub fn lost(self, h: &Histogram) -> f64 {
+        let Some((low, high)) = self.range(h) else { return 0.0 };
+        let half = f64::from(high - low) / 255.0 / 2.0;
+        let (first, counts) = h.bins();
+        let nonzero = h.count().saturating_sub(h.zeros);
+        let mut near = 0.0;
+        for (i, &n) in (i64::from(first)..).zip(&counts) {
+            let n = if i == 0 { n.saturating_sub(h.zeros) } else { n };
+            let inner = if i < 0 { -(i + 1) } else { i } as f64 * h.resolution();
+            near += n as f64 * ((half - inner) / h.resolution()).clamp(0.0, 1.0);
+        }
+        if nonzero == 0 { 0.0 } else { near / nonzero as f64 }
+    }
+
+    /// The range of a distribution; `None` when nothing was seen.
+    fn range(self, h: &Histogram) -> Option<(f32, f32)> {
+        match self {
+            Method::MinMax => h.minmax(),
+            Method::Percentile => h.percentile_range(99.99),
+            Method::Auto | Method::Mse => h.mse_range(IntKind::U8),
+            Method::Kl => h.kl_range(IntKind::U8),
+        }
+    }
+}
+
+/// The parameters of every quantized value, and the value that first had them.
+pub struct Scales {
+    /// For each quantized value the one whose parameters it shares.
+    pub roots: BTreeMap<ValueId, ValueId>,
+    affine: BTreeMap<ValueId, Affine>,
+}
+
+impl Scales {
+    /// The parameters of a quantized value.
+    pub fn of(&self, v: ValueId) -> Option<&Affine> {
+        self.affine.get(self.roots.get(&v)?)
+    }
+}
+
+/// Chooses the parameters of all quantized values.
+///
+/// # Errors
+/// When a value was not measured, or its range is not finite.
+pub fn choose(model: &Model, units: &Units, placement: &Placement, stats: &Stats, method: Method) -> Result<Scales> {
+    let mut scales = Scales {
+        roots: scale_roots(units, placement),
+        affine: BTreeMap::new(),
+    };
+    let roots: std::collections::BTreeSet<ValueId> = scales.roots.values().copied().collect();
+    for root in roots {
+        let affine = of_root(model, units, placement, stats, method, root)?;
+        scales.affine.insert(root, affine);
+    }
+    for i in (0..units.all.len()).rev().filter(|&i| placement.integer[i]) {
+        if model.node(units.all[i].node).is("Concat") {
+            scales.share(model, units, placement, i);
+        }
+    }
+    Ok(scales)
+}
+
+fn of_root(
+    model: &Model,
+    units: &Units,
+    placement: &Placement,
+    stats: &Stats,
+    method: Method,
+    root: ValueId,
+) -> Result<Affine> {
+    let unit = units.producer.get(&root).filter(|p| placement.integer[**p]).map(|p| &units.all[*p]);
+    if let Some(Role::Fixed(low, high)) = unit.map(|u| u.role) {
+        return Affine::asymmetric(low, high, IntKind::U8);
+    }
+    let name = &model.value(root).name;
+    let Some((min, max)) = stats.histogram(root).and_then(|h| method.range(h)) else {
+        bail!("{name} was not measured");
+    };
+    let (low, high) = unit.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
+    Affine::asymmetric(min.clamp(low, high), max.clamp(low, high), IntKind::U8)
+}
+
+impl Scales {
+    /// Gives what Concat `i` reads the scale of what it gives out, where the Concat is the only reader or the scales are
+    /// close, and no absorbed clip is lost.
+    fn share(&mut self, model: &Model, units: &Units, placement: &Placement, i: usize) {
+        /// A scale so much larger costs other readers 2 dB.
+        const CLOSE: f32 = 1.26;
+        let unit = &units.all[i];
+        let Some(&out) = unit.results.first().and_then(|v| self.of(*v)) else { return };
+        for (_, v) in &unit.inputs {
+            let Some(&root) = self.roots.get(v) else { continue };
+            let Some(own) = self.affine.get(&root) else { continue };
+            let Some(producer) = units.producer.get(&root).filter(|p| placement.integer[**p]) else { continue };
+            let p = &units.all[*producer];
+            let alone = self.readers(model, units, root).iter().all(|r| *r == i);
+            let (low, high) = (p.limits.0 - out.scale, p.limits.1 + out.scale);
+            let clips_kept = low <= out.range().0 && out.range().1 <= high;
+            let rescales = !matches!(p.role, Role::Same | Role::Fixed(..)) || alone && p.role != Role::Same;
+            if clips_kept && rescales && (alone || out.scale <= CLOSE * own.scale) {
+                self.affine.insert(root, out);
+            }
+        }
+    }
+
+    /// The units that read any value with this root, as far as they set a scale of their own; a reader that is no unit counts as
+    /// `usize::MAX`.
+    fn readers(&self, model: &Model, units: &Units, root: ValueId) -> Vec<usize> {
+        let mut all = Vec::new();
+        for (v, _) in self.roots.iter().filter(|(_, r)| **r == root) {
+            let (readers, others) = units.readers(model, *v);
+            all.extend(readers.into_iter().filter(|r| units.all[*r].role != Role::Same));
+            if others {
+                all.push(usize::MAX);
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,235 @@
+//! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
+
+use super::target::Target;
+use crate::analysis::sites::{Site, site};
+use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use crate::ops::quant::{Role, clip_limits, data_inputs, role};
+use std::collections::BTreeMap;
+
+/// An operator that the target could run in integers.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// The operator.
+    pub node: NodeId,
+    /// What it does to scales.
+    pub role: Role,
+    /// Its weight.
+    pub site: Option<Site>,
+    /// Data inputs that vary: slot and value.
+    pub inputs: Vec<(usize, ValueId)>,
+    /// Data inputs that are constants.
+    pub consts: Vec<(usize, ValueId)>,
+    /// What it gives out, after its clips.
+    pub results: Vec<ValueId>,
+    /// The `Relu`s and `Clip`s that saturation can replace, first to last; only behind a single result.
+    pub clips: Vec<NodeId>,
+    /// The limits of the clips, here or further down a chain of operators that keep the scale.
+    pub limits: (f32, f32),
+    /// It may give out floats.
+    pub free_output: bool,
+    /// What its integer form saves per element of the output.
+    pub gain: f64,
+}
+
+impl Unit {
+    /// True when it has a weight.
+    pub fn is_weighted(&self) -> bool {
+        self.site.is_some()
+    }
+}
+
+/// The units of the main graph in an order of execution, and why other operators with weights are none.
+pub struct Units {
+    /// The units.
+    pub all: Vec<Unit>,
+    /// Which unit gives out a value.
+    pub producer: BTreeMap<ValueId, usize>,
+    /// Which unit a node is.
+    pub of_node: BTreeMap<NodeId, usize>,
+    /// Operators with weights that stay in floating point, with the reason.
+    pub refused: Vec<(NodeId, String)>,
+}
+
+/// Finds the units; `order` is the order of execution of the main graph, `skipped` says which nodes the user wants left alone.
+pub fn find(model: &Model, order: &[NodeId], target: &Target, skipped: impl Fn(&str) -> bool) -> Units {
+    let mut units = Units {
+        all: Vec::new(),
+        producer: BTreeMap::new(),
+        of_node: BTreeMap::new(),
+        refused: Vec::new(),
+    };
+    for &node in order {
+        let found = match skipped(&model.label(node)) {
+            true => Err("left alone as asked (skip)".to_owned()),
+            false => unit(model, node, target),
+        };
+        match found {
+            Ok(Some(unit)) => units.push(unit),
+            Ok(None) => {}
+            Err(why) if matches!(role(model, node), Some(Role::Weighted { .. } | Role::Product)) => {
+                units.refused.push((node, why));
+            }
+            Err(_) => {}
+        }
+    }
+    for i in 0..units.all.len() {
+        units.absorb(model, i);
+    }
+    units
+}
+
+fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, String> {
+    let n = model.node(node);
+    let Some(role) = role(model, node) else { return Ok(None) };
+    if role == Role::Clip {
+        return Ok(None);
+    }
+    if role == Role::Product {
+        return Err("a product of two activations stays in floating point".into());
+    }
+    let row = target.row(model, node)?;
+    let site = match role {
+        Role::Weighted { weight, .. } => Some(integer_site(model, node, weight)?),
+        _ => None,
+    };
+    let outputs = n.outputs().iter().flatten().copied();
+    let results: Vec<ValueId> = outputs.collect();
+    let (consts, inputs): (Vec<_>, Vec<_>) =
+        data_inputs(model, node).into_iter().partition(|(_, v)| model.constant(*v).is_some());
+    if inputs.is_empty() || results.is_empty() {
+        return Ok(None);
+    }
+    let factor = n.is("Mul") || n.is("Div");
+    if !consts.iter().all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor))) {
+        return Err("a constant that it reads would be too wrong in 8 bits".to_owned());
+    }
+    let swallowed = results.len() == 1
+        && model.only_use(results[0]).is_some_and(|(next, _)| target.swallows(&n.op.name, model, next));
+    Ok(Some(Unit {
+        node,
+        role,
+        site,
+        inputs,
+        consts,
+        results,
+        clips: Vec::new(),
+        limits: (f32::NEG_INFINITY, f32::INFINITY),
+        free_output: row.free_output && !swallowed,
+        gain: row.gain,
+    }))
+}
+
+/// Whether a constant may be stored in 8 bits with one scale: an addend is then no more wrong than the sum, a factor multiplies
+/// its error.
+fn fits_codes(t: &Tensor, factor: bool) -> bool {
+    /// Of a factor, 40 dB.
+    const MOST: f64 = 1e-4;
+    let Some(floats) = t.floats().filter(|f| !f.is_empty() && t.dtype() == DType::Float) else { return false };
+    let Ok(affine) = super::emit::of_constant(&floats) else { return false };
+    let power = |f: &dyn Fn(f32) -> f32| floats.iter().map(|&x| f64::from(f(x)).powi(2)).sum::<f64>();
+    let error = power(&|x| x - affine.round_trip(x));
+    !factor || error <= MOST * power(&|x| x)
+}
+
+/// The node's weight as a site, when weight and bias can be stored in integers.
+fn integer_site(model: &Model, node: NodeId, weight: usize) -> Result<Site, String> {
+    let site = match site(model, node) {
+        Some(Ok(site)) if site.slot == weight => site,
+        Some(Err(why)) => return Err(why.to_owned()),
+        _ => return Err("its weight is not constant".to_owned()),
+    };
+    let finite = |v: ValueId, what: &str| match model.constant(v).and_then(|t| t.floats()) {
+        Some(x) if x.iter().all(|x| x.is_finite()) => Ok(()),
+        Some(_) => Err(format!("its {what} is not finite")),
+        None => Err(format!("its {what} is not float32")),
+    };
+    finite(site.weight, "weight")?;
+    if let Some(bias) = site.bias.filter(|b| b.node == node) {
+        finite(bias.value, "bias")?;
+        if site.bias_values(model).is_none_or(|b| b.len() != site.outputs()) {
+            return Err("its bias is not one number for each output channel".to_owned());
+        }
+    }
+    Ok(site)
+}
+
+impl Units {
+    fn push(&mut self, unit: Unit) {
+        let i = self.all.len();
+        self.of_node.insert(unit.node, i);
+        for &v in &unit.results {
+            self.producer.insert(v, i);
+        }
+        self.all.push(unit);
+    }
+
+    /// Lets unit `i` take the clips behind it, when its codes (or, for an operator that keeps the scale, those of the
+    /// operator that the scale comes from) can end where the clip does: the scale must have no other reader.
+    fn absorb(&mut self, model: &Model, i: usize) {
+        while let [result] = self.all[i].results[..] {
+            let Some((clip, 0)) = model.only_use(result) else { return };
+            let Some((low, high)) = clip_limits(model, clip) else { return };
+            let after = model.node(clip).output(0);
+            let (Some(after), true) = (after, low <= 0.0 && 0.0 <= high) else { return };
+            if model.node(clip).graph() != model.main_id() {
+                return;
+            }
+            let Some(sources) = self.sources(model, i) else { return };
+            for u in sources {
+                let limits = &mut self.all[u].limits;
+                *limits = (limits.0.max(low), limits.1.min(high));
+            }
+            self.producer.remove(&result);
+            self.producer.insert(after, i);
+            self.all[i].clips.push(clip);
+            self.all[i].results = vec![after];
+            // Codes end where the clip does; floats do not.
+            self.all[i].free_output = false;
+        }
+    }
+
+    /// The units from `i` back to the one that sets its scale; `None` when no unit sets it, or someone else reads between.
+    fn sources(&self, model: &Model, i: usize) -> Option<Vec<usize>> {
+        let mut all = vec![i];
+        let mut at = i;
+        while self.all[at].role == Role::Same {
+            let &[(_, input)] = &self.all[at].inputs[..] else { return None };
+            let before = *self.producer.get(&input)?;
+            if self.all[before].results.len() != 1 || model.only_use(input).is_none() {
+                return None;
+            }
+            all.push(before);
+            at = before;
+        }
+        Some(all)
+    }
+
+    /// Who reads a value: units (each once, in order), and whether anything else does. Readers of its shape do not count.
+    pub fn readers(&self, model: &Model, v: ValueId) -> (Vec<usize>, bool) {
+        let (mut units, mut others) = (Vec::new(), false);
+        for u in model.value(v).uses() {
+            let unit = match *u {
+                Use::Node(n, _) if is_shape(model, n) => continue,
+                Use::Node(n, slot) => self.of_node.get(&n).filter(|i| self.reads(**i, slot, v)),
+                Use::Output(..) => None,
+            };
+            match unit {
+                Some(&i) => units.push(i),
+                None => others = true,
+            }
+        }
+        units.sort_unstable();
+        units.dedup();
+        (units, others)
+    }
+
+    fn reads(&self, unit: usize, slot: usize, v: ValueId) -> bool {
+        self.all[unit].inputs.contains(&(slot, v))
+    }
+}
+
+/// True for operators that look only at the dimensions, which codes have too.
+pub fn is_shape(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    n.is("Shape") || n.is("Size")
+}

@@ -1,0 +1,244 @@
+//! Weights and biases in integers.
+//!
+//! `ŵ = s_w[channel]·q`, `q` in ±127, and `b̂ = s_x·s_w[channel]·q` in int32, so that products and bias add up in one
+//! accumulator. Trained nets have dead channels, weights near zero with a bias that still counts: their tiny `s_w` would
+//! push the bias out of int32, so `s_w` is enlarged until the bias takes at most half of int32 (the rest is room for the sum).
+//! Codes are rounded so that errors cancel at the output (`math::rounding`), under the covariance of the input where the bias
+//! can take up the mean error `(W − Ŵ) E[x]`, and under its second moment where it cannot.
+//! A channel of zeros has no scale of its own; it takes the smallest one of the others.
+
+use crate::analysis::sites::Site;
+use crate::ir::{Model, Tensor};
+use crate::math::affine::IntKind;
+use crate::math::gram::Gram;
+use crate::math::rounding::{Rounding, energies};
+use crate::math::channel::{best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel};
+use crate::math::channel::{quantize_bias, quantize_per_channel};
+use anyhow::{Context as _, Result};
+use ndarray::{Array2, ArrayView2};
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
+    /// S8, or S7 for CPUs whose sums of two products saturate.
+    pub kind: IntKind,
+    /// One scale for each output channel.
+    pub per_channel: bool,
+    /// How codes are chosen.
+    pub rounding: Choice,
+}
+
+/// How the codes of a weight are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// The scale of the largest weight, the nearest code.
+    Nearest,
+    /// What makes the least error at the output, under the second moment of the input.
+    Data,
+}
+
+/// A weight in integers.
+pub struct Weight {
+    /// int8, with the dimensions of the original.
+    pub codes: Tensor,
+    /// One for each channel, or one for all.
+    pub scales: Vec<f32>,
+    /// What the bias must gain so that outputs keep their mean; empty when nothing was measured.
+    pub shift: Vec<f32>,
+    /// Signal to noise of the products, caused by the weight alone, dB; of the weight itself where nothing was measured.
+    pub sqnr: f64,
+}
+
+/// What is known of a site when its weight is quantized.
+pub struct Known<'a> {
+    /// What will be added to the products.
+    pub bias: &'a [f32],
+    /// The bias can be changed.
+    pub movable: bool,
+    /// The scale of the activation.
+    pub input_scale: f32,
+    /// Moments of the input, one for each group.
+    pub moments: Option<&'a [Gram]>,
+}
+
+/// Codes with a scale for each row, and how wrong each row is.
+struct Rows {
+    scales: Vec<f32>,
+    codes: Array2<i8>,
+    wrong: Vec<f64>,
+}
+
+/// Quantizes the weight of a site.
+///
+/// # Errors
+/// When the weight or the bias is not finite.
+pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Result<Weight> {
+    let mut w = site.matrix(model)?;
+    w.mapv_inplace(|x| x * site.layout.scale);
+    let seconds: Vec<Array2<f64>> = match known.moments {
+        Some(m) if known.movable => m.iter().map(Gram::covariance).collect(),
+        Some(m) => m.iter().map(Gram::moment).collect(),
+        None => Vec::new(),
+    };
+    let task = Task { site, w: &w, seconds: &seconds, known, scheme };
+    let best = task.best()?;
+    let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
+    let power = |m: &Array2<f32>| task.wrong(m.view()).iter().sum::<f64>();
+    let sqnr = 10.0 * (power(&w) / power(&error)).log10();
+    let codes = site.tensor_of(model, best.codes.mapv(f32::from).view())?;
+    let shift = match known.moments {
+        Some(m) if known.movable => shift(site, error.view(), m),
+        _ => Vec::new(),
+    };
+    Ok(Weight {
+        codes: to_i8(&codes)?,
+        scales: if scheme.per_channel { best.scales } else { best.scales[..1].to_vec() },
+        shift,
+        sqnr,
+    })
+}
+
+struct Task<'a> {
+    site: &'a Site,
+    w: &'a Array2<f32>,
+    /// One for each group; none when nothing was measured.
+    seconds: &'a [Array2<f64>],
+    known: &'a Known<'a>,
+    scheme: Scheme,
+}
+
+impl Task<'_> {
+    /// The best codes of all ways to choose them, row by row when each has a scale of its own.
+    fn best(&self) -> Result<Rows> {
+        let widest = self.safe(self.widest()?)?;
+        let mut best = self.nearest(widest.clone())?;
+        if self.scheme.rounding == Choice::Nearest || self.seconds.is_empty() {
+            return Ok(best);
+        }
+        let roundings: Vec<Option<Rounding>> = self.seconds.iter().map(|s| Rounding::new(s.view())).collect();
+        self.improve(&mut best, self.rounded(widest, &roundings)?);
+        if self.scheme.per_channel {
+            let narrow = self.safe(self.narrow()?)?;
+            self.improve(&mut best, self.rounded(narrow, &roundings)?);
+        }
+        Ok(best)
+    }
+
+    /// Takes over what is better.
+    fn improve(&self, best: &mut Rows, other: Rows) {
+        if !self.scheme.per_channel {
+            if other.wrong.iter().sum::<f64>() < best.wrong.iter().sum() {
+                *best = other;
+            }
+            return;
+        }
+        for i in (0..best.wrong.len()).filter(|&i| other.wrong[i] < best.wrong[i]).collect::<Vec<_>>() {
+            best.wrong[i] = other.wrong[i];
+            best.scales[i] = other.scales[i];
+            best.codes.row_mut(i).assign(&other.codes.row(i));
+        }
+    }
+
+    /// Scales of the largest weights.
+    fn widest(&self) -> Result<Vec<f32>> {
+        let mut scales = match self.scheme.per_channel {
+            true => channel_scales(self.w.view(), self.scheme.kind)?,
+            false => {
+                let all = Array2::from_shape_vec((1, self.w.len()), self.w.iter().copied().collect())?;
+                vec![channel_scales(all.view(), self.scheme.kind)?[0]; self.w.nrows()]
+            }
+        };
+        fill_empty(self.w.view(), &mut scales);
+        Ok(scales)
+    }
+
+    /// Scales of the least error when inputs were uncorrelated.
+    fn narrow(&self) -> Result<Vec<f32>> {
+        let mut scales = Vec::new();
+        for (g, second) in self.seconds.iter().enumerate() {
+            let importance = second.diag().to_vec();
+            let rows = self.w.slice(ndarray::s![self.site.rows(g), ..]);
+            scales.extend(best_channel_scales(rows, Some(&importance), self.scheme.kind)?);
+        }
+        fill_empty(self.w.view(), &mut scales);
+        Ok(scales)
+    }
+
+    /// Scales with which the bias takes at most half of int32.
+    fn safe(&self, scales: Vec<f32>) -> Result<Vec<f32>> {
+        let twice: Vec<f32> = self.known.bias.iter().map(|b| 2.0 * b).collect();
+        if self.scheme.per_channel {
+            return bias_safe_scales(&twice, self.known.input_scale, &scales);
+        }
+        let one = bias_safe_scales(&twice, self.known.input_scale, &scales[..1])?;
+        Ok(vec![one[0]; scales.len()])
+    }
+
+    fn nearest(&self, scales: Vec<f32>) -> Result<Rows> {
+        let codes = quantize_per_channel(self.w.view(), &scales, self.scheme.kind)?;
+        self.judged(scales, codes)
+    }
+
+    fn rounded(&self, scales: Vec<f32>, roundings: &[Option<Rounding>]) -> Result<Rows> {
+        let mut codes = quantize_per_channel(self.w.view(), &scales, self.scheme.kind)?;
+        for (g, rounding) in roundings.iter().enumerate() {
+            let Some(rounding) = rounding else { continue };
+            let rows = self.site.rows(g);
+            let part = self.w.slice(ndarray::s![rows.clone(), ..]);
+            let part = rounding.codes(part, &scales[rows.clone()], self.scheme.kind)?;
+            codes.slice_mut(ndarray::s![rows, ..]).assign(&part);
+        }
+        self.judged(scales, codes)
+    }
+
+    fn judged(&self, scales: Vec<f32>, codes: Array2<i8>) -> Result<Rows> {
+        let error = self.w - &dequantize_per_channel(codes.view(), &scales)?;
+        let wrong = self.wrong(error.view());
+        Ok(Rows { scales, codes, wrong })
+    }
+
+    /// The mean square of each row's products, or of its weights where nothing was measured.
+    fn wrong(&self, rows: ArrayView2<f32>) -> Vec<f64> {
+        if self.seconds.is_empty() {
+            return rows.rows().into_iter().map(|r| r.iter().map(|x| f64::from(*x).powi(2)).sum()).collect();
+        }
+        let each = self.seconds.iter().enumerate();
+        each.flat_map(|(g, s)| energies(rows.slice(ndarray::s![self.site.rows(g), ..]), s.view())).collect()
+    }
+}
+
+/// `(W − Ŵ) E[x]`.
+fn shift(site: &Site, error: ArrayView2<f32>, moments: &[Gram]) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (g, gram) in moments.iter().enumerate() {
+        let mean = gram.mean();
+        let rows = error.slice(ndarray::s![site.rows(g), ..]);
+        all.extend(rows.rows().into_iter().map(|r| {
+            r.iter().zip(&mean).map(|(e, m)| f64::from(*e) * m).sum::<f64>() as f32
+        }));
+    }
+    all
+}
+
+/// Rows of zeros take the smallest scale of the others.
+fn fill_empty(w: ArrayView2<f32>, scales: &mut [f32]) {
+    let empty: Vec<bool> = w.rows().into_iter().map(|r| r.iter().all(|x| *x == 0.0)).collect();
+    let least = scales.iter().zip(&empty).filter(|(_, e)| !**e).map(|(s, _)| *s);
+    let least = least.fold(f32::INFINITY, f32::min);
+    let least = if least.is_finite() { least } else { 1.0 / 127.0 };
+    scales.iter_mut().zip(empty).filter(|(_, e)| *e).for_each(|(s, _)| *s = least);
+}
+
+fn to_i8(codes: &Tensor) -> Result<Tensor> {
+    let floats = codes.floats().context("codes are floats here")?;
+    Ok(Tensor::new(codes.dims(), floats.iter().map(|&q| q as i8).collect()))
+}
+
+/// A bias in int32: codes and scales.
+///
+/// # Errors
+/// When a bias is not finite, or does not fit because the weight's scales were not made for it.
+pub fn quantize_bias_for(bias: &[f32], input_scale: f32, weight: &Weight) -> Result<(Vec<i32>, Vec<f32>)> {
+    let codes = quantize_bias(bias, input_scale, &weight.scales)?;
+    Ok((codes, bias_scales(input_scale, &weight.scales)))
+}

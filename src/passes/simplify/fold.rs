@@ -1,0 +1,282 @@
+//! Constant folding: what depends on constants only, or on shapes that are known, is computed here and now.
+//!
+//! A file must not grow by it: a result is kept when it is at most [`SLACK`] bytes larger than the constants that only
+//! this computation reads.
+
+use super::numbers::floats;
+use super::work::Work;
+use crate::engine::{Engine, eval::evaluate};
+use crate::ir::{DType, Model, NodeId, Origin, Tensor, ValueId, bits};
+use crate::ops::infer::product;
+use crate::pb;
+use std::collections::BTreeSet;
+
+/// A result may be so much larger than what it replaces; the node that goes takes some of it.
+const SLACK: usize = 1024;
+/// Constants that feed each other are computed layer by layer, at most so many layers in a round.
+const MAX_LAYERS: usize = 32;
+/// Larger integer results are weights, not shapes.
+const MAX_INTS: usize = 128;
+
+/// Values whose integers inference found become constants.
+pub(super) fn known_integers(w: &mut Work) -> Vec<(String, String)> {
+    let mut done = Vec::new();
+    for id in w.model.node_ids() {
+        if !w.model.is_alive(id) || !foldable(w, id) {
+            continue;
+        }
+        let outs: Vec<ValueId> = w.model.node(id).outputs().iter().flatten().copied().collect();
+        for v in outs {
+            let Some(t) = known(w, v) else { continue };
+            if w.model.value(v).uses().is_empty() {
+                continue;
+            }
+            let label = w.model.label(id);
+            w.make_const(v, t);
+            done.push((label, "its value is known: made a constant".into()));
+        }
+    }
+    done
+}
+
+fn foldable(w: &Work, id: NodeId) -> bool {
+    let n = w.model.node(id);
+    w.may_touch(id) && n.op.name != "Constant" && n.sub_graphs().next().is_none() && can_be_constant(w, id)
+}
+
+fn known(w: &Work, v: ValueId) -> Option<Tensor> {
+    let fact = w.facts.get(v);
+    let dims = fact.dims()?;
+    let ints = fact.ints()?;
+    if product(fact.shape.as_deref()?)? != ints.len() || ints.len() > MAX_INTS {
+        return None;
+    }
+    match fact.dtype? {
+        DType::Int64 => Some(Tensor::new(&dims, ints)),
+        DType::Int32 => {
+            let narrow: Result<Vec<i32>, _> = ints.iter().map(|&x| i32::try_from(x)).collect();
+            Some(Tensor::new(&dims, narrow.ok()?))
+        }
+        DType::Bool => {
+            let bytes: Vec<u8> = ints.iter().map(|&x| u8::from(x != 0)).collect();
+            Tensor::from_raw(DType::Bool, &dims, bytes.into()).ok()
+        }
+        _ => None,
+    }
+}
+
+/// Operators that only move elements: right in every type.
+const MOVES: &[&str] = &[
+    "Concat",
+    "ConstantOfShape",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+];
+/// Operators that compute. Engines differ on NaN, infinities and empty tensors: those are left to the runtime.
+const COMPUTES: &[&str] = &[
+    "Abs",
+    "Add",
+    "And",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Cos",
+    "Div",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gemm",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "MatMul",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "Range",
+    "Reciprocal",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "Relu",
+    "Sigmoid",
+    "Sin",
+    "Sqrt",
+    "Sub",
+    "Tanh",
+    "Xor",
+];
+
+/// Nodes that read constants only are run by the engine. `refused` remembers those that cannot be, or would make the file larger.
+pub(super) fn computed(w: &mut Work, engine: &dyn Engine, refused: &mut BTreeSet<NodeId>) -> Vec<(String, String)> {
+    let mut done = Vec::new();
+    for _ in 0..MAX_LAYERS {
+        let layer: Vec<NodeId> = w
+            .model
+            .node_ids()
+            .into_iter()
+            .filter(|id| !refused.contains(id) && reads_constants_only(w, *id) && is_small_enough(w, *id))
+            .collect();
+        if layer.is_empty() {
+            break;
+        }
+        let results = run(w, engine, &layer);
+        for (id, tensors) in layer.into_iter().zip(results) {
+            let outs: Vec<Option<ValueId>> = w.model.node(id).outputs().to_vec();
+            let moves = MOVES.contains(&w.model.node(id).op.name.as_str());
+            let sound = |t: &[Tensor]| agree(w, &outs, t) && (moves || t.iter().all(is_finite));
+            let fits = tensors.as_deref().is_some_and(sound);
+            let (Some(tensors), true) = (tensors, fits) else {
+                refused.insert(id);
+                continue;
+            };
+            let label = w.model.label(id);
+            let mut tensors = tensors.into_iter();
+            for v in outs.into_iter().flatten() {
+                let Some(t) = tensors.next() else { break };
+                w.make_const(v, t);
+            }
+            done.push((label, "reads constants only: computed".into()));
+        }
+    }
+    done
+}
+
+fn reads_constants_only(w: &Work, id: NodeId) -> bool {
+    let n = w.model.node(id);
+    let op = n.op.name.as_str();
+    let moves = MOVES.contains(&op);
+    if !foldable(w, id) || !moves && !COMPUTES.contains(&op) {
+        return false;
+    }
+    let known = |v: ValueId| {
+        let Some(t) = w.constant(v) else { return false };
+        use DType::*;
+        let plain = matches!(t.dtype(), Float | Double | Int64 | Int32 | Int8 | Uint8 | Bool);
+        match moves {
+            true => plain || t.dtype() == Float16,
+            false => plain && !t.is_empty() && is_finite(&t),
+        }
+    };
+    n.inputs().iter().flatten().all(|v| known(*v)) && !n.inputs().is_empty()
+}
+
+fn is_finite(t: &Tensor) -> bool {
+    floats(t).is_none_or(|x| x.iter().all(|x| x.is_finite()))
+}
+
+/// Where the value is a graph output it takes a `Constant` node, which had floats only before opset 9.
+fn can_be_constant(w: &Work, id: NodeId) -> bool {
+    let float = |v: ValueId| {
+        let dtype = w.facts.dtype(v);
+        matches!(dtype, Some(DType::Float | DType::Double | DType::Float16))
+    };
+    let mut outs = w.model.node(id).outputs().iter().flatten();
+    w.opset(id) >= 9 || outs.all(|&v| float(v) || !w.model.value(v).is_output())
+}
+
+/// The bound on growth. Sizes come from inference, so that nothing large is ever computed in vain.
+fn is_small_enough(w: &Work, id: NodeId) -> bool {
+    let n = w.model.node(id);
+    let mut result = 0usize;
+    for &v in n.outputs().iter().flatten() {
+        let fact = w.facts.get(v);
+        let elements = fact.shape.as_deref().and_then(product);
+        let width = fact.dtype.and_then(bits);
+        let (Some(e), Some(b)) = (elements, width) else {
+            return false;
+        };
+        let Some(bytes) = e.checked_mul(b).map(|b| b / 8) else {
+            return false;
+        };
+        result = result.saturating_add(bytes);
+    }
+    let freed: usize = n.inputs().iter().flatten().map(|v| freed(w, *v)).sum();
+    result <= freed.saturating_add(SLACK)
+}
+
+fn freed(w: &Work, v: ValueId) -> usize {
+    let value = w.model.value(v);
+    let private = value.uses().len() == 1 && !w.is_pinned(v) && value.origin() != Origin::Input;
+    match (private, w.constant(v)) {
+        (true, Some(t)) => t.byte_len(),
+        _ => 0,
+    }
+}
+
+/// What the engine gave must have the type and dimensions that inference promised.
+fn agree(w: &Work, outs: &[Option<ValueId>], tensors: &[Tensor]) -> bool {
+    let outs: Vec<ValueId> = outs.iter().flatten().copied().collect();
+    outs.len() == tensors.len()
+        && outs.iter().zip(tensors).all(|(v, t)| {
+            let fact = w.facts.get(*v);
+            fact.dtype == Some(t.dtype()) && fact.dims().as_deref() == Some(t.dims())
+        })
+}
+
+/// The outputs of each node; all in one run, or one by one when that fails.
+fn run(w: &Work, engine: &dyn Engine, layer: &[NodeId]) -> Vec<Option<Vec<Tensor>>> {
+    if let Some(all) = run_together(w, engine, layer) {
+        return all.into_iter().map(Some).collect();
+    }
+    let one = |id: &NodeId| run_together(w, engine, std::slice::from_ref(id))?.pop();
+    layer.iter().map(one).collect()
+}
+
+/// Copies the nodes into a model of their own, where they read initializers: they may stand in any graph.
+fn run_together(w: &Work, engine: &dyn Engine, layer: &[NodeId]) -> Option<Vec<Vec<Tensor>>> {
+    let opset = w.opset(*layer.first()?);
+    let import = pb::OperatorSetIdProto {
+        domain: Some(String::new()),
+        version: Some(opset),
+    };
+    let mut small = Model::new(pb::ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![import],
+        ..Default::default()
+    });
+    let main = small.main_id();
+    let mut wanted = Vec::new();
+    for &id in layer {
+        if w.opset(id) != opset {
+            return None;
+        }
+        let n = w.model.node(id);
+        let mut inputs = Vec::new();
+        for v in n.inputs() {
+            inputs.push(match v {
+                None => None,
+                Some(v) => {
+                    let name = small.fresh_name("c");
+                    Some(small.add_const(main, &name, w.constant(*v)?))
+                }
+            });
+        }
+        let names: Vec<String> = n.outputs().iter().flatten().map(|_| "y".to_owned()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (_, outs) = small.add_node(main, "", &n.op.name, &inputs, &names, n.attrs.clone());
+        wanted.extend(outs);
+    }
+    let mut all = evaluate(engine, &small, &wanted).ok()?.into_iter();
+    let count = |id: &NodeId| w.model.node(*id).outputs().iter().flatten().count();
+    Some(layer.iter().map(|id| all.by_ref().take(count(id)).collect()).collect())
+}

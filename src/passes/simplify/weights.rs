@@ -1,0 +1,165 @@
+//! The linear operators that scales and shifts fold into: where their weight and bias lie, and which channel of the
+//! output (or input) an element of the weight belongs to.
+
+use super::numbers::{floats, store};
+use super::work::Work;
+use crate::ir::{NodeId, Tensor, ValueId};
+
+/// A weight that other nodes read as well is copied only when it is at most this large: no file grows by much.
+const COPY_UP_TO: usize = 1024;
+
+/// A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+pub(super) struct Linear {
+    pub node: NodeId,
+    pub kind: Kind,
+    pub weight: Tensor,
+    /// Output channels.
+    pub outs: usize,
+    /// Input channels.
+    pub ins: usize,
+    group: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Weight [M, C/group, k…].
+    Conv,
+    /// Weight [C, M/group, k…].
+    ConvTranspose,
+    /// Weight [K, N], or [N, K] when `trans_b`.
+    Gemm { trans_b: bool },
+    /// Weight [K, N].
+    MatMul,
+}
+
+impl Linear {
+    pub fn read(w: &Work, node: NodeId) -> Option<Linear> {
+        if !w.is_any(node, &["Conv", "ConvTranspose", "Gemm", "MatMul"]) {
+            return None;
+        }
+        let n = w.model.node(node);
+        let v = n.input(1)?;
+        let weight = w.constant(v)?;
+        if w.model.value(v).uses().len() > 1 && weight.byte_len() > COPY_UP_TO || weight.is_empty() {
+            return None;
+        }
+        let d = weight.dims().to_vec();
+        let group = usize::try_from(n.int_or("group", 1)).ok().filter(|g| *g > 0)?;
+        let (kind, outs, ins) = match n.op.name.as_str() {
+            "Conv" if d.len() >= 3 => (Kind::Conv, d[0], d[1].checked_mul(group)?),
+            "ConvTranspose" if d.len() >= 3 => (Kind::ConvTranspose, d[1].checked_mul(group)?, d[0]),
+            "Gemm" if d.len() == 2 && n.int_or("transB", 0) != 0 => (Kind::Gemm { trans_b: true }, d[0], d[1]),
+            "Gemm" if d.len() == 2 => (Kind::Gemm { trans_b: false }, d[1], d[0]),
+            "MatMul" if d.len() == 2 => (Kind::MatMul, d[1], d[0]),
+            _ => return None,
+        };
+        if outs % group != 0 || ins % group != 0 {
+            return None;
+        }
+        Some(Linear {
+            node,
+            kind,
+            weight,
+            outs,
+            ins,
+            group,
+        })
+    }
+
+    /// The rank of its input and output and the axis of their channels; `None` for a MatMul of unknown rank.
+    pub fn channel_axis(&self, w: &Work) -> Option<(usize, usize)> {
+        Some(match self.kind {
+            Kind::Conv | Kind::ConvTranspose => (self.weight.dims().len(), 1),
+            Kind::Gemm { .. } => (2, 1),
+            Kind::MatMul => {
+                let rank = w.facts.rank(w.model.node(self.node).input(0)?)?;
+                (rank, rank.checked_sub(1)?)
+            }
+        })
+    }
+
+    /// Elements of the weight for each pair of its first two axes.
+    fn taps(&self) -> usize {
+        self.weight.dims().iter().skip(2).product()
+    }
+
+    /// The output channel and the input channel of each run of [`Linear::taps`] elements of the weight, in order.
+    fn channels(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let d = self.weight.dims();
+        let (rows, columns) = (d[0], d[1]);
+        let (outs, ins) = (self.outs / self.group, self.ins / self.group);
+        let of = move |r: usize, c: usize| match self.kind {
+            Kind::Conv => (r, r / outs * ins + c),
+            Kind::ConvTranspose => (r / ins * outs + c, r),
+            Kind::Gemm { trans_b: true } => (r, c),
+            Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
+        };
+        (0..rows).flat_map(move |r| (0..columns).map(move |c| of(r, c)))
+    }
+
+    /// The weight with each element multiplied by a number of its output and input channel.
+    pub fn scaled(&self, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
+        let mut x = floats(&self.weight)?;
+        for (run, (o, i)) in x.chunks_exact_mut(self.taps()).zip(self.channels()) {
+            let factor = by(o, i);
+            run.iter_mut().for_each(|x| *x *= factor);
+        }
+        store(self.weight.dtype(), self.weight.dims(), x)
+    }
+
+    /// What the operator gives for an input that is `shift[i]` everywhere in channel `i` (without padding), by output
+    /// channel; a Gemm's `alpha` is not in it.
+    pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
+        let mut out = vec![0.0; self.outs];
+        for (run, (o, i)) in floats(&self.weight)?.chunks_exact(self.taps()).zip(self.channels()) {
+            out[o] += run.iter().sum::<f64>() * shift[i];
+        }
+        Some(out)
+    }
+
+    /// The constant bias by output channel, `beta` included: zeros when there is none; `None` when it is not constant or
+    /// does not depend on the channel alone.
+    pub fn bias(&self, w: &Work) -> Option<Vec<f64>> {
+        if self.kind == Kind::MatMul || w.model.node(self.node).input(2).is_none() {
+            return Some(vec![0.0; self.outs]);
+        }
+        let b = w.constant_input(self.node, 2)?;
+        let beta = match self.kind {
+            Kind::Gemm { .. } => f64::from(w.model.node(self.node).float("beta").unwrap_or(1.0)),
+            _ => 1.0,
+        };
+        let x: Vec<f64> = floats(&b)?.iter().map(|x| x * beta).collect();
+        let row = b.dims().iter().rev().skip(1).all(|&d| d == 1);
+        match x.len() {
+            1 => Some(vec![x[0]; self.outs]),
+            n if n == self.outs && row => Some(x),
+            _ => None,
+        }
+    }
+
+    /// Puts a new weight and bias in place. A bias of zeros is not added where there was none.
+    pub fn rewrite(&self, w: &mut Work, weight: Option<Tensor>, bias: Option<Vec<f64>>) -> Option<()> {
+        let bias = match bias {
+            Some(b) if w.model.node(self.node).input(2).is_some() || b.iter().any(|&x| x != 0.0) => {
+                Some(store(self.weight.dtype(), &[self.outs], b)?)
+            }
+            _ => None,
+        };
+        let base = |slot: usize, what: &str| {
+            let v: Option<ValueId> = w.model.node(self.node).input(slot);
+            let v = v.or(w.model.node(self.node).output(0));
+            v.map_or(what.to_owned(), |v| format!("{}_{what}", w.model.value(v).name))
+        };
+        let (weight_name, bias_name) = (base(1, "scaled"), base(2, "bias"));
+        if let Some(t) = weight {
+            w.set_const_input(self.node, 1, &weight_name, t);
+        }
+        if let Some(t) = bias {
+            w.set_const_input(self.node, 2, &bias_name, t);
+            if matches!(self.kind, Kind::Gemm { .. }) {
+                w.model.node_mut(self.node).remove_attr("beta");
+            }
+        }
+        Some(())
+    }
+}
