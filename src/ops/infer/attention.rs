@@ -5,13 +5,25 @@ use super::call::Call;
 use super::fact::{Dim, Fact};
 use anyhow::Result;
 
-pub(super) const TABLE: Table = &[("Attention", attention), ("RotaryEmbedding", super::norm::same)];
-
-pub(super) const MICROSOFT: Table = &[
-    ("MultiHeadAttention", |c| Ok(vec![c.like(0)])),
+pub(super) const TABLE: Table = &[
+    ("Attention", attention),
     ("LinearAttention", linear),
     ("RotaryEmbedding", super::norm::same),
 ];
+
+pub(super) const MICROSOFT: Table = &[
+    ("MultiHeadAttention", multi_head),
+    ("RotaryEmbedding", super::norm::same),
+];
+
+/// Q: [B, L, heads·d_k], V: [B, S, heads·d_v] → [B, L, heads·d_v]; packed forms are left unknown.
+fn multi_head(c: &Call) -> Result<Vec<Fact>> {
+    let out = match (c.shape(0), c.shape(2)) {
+        (Some([b, l, _]), Some([_, _, w])) => Some(vec![b.clone(), l.clone(), w.clone()]),
+        _ => None,
+    };
+    Ok(vec![Fact::new(c.dtype(0), out)])
+}
 
 fn count(c: &Call, name: &str) -> Dim {
     let n = c.node.int(name).and_then(|n| usize::try_from(n).ok());
@@ -85,4 +97,23 @@ fn linear(c: &Call) -> Result<Vec<Fact>> {
         Fact::new(c.dtype(0), Some(vec![b.clone(), l.clone(), n.times(&d_v)])),
         Fact::new(c.dtype(3), Some(state)),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{dims, f};
+    use crate::ir::Attr;
+
+    #[test]
+    fn attention_takes_heads_in_either_form() {
+        let four = [f("N, 8, L, 64"), f("N, 2, S, 64"), f("N, 2, S, 32")];
+        assert_eq!(dims("Attention", 23, vec![], &four), "[N, 8, L, 32]");
+        let three = [f("N, L, 512"), f("N, S, 128"), f("N, S, 64")];
+        let attrs = vec![Attr::int("q_num_heads", 8), Attr::int("kv_num_heads", 2)];
+        assert_eq!(dims("Attention", 23, attrs, &three), "[N, L, 256]");
+        assert_eq!(
+            dims("Attention", 23, vec![Attr::int("q_num_heads", 0)], &three),
+            "[N, L, ?]"
+        );
+    }
 }

@@ -23,8 +23,6 @@ pub(super) const TABLE: Table = &[
 
 pub(super) const MICROSOFT: Table = &[
     ("BiasGelu", same),
-    ("BiasSplitGelu", |_| Ok(vec![])),
-    ("EmbedLayerNormalization", |_| Ok(vec![])),
     ("FastGelu", same),
     ("Gelu", same),
     ("QuickGelu", same),
@@ -60,13 +58,16 @@ fn batch(c: &Call) -> Result<Vec<Fact>> {
     Ok(vec![c.like(0), moment.clone(), moment.clone(), moment.clone(), moment])
 }
 
-/// The mask is `bool` since opset 10, and of the input's type before.
+/// The mask is `bool` since opset 10, and of the input's type before. Elements pass through unless in training.
 fn dropout(c: &Call) -> Result<Vec<Fact>> {
     let mask = if c.opset >= 10 { Some(DType::Bool) } else { c.dtype(0) };
-    Ok(vec![
-        c.like(0).with_elems(c.elems(0).map(<[_]>::to_vec)),
-        c.shaped(mask, 0),
-    ])
+    let trains = match c.opset {
+        ..7 => true,
+        7..12 => false,
+        _ => c.has(2) && c.int(2) != Some(0),
+    };
+    let elems = c.elems(0).filter(|_| !trains).map(<[_]>::to_vec);
+    Ok(vec![c.like(0).with_elems(elems), c.shaped(mask, 0)])
 }
 
 /// X → Y like X, mean and inverse deviation with 1 from `axis` on.
@@ -87,8 +88,8 @@ fn layer(c: &Call) -> Result<Vec<Fact>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{dims, f, facts};
-    use super::super::{Fact, show};
+    use super::super::testing::{dims, elems, f, facts, ints};
+    use super::super::{Elem, Fact, show};
     use crate::ir::{Attr, DType};
 
     #[test]
@@ -103,6 +104,16 @@ mod tests {
         let mask = |opset: i64| facts("Dropout", opset, vec![], &[f("N, 3")]).expect("fits")[1].dtype;
         assert_eq!(mask(7), Some(DType::Float));
         assert_eq!(mask(12), Some(DType::Bool));
+    }
+
+    #[test]
+    fn dropout_passes_elements_through_unless_in_training() {
+        let training = Fact::of(DType::Bool, &[]).with_elems(Some(vec![Elem::Int(1)]));
+        assert_eq!(elems("Dropout", 12, vec![], &[ints(&[7])]), "7");
+        assert_eq!(
+            elems("Dropout", 12, vec![], &[ints(&[7]), Fact::default(), training]),
+            "none"
+        );
     }
 
     #[test]
