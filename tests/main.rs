@@ -2,6 +2,7 @@
 
 mod docs;
 mod infer;
+mod int8;
 mod layers;
 mod proto;
 mod roundtrip;
