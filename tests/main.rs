@@ -5,6 +5,7 @@ mod docs;
 mod hostile;
 mod infer;
 mod interop;
+mod int8;
 mod layers;
 mod lowrank;
 mod proto;

@@ -18,7 +18,7 @@ use std::str::FromStr;
 /// How a range is chosen from the distribution of a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
-    /// What was measured to be best in general; see [`Method::range`].
+    /// What was measured to be best in general: everything, except where outliers would drown the rest.
     Auto,
     /// Everything that was seen.
     MinMax,
@@ -70,10 +70,24 @@ impl Method {
         match self {
             Method::MinMax => h.minmax(),
             Method::Percentile => h.percentile_range(99.99),
-            Method::Auto | Method::Mse => h.mse_range(IntKind::U8),
+            Method::Auto => cautious(h),
+            Method::Mse => h.mse_range(IntKind::U8),
             Method::Kl => h.kl_range(IntKind::U8),
         }
     }
+}
+
+/// Everything that was seen, unless leaving outliers out makes the squared error so much smaller that the rest would drown.
+///
+/// Large values carry decisions: their error is not worth the same as that of small ones. Measured with 128 images,
+/// squeezenet has 18.6 dB with all of the range and 16.0 dB with the range of least squared error, efficientnet_lite0 19.3 dB and
+/// 19.6 dB (weights rounded to nearest).
+fn cautious(h: &Histogram) -> Option<(f32, f32)> {
+    /// 6 dB.
+    const DROWNED: f64 = 4.0;
+    let (all, least) = (h.minmax()?, h.mse_range(IntKind::U8)?);
+    let error = |range| h.expected_error(range, IntKind::U8);
+    Some(if error(all) > DROWNED * error(least) { least } else { all })
 }
 
 /// The parameters of every quantized value, and the value that first had them.
