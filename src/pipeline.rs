@@ -9,7 +9,6 @@ use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size};
 use crate::verify::{Budget, OutputGap, Verdict, compare, judge};
 use anyhow::{Context as _, Result};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -123,8 +122,15 @@ pub fn rewrite(
     let lossy = requests.iter().any(|r| r.info.lossy);
     let (calib, held) = data.split();
     let mut report = Report::new(engine.name());
-    let like = data.get(0)?;
-    let dims: BTreeMap<String, Vec<usize>> = like.iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
+    let like = match data.get(0) {
+        Err(e) if !data.synthetic => return Err(e),
+        first => first,
+    };
+    let dims = like
+        .iter()
+        .flatten()
+        .map(|(n, t)| (n.clone(), t.dims().to_vec()))
+        .collect();
     report.before = Size::of(&original, &dims);
     report.data = DataUsed {
         origin: data.origin.clone(),
@@ -158,6 +164,10 @@ pub fn rewrite(
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());
         report.unverified = true;
+        return Ok(report);
+    }
+    if let Err(e) = like {
+        report.verdict = Verdict::NotRun(format!("{e:#}"));
         return Ok(report);
     }
     match trial.gaps(model) {

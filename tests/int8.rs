@@ -51,7 +51,9 @@ fn output(m: &mut Model, v: ValueId, dims: &[usize]) {
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 40) as f32 / 8388608.0 - 1.0
     };
     (0..n).map(|_| next()).collect()
@@ -101,7 +103,9 @@ fn sqnr(a: &Model, b: &Model) -> f64 {
     let data = Dataset::synthetic(a, 9, 4).all();
     let first = data.get(0).expect("a sample");
     let run = |m: &Model, s: &Sample| {
-        let session = Tract.load(m, &[m.main().outputs()[0].value], &first).expect("tract loads it");
+        let session = Tract
+            .load(m, &[m.main().outputs()[0].value], &first)
+            .expect("tract loads it");
         session.run(s).expect("it runs")[0].floats().expect("floats").to_vec()
     };
     let (mut signal, mut noise) = (0.0, 0.0);
@@ -121,7 +125,14 @@ fn residual(opset: i64) -> Model {
     let x = input(&mut m, &[1, 4, 5, 5]);
     let (w1, b1) = (weight(&mut m, "w1", &[4, 4, 3, 3], 1), weight(&mut m, "b1", &[4], 2));
     let (w2, b2) = (weight(&mut m, "w2", &[4, 4, 1, 1], 3), weight(&mut m, "b2", &[4], 4));
-    let c1 = node(&mut m, "Conv", "conv1", &[x, w1, b1], "c1", vec![Attr::ints("pads", vec![1; 4])]);
+    let c1 = node(
+        &mut m,
+        "Conv",
+        "conv1",
+        &[x, w1, b1],
+        "c1",
+        vec![Attr::ints("pads", vec![1; 4])],
+    );
     let r1 = node(&mut m, "Relu", "relu1", &[c1], "r1", vec![]);
     let c2 = node(&mut m, "Conv", "conv2", &[r1, w2, b2], "c2", vec![]);
     let y = node(&mut m, "Add", "add1", &[r1, c2], "y", vec![]);
@@ -176,12 +187,25 @@ fn layout(m: &Model) -> String {
             let inputs: Vec<String> = n.inputs().iter().map(name).collect();
             let outputs: Vec<String> = n.outputs().iter().map(name).collect();
             let axis = n.int("axis").map_or(String::new(), |a| format!(" axis {a}"));
-            format!("{} {} [{}] -> {}{axis}\n", n.op.name, n.name(), inputs.join(" "), outputs.join(" "))
+            format!(
+                "{} {} [{}] -> {}{axis}\n",
+                n.op.name,
+                n.name(),
+                inputs.join(" "),
+                outputs.join(" ")
+            )
         })
         .collect();
     let mut consts: Vec<String> = m
         .values()
-        .filter_map(|(_, v)| Some(format!("{} {:?} {:?}\n", v.name, v.tensor()?.dtype(), v.tensor()?.dims())))
+        .filter_map(|(_, v)| {
+            Some(format!(
+                "{} {:?} {:?}\n",
+                v.name,
+                v.tensor()?.dtype(),
+                v.tensor()?.dims()
+            ))
+        })
         .collect();
     nodes.sort();
     consts.sort();
@@ -233,12 +257,25 @@ fn dead_channels_keep_their_bias() {
         output(&mut m, y, &[1, 4, 4, 4]);
         m
     };
-    for options in ["int8", "int8(rounding=nearest)", "int8(per_channel=off)", "int8(weights=7)"] {
+    for options in [
+        "int8",
+        "int8(rounding=nearest)",
+        "int8(per_channel=off)",
+        "int8(weights=7)",
+    ] {
         let mut m = original.clone();
         run(&mut m, options);
-        let find = |name: &str| m.values().find(|(_, v)| v.name == name).and_then(|(_, v)| v.tensor().cloned());
+        let find = |name: &str| {
+            m.values()
+                .find(|(_, v)| v.name == name)
+                .and_then(|(_, v)| v.tensor().cloned())
+        };
         let codes = find("b_quantized").expect("codes").ints().expect("int32");
-        let scales = find("b_quantized_scale").expect("scales").to_f32().expect("floats").into_owned();
+        let scales = find("b_quantized_scale")
+            .expect("scales")
+            .to_f32()
+            .expect("floats")
+            .into_owned();
         for (i, b) in [(0, 6.5f64), (1, -7.25)] {
             let back = codes[i] as f64 * f64::from(scales[i.min(scales.len() - 1)]);
             assert!((back - b).abs() < 0.02, "{options}: {back} for {b}");
@@ -256,7 +293,11 @@ fn dense() -> Model {
     let h = node(&mut m, "Gemm", "fc1", &[x, w, b], "h", vec![]);
     let r = node(&mut m, "Relu", "relu", &[h], "r", vec![]);
     let (w2, b2) = (weight(&mut m, "w2", &[2, 3], 3), weight(&mut m, "b2", &[2], 4));
-    let attrs = vec![Attr::int("transB", 1), Attr::float("alpha", 0.5), Attr::float("beta", 2.0)];
+    let attrs = vec![
+        Attr::int("transB", 1),
+        Attr::float("alpha", 0.5),
+        Attr::float("beta", 2.0),
+    ];
     let y = node(&mut m, "Gemm", "fc2", &[r, w2, b2], "y", attrs);
     output(&mut m, y, &[1, 2]);
     m
@@ -279,7 +320,10 @@ fn rows(m: &Model, data: &[[f32; 4]]) -> Dataset {
     use std::io::Write;
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("x.npy");
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 4), }}", data.len());
+    let mut header = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 4), }}",
+        data.len()
+    );
     while (10 + header.len() + 1) % 64 != 0 {
         header.push(' ');
     }
@@ -288,7 +332,9 @@ fn rows(m: &Model, data: &[[f32; 4]]) -> Dataset {
     f.write_all(b"\x93NUMPY\x01\x00").expect("written");
     f.write_all(&(header.len() as u16).to_le_bytes()).expect("written");
     f.write_all(header.as_bytes()).expect("written");
-    data.iter().flatten().for_each(|x| f.write_all(&x.to_le_bytes()).expect("written"));
+    data.iter()
+        .flatten()
+        .for_each(|x| f.write_all(&x.to_le_bytes()).expect("written"));
     drop(f);
     Dataset::open(&path, m).expect("a data set")
 }
@@ -303,13 +349,23 @@ fn odd_calibration_data_never_give_scales_that_are_not_numbers() {
         ("tiny", vec![[1e-42, 0.0, -1e-43, 0.0]; 3]),
     ];
     for (what, data) in cases {
-        for options in ["int8", "int8(ranges=minmax)", "int8(ranges=kl)", "int8(ranges=percentile)", "int8(ranges=mse)"] {
+        for options in [
+            "int8",
+            "int8(ranges=minmax)",
+            "int8(ranges=kl)",
+            "int8(ranges=percentile)",
+            "int8(ranges=mse)",
+        ] {
             let mut m = dense();
             let data = rows(&m, &data);
             run_on(&mut m, options, &data);
             for (_, v) in m.values().filter(|(_, v)| v.name.ends_with("scale")) {
                 let scales = v.tensor().and_then(|t| t.to_f32()).expect("scales").into_owned();
-                assert!(scales.iter().all(|s| s.is_normal() && *s > 0.0), "{what}, {options}: {} {scales:?}", v.name);
+                assert!(
+                    scales.iter().all(|s| s.is_normal() && *s > 0.0),
+                    "{what}, {options}: {} {scales:?}",
+                    v.name
+                );
             }
         }
     }
@@ -341,7 +397,10 @@ fn a_relu_behind_a_pool_goes_and_the_pool_keeps_the_scale() {
     let x = input(&mut m, &[1, 2, 8, 8]);
     let (w, b) = (weight(&mut m, "w", &[3, 2, 3, 3], 1), weight(&mut m, "b", &[3], 2));
     let c = node(&mut m, "Conv", "conv", &[x, w, b], "c", vec![]);
-    let pool = vec![Attr::ints("kernel_shape", vec![2, 2]), Attr::ints("strides", vec![2, 2])];
+    let pool = vec![
+        Attr::ints("kernel_shape", vec![2, 2]),
+        Attr::ints("strides", vec![2, 2]),
+    ];
     let p = node(&mut m, "MaxPool", "pool", &[c], "p", pool);
     let r = node(&mut m, "Relu", "relu", &[p], "r", vec![]);
     let (w2, b2) = (weight(&mut m, "w2", &[3, 3, 1, 1], 3), weight(&mut m, "b2", &[3], 4));
@@ -361,7 +420,10 @@ fn a_relu_behind_a_pool_goes_and_the_pool_keeps_the_scale() {
 fn concat_and_what_it_alone_reads_have_one_scale() {
     let mut m = model(13);
     let x = input(&mut m, &[1, 2, 4, 4]);
-    let (wa, wb) = (weight(&mut m, "wa", &[2, 2, 1, 1], 1), weight(&mut m, "wb", &[2, 2, 1, 1], 2));
+    let (wa, wb) = (
+        weight(&mut m, "wa", &[2, 2, 1, 1], 1),
+        weight(&mut m, "wb", &[2, 2, 1, 1], 2),
+    );
     let a = node(&mut m, "Conv", "a", &[x, wa], "va", vec![]);
     let b = node(&mut m, "Conv", "b", &[x, wb], "vb", vec![]);
     let c = node(&mut m, "Concat", "cat", &[a, b], "vc", vec![Attr::int("axis", 1)]);
@@ -373,20 +435,51 @@ fn concat_and_what_it_alone_reads_have_one_scale() {
         let v = m.values().find(|(_, v)| v.name == name).expect("a scale").1;
         v.tensor().and_then(|t| t.to_f32()).expect("a number")[0].to_bits()
     };
-    assert_eq!((scale("va_scale"), scale("vb_scale")), (scale("vc_scale"), scale("vc_scale")));
+    assert_eq!(
+        (scale("va_scale"), scale("vb_scale")),
+        (scale("vc_scale"), scale("vc_scale"))
+    );
 }
 
 #[test]
 fn old_softmax_and_other_changed_operators_mean_the_same_after_raising() {
     let mut m = model(7);
     let x = input(&mut m, &[2, 3, 4, 4]);
-    let c = node(&mut m, "Clip", "clip", &[x], "c", vec![Attr::float("min", -0.5), Attr::float("max", 0.75)]);
-    let attrs = vec![Attr::ints("pads", vec![0, 0, 1, 1, 0, 0, 1, 1]), Attr::float("value", 0.25)];
+    let c = node(
+        &mut m,
+        "Clip",
+        "clip",
+        &[x],
+        "c",
+        vec![Attr::float("min", -0.5), Attr::float("max", 0.75)],
+    );
+    let attrs = vec![
+        Attr::ints("pads", vec![0, 0, 1, 1, 0, 0, 1, 1]),
+        Attr::float("value", 0.25),
+    ];
     let p = node(&mut m, "Pad", "pad", &[c], "p", attrs);
-    let attrs = vec![Attr::ints("starts", vec![1]), Attr::ints("ends", vec![6]), Attr::ints("axes", vec![2])];
+    let attrs = vec![
+        Attr::ints("starts", vec![1]),
+        Attr::ints("ends", vec![6]),
+        Attr::ints("axes", vec![2]),
+    ];
     let s = node(&mut m, "Slice", "slice", &[p], "s", attrs);
-    let u = node(&mut m, "Unsqueeze", "unsqueeze", &[s], "u", vec![Attr::ints("axes", vec![0])]);
-    let q = node(&mut m, "Squeeze", "squeeze", &[u], "q", vec![Attr::ints("axes", vec![0])]);
+    let u = node(
+        &mut m,
+        "Unsqueeze",
+        "unsqueeze",
+        &[s],
+        "u",
+        vec![Attr::ints("axes", vec![0])],
+    );
+    let q = node(
+        &mut m,
+        "Squeeze",
+        "squeeze",
+        &[u],
+        "q",
+        vec![Attr::ints("axes", vec![0])],
+    );
     let f = node(&mut m, "Softmax", "softmax", &[q], "f", vec![]);
     let attrs = vec![Attr::ints("axes", vec![3]), Attr::int("keepdims", 0)];
     let y = node(&mut m, "ReduceSum", "sum", &[f], "y", attrs);

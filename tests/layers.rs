@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "passes",
         &[
-            "pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "progress",
+            "pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "parallel", "progress",
         ],
     ),
     ("verify", &["ir", "math", "data", "engine", "parallel", "progress"]),

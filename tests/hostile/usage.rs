@@ -28,7 +28,8 @@ fn a_bad_pass_list_is_refused_with_what_there_is() {
 #[test]
 fn every_option_of_every_pass_refuses_nonsense() {
     for p in onnxzip::passes::ALL {
-        for o in p.options {
+        // Any text may be the name of a node.
+        for o in p.options.iter().filter(|o| !o.values.starts_with("names of")) {
             let text = format!("{}({}=banana)", p.name, o.name);
             let error = onnxzip::passes::parse_list(&text).err();
             let error = error.unwrap_or_else(|| panic!("{text} is taken"));
