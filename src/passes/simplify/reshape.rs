@@ -141,7 +141,8 @@ fn join_axes(w: &mut Work, id: NodeId, inner: NodeId, x: ValueId) -> Option<Stri
 /// Makes a computed target shape constant where the shape of the output is known well enough.
 pub(super) fn constant_target(w: &mut Work, id: NodeId) -> Option<String> {
     let expand = w.is(id, "Expand");
-    if !expand && !(w.is(id, "Reshape") && w.opset(id) >= 5) || w.constant_input(id, 1).is_some() {
+    let takes_shape = expand || w.is(id, "Reshape") && w.opset(id) >= 5;
+    if !takes_shape || w.constant_input(id, 1).is_some() {
         return None;
     }
     let n = w.model.node(id);
