@@ -28,11 +28,13 @@ pub struct Plan {
 /// Sums over the input of a site in two halves of the samples; the second may be empty.
 pub struct Halves<'s>(pub &'s Gram, pub Option<&'s Gram>);
 
-/// A weight and its spectrum.
+/// A weight and its spectrum, in a measure of error that [`loudness`] says.
 pub struct Fit {
     weight: Array2<f64>,
+    /// Every output is divided by this before errors are added up.
+    units: Array1<f64>,
     spectrum: Spectrum,
-    /// Error of the output at every rank from 0, relative to its variance, not rising.
+    /// Error of the output at every rank from 0, relative to its variance, both in these units; not rising.
     errors: Vec<f64>,
     measured: bool,
     /// The bias as it is, and the mean input, when the bias may change.
@@ -60,6 +62,7 @@ impl Fit {
             let spectrum = Spectrum::new(weight.view(), None)?;
             return Ok(Fit {
                 errors: (0..=spectrum.full_rank()).map(|r| spectrum.error(r)).collect(),
+                units: Array1::ones(weight.nrows()),
                 weight,
                 spectrum,
                 measured: false,
@@ -70,24 +73,27 @@ impl Fit {
         let adjustable = site.bias.is_some() || !model.node(site.node).is("MatMul");
         let bias = site.bias_values(model).filter(|_| centered && adjustable);
         let all = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
+        let units = loudness(&powers(weight.view(), all.covariance.view()));
+        let scaled = &weight / &units.view().insert_axis(Axis(1));
         let under = |input: &Shrunk| match bias {
-            Some(_) => Spectrum::new(weight.view(), Some(input.covariance.view())),
-            None => Spectrum::new(weight.view(), Some(input.moment().view())),
+            Some(_) => Spectrum::new(scaled.view(), Some(input.covariance.view())),
+            None => Spectrum::new(scaled.view(), Some(input.moment().view())),
         };
         let spectrum = under(&all)?;
         let errors = match other {
             Some(other) => {
                 let half = Shrunk::new(one, for_half(all.intensity));
-                unseen(&weight, &under(&half)?, &half, other, bias.is_some())
+                unseen(&scaled, &under(&half)?, &half, other, bias.is_some())
             }
             None => {
-                let power = powers(weight.view(), all.covariance.view()).iter().sum();
+                let power = powers(scaled.view(), all.covariance.view()).iter().sum();
                 let lost = (0..=spectrum.full_rank()).map(|r| spectrum.residual(r));
                 lost.map(|x| relative(x, power)).collect()
             }
         };
         Ok(Fit {
             weight,
+            units,
             spectrum,
             errors,
             measured: true,
@@ -108,7 +114,9 @@ impl Fit {
 
     /// The factors at a rank.
     pub fn plan(self, site: &Site, rank: usize) -> Plan {
-        let (mut first, mut second) = self.spectrum.factors(rank, self.weight.view());
+        let units = self.units.view().insert_axis(Axis(1));
+        let (mut first, mut second) = self.spectrum.factors(rank, (&self.weight / &units).view());
+        second *= &units;
         let scale = f64::from(site.layout.scale);
         let bias = self.centre.as_ref().map(|(bias, mean)| {
             let shift = bias_shift(self.weight.view(), first.view(), second.view(), mean.view());
@@ -141,6 +149,20 @@ impl Fit {
             second.index_axis_mut(Axis(1), i).mapv_inplace(|x| x * factor);
         }
     }
+}
+
+/// What one output's error is divided by: the root of its standard deviation, from its variance.
+///
+/// With plain squares, an output of huge variance (transformers have such channels: one of 384 with 98 % of all variance
+/// was seen, before a normalization) hides that all others are lost. Divided by the full deviation, outputs that hardly move
+/// would count as much as any. Half-way is within 0.5 dB of plain squares where no output stands out. Outputs below a
+/// ten-thousandth of the mean variance count as if they had that.
+fn loudness(variances: &[f64]) -> Array1<f64> {
+    let mean = variances.iter().sum::<f64>() / variances.len().max(1) as f64;
+    if !(mean > 0.0 && mean.is_finite()) {
+        return Array1::ones(variances.len());
+    }
+    variances.iter().map(|v| (v / mean).max(1e-4).powf(0.25)).collect()
 }
 
 /// The error at every rank, on samples that had no part in the choice of directions.
