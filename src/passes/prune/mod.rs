@@ -1,11 +1,11 @@
 //! Structured pruning: channels and neurons go, with everything that is tied to them.
 //!
-//! 1. `weight * mask` products are folded into the weights ([`masks`]).
+//! 1. `weight * mask` products are folded into the weights (`masks.rs`).
 //! 2. The model's channels are united into units that stand and fall together ([`crate::analysis::groups`]).
 //! 3. Units that reach nothing, or only as a constant, are taken out; the constant goes into the bias of what reads it
-//!    ([`exact`]). Outputs stay the same up to the order of rounding.
+//!    (`exact.rs`). Outputs stay the same up to the order of rounding.
 //!
-//! 4. With `ratio`, a part of the others goes too, and what reads them is refitted ([`ratio`]).
+//! 4. With `ratio`, a part of the others goes too, and what reads them is refitted (`ratio.rs`).
 //!
 //! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
 //! Costs a few passes over the weights; no data are needed.

@@ -1,14 +1,14 @@
 //! `simplify`: the same function with fewer nodes and fewer bytes.
 //!
 //! Every rule is an identity of the operators' definitions: outputs differ by the rounding of floats at most. A rule
-//! looks at one node and its neighbours ([`LOCAL`]) or at the whole model ([`WHOLE`]); all of them run in rounds until
+//! looks at one node and its neighbours (`LOCAL`) or at the whole model (`WHOLE`); all of them run in rounds until
 //! nothing changes, so that one rule's result feeds the next.
 //!
 //! * Values keep their meaning under their names: a node that is folded into its producer leaves its own output's name.
 //! * Bodies of control flow and functions are rewritten like the main graph; two nodes are joined only when they stand
 //!   in the same graph. A function body cannot hold initializers: constants stay `Constant` nodes there.
 //! * Ports, random operators, operators of other domains, and attributes that a function's caller gives are never touched.
-//! * Nothing grows: see [`fold`] for the bound on folded constants.
+//! * Nothing grows: see `fold.rs` for the bound on folded constants.
 
 mod affine;
 mod branch;
