@@ -20,25 +20,8 @@ fn model(opset: i64) -> Model {
 }
 
 fn port(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
-    use pb::tensor_shape_proto::{Dimension, dimension::Value};
-    let dim = |&d: &usize| Dimension {
-        value: Some(Value::DimValue(d as i64)),
-        ..Default::default()
-    };
-    let tensor = pb::type_proto::Tensor {
-        elem_type: Some(1),
-        shape: Some(pb::TensorShapeProto {
-            dim: dims.iter().map(dim).collect(),
-        }),
-    };
-    pb::ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(pb::TypeProto {
-            value: Some(pb::type_proto::Value::TensorType(tensor)),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
+    let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+    crate::tool::port(name, &dims)
 }
 
 fn input(m: &mut Model, dims: &[usize]) -> ValueId {

@@ -33,25 +33,8 @@ impl Numbers {
 }
 
 fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
-    use pb::tensor_shape_proto::{Dimension, dimension::Value};
-    let dim = |&d: &usize| Dimension {
-        value: Some(Value::DimValue(d as i64)),
-        ..Default::default()
-    };
-    let tensor = pb::type_proto::Tensor {
-        elem_type: Some(1),
-        shape: Some(pb::TensorShapeProto {
-            dim: dims.iter().map(dim).collect(),
-        }),
-    };
-    pb::ValueInfoProto {
-        name: Some(name.into()),
-        r#type: Some(pb::TypeProto {
-            value: Some(pb::type_proto::Value::TensorType(tensor)),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
+    let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+    crate::tool::port(name, &dims)
 }
 
 /// A model with one node `layer`: input `x`, output `y`; `args` are the inputs in order, `None` for `x`.

@@ -3,17 +3,8 @@
 use super::{Engine, NotRun};
 use crate::data::Sample;
 use crate::ir::{Model, NodeId, Origin, Tensor, ValueId};
+use crate::ops::is_random;
 use std::collections::BTreeSet;
-
-/// Operators that give another result in every run.
-const RANDOM: &[&str] = &[
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-];
 
 /// Computes values of the main graph that are the same in every run, in the order given. One call for many values costs
 /// little more than one for a single value.
@@ -57,7 +48,7 @@ fn constant(model: &Model, values: &[ValueId]) -> Result<(), NotRun> {
 /// What a node and the nodes of its sub-graphs read.
 fn reads_of(model: &Model, id: NodeId, out: &mut Vec<ValueId>) -> Result<(), NotRun> {
     let node = model.node(id);
-    if node.op.domain.is_empty() && RANDOM.contains(&node.op.name.as_str()) {
+    if is_random(node) {
         return Err(NotRun(format!("{} is random", model.label(id))));
     }
     out.extend(node.inputs().iter().flatten());

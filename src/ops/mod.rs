@@ -9,6 +9,23 @@ pub mod quant;
 pub mod site;
 pub mod ties;
 
+use crate::ir::Node;
+
+/// Operators that give another result in every run.
+const RANDOM: &[&str] = &[
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+];
+
+/// True when a node gives another result in every run.
+pub fn is_random(node: &Node) -> bool {
+    node.op.domain.is_empty() && RANDOM.contains(&node.op.name.as_str())
+}
+
 /// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());

@@ -4,21 +4,13 @@
 //! control-flow node runs. Random operators, operators with sub-graphs and operators of other domains are left alone.
 
 use super::work::Work;
+use crate::ops::is_random;
 use crate::ir::{GraphId, NodeId, ValueId};
 use prost::Message;
 use std::collections::HashMap;
 
-/// Operators whose result is not a function of their inputs, or that may be one in training.
-const IMPURE: &[&str] = &[
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-    "Dropout",
-    "Constant",
-];
+/// Besides the random ones: operators that may not be a function of their inputs in training, or that other rules treat.
+const IMPURE: &[&str] = &["Dropout", "Constant"];
 const COMMUTATIVE: &[&str] = &["Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"];
 
 #[derive(PartialEq, Eq, Hash)]
@@ -52,7 +44,7 @@ pub(super) fn share(w: &mut Work) -> Vec<(String, String)> {
 
 fn key_of(w: &Work, id: NodeId) -> Option<Key> {
     let n = w.model.node(id);
-    if !w.may_touch(id) || IMPURE.contains(&n.op.name.as_str()) || n.sub_graphs().next().is_some() {
+    if !w.may_touch(id) || is_random(n) || IMPURE.contains(&n.op.name.as_str()) || n.sub_graphs().next().is_some() {
         return None;
     }
     let mut attrs: Vec<Vec<u8>> = n
