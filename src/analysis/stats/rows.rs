@@ -51,10 +51,10 @@ pub fn axis_of(dims: &[usize], axis: i64) -> Result<usize> {
 
 /// How many rows to take of one sample at most: enough for a moment of `dim × dim` after `samples` samples.
 pub fn most_rows(patch: &Patch, dim: usize, samples: usize) -> usize {
-    let enough = (4 * dim).div_ceil(samples.max(1));
+    let enough = (8 * dim).div_ceil(samples.max(1));
     match patch {
-        Patch::Axis(_) => enough.clamp(1024, 8192),
-        Patch::Windows { .. } => enough.clamp(256, 4096),
+        Patch::Axis(_) => enough.clamp(64, 8192),
+        Patch::Windows { .. } => enough.clamp(64, 4096),
     }
 }
 
