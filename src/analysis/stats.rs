@@ -126,7 +126,7 @@ pub fn measure(
             let part = fold::part(&job.measure, t, 0, 1).with_context(named)?;
             part.map_or(Ok(()), |p| job.add(p)).with_context(named)?;
         }
-        stats.take(sums);
+        stats.take(sums)?;
     }
     if computed.is_empty() {
         return Ok(stats);
@@ -175,7 +175,7 @@ impl Runner<'_> {
         };
         self.progress.start("measure", self.samples.len() * rounds.len());
         if let [only] = rounds.as_mut_slice() {
-            stats.take(self.round(&wanted, std::mem::take(only), &*session)?);
+            stats.take(self.round(&wanted, std::mem::take(only), &*session)?)?;
         } else {
             drop(session);
             for jobs in rounds {
@@ -185,7 +185,7 @@ impl Runner<'_> {
                     .cloned()
                     .collect();
                 let session = self.load(&values, &first)?;
-                stats.take(self.round(&values, jobs, &*session)?);
+                stats.take(self.round(&values, jobs, &*session)?)?;
             }
         }
         self.progress.finish();
@@ -255,7 +255,7 @@ impl Runner<'_> {
 }
 
 impl Stats {
-    fn take(&mut self, jobs: Vec<Job>) {
+    fn take(&mut self, jobs: Vec<Job>) -> Result<()> {
         for job in jobs {
             let v = job.value;
             match (job.sums, job.measure) {
@@ -266,10 +266,11 @@ impl Stats {
                     self.histograms.insert(v, h);
                 }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
-                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g)),
+                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g.finish()?)),
                 (Sums::Mean(_) | Sums::Grams(_), _) => {}
             }
         }
+        Ok(())
     }
 }
 

@@ -51,12 +51,23 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
         if scale < f32::MIN_POSITIVE || least == 0.0 {
             break;
         }
+        // What is cut off grows as the scale shrinks: where that alone is too much, it is for all that follow.
+        if i % 4 == 1 && cut_off(row, importance, scale, kind) > least {
+            break;
+        }
         let error = squared_error(row, importance, scale, kind, least);
         if error < least {
             (best, least) = (scale, error);
         }
     }
     Ok(best)
+}
+
+/// The part of [`squared_error`] that comes from weights beyond the largest code.
+fn cut_off(row: &[f32], importance: Option<&[f64]>, scale: f32, kind: IntKind) -> f64 {
+    let end = scale * limits(kind).1;
+    let beyond = row.iter().enumerate().filter(|(_, x)| x.abs() > end);
+    beyond.map(|(i, x)| importance.map_or(1.0, |h| h[i]) * f64::from(x.abs() - end).powi(2)).sum()
 }
 
 /// `Σ h (w − s q)²` in f64, four strands; may stop as soon as it is above `enough`.

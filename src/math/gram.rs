@@ -30,20 +30,23 @@ pub struct Gram {
     pub broken: u64,
     /// `Σ x`, `dim` numbers.
     pub sum: Array1<f64>,
-    /// `Σ x xᵀ`, `dim × dim`; only the lower triangle is kept up to date.
-    lower: Array2<f64>,
+    /// The lower triangle of `Σ x xᵀ`, in bands of `BAND` rows (the last has fewer), each as wide as its last row is long.
+    bands: Vec<Vec<f64>>,
 }
 
 impl Gram {
-    /// Empty sums over rows of `dim` numbers; takes `8·dim²` bytes.
+    /// Empty sums over rows of `dim` numbers; see [`Gram::bytes`].
     pub fn new(dim: usize) -> Self {
-        let (sum, lower) = (Array1::zeros(dim), Array2::zeros((dim, dim)));
-        Gram {
-            n: 0,
-            broken: 0,
-            sum,
-            lower,
-        }
+        let bands = (0..dim).step_by(BAND).map(|start| {
+            let end = dim.min(start + BAND);
+            vec![0.0; (end - start) * end]
+        });
+        Gram { n: 0, broken: 0, sum: Array1::zeros(dim), bands: bands.collect() }
+    }
+
+    /// Bytes that the sums over rows of `dim` numbers take; `None` when that is no number.
+    pub fn bytes(dim: usize) -> Option<usize> {
+        dim.checked_add(BAND)?.checked_mul(dim)?.checked_mul(4)?.checked_add(64)
     }
 
     /// Numbers in a row.
@@ -97,10 +100,10 @@ impl Gram {
                 *scale = normalize(column);
             });
         let all = MatRef::from_row_major_slice(&columns, dim, rows);
-        let lower = self.lower.as_slice_mut().expect("own");
-        lower.par_chunks_mut(BAND * dim).enumerate().for_each(|(i, band)| {
-            let (start, height) = (i * BAND, band.len() / dim);
-            let width = start + height;
+        self.bands.par_iter_mut().enumerate().for_each(|(i, band)| {
+            let start = i * BAND;
+            let width = dim.min(start + BAND);
+            let height = width - start;
             let mut product = vec![0.0f32; height * width];
             matmul(
                 MatMut::from_row_major_slice_mut(&mut product, height, width),
@@ -110,7 +113,7 @@ impl Gram {
                 1.0,
                 Par::Seq,
             );
-            for (r, (row, product)) in band.chunks_mut(dim).zip(product.chunks(width)).enumerate() {
+            for (r, (row, product)) in band.chunks_mut(width).zip(product.chunks(width)).enumerate() {
                 let scale = scales[start + r];
                 for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {
                     *sum += f64::from(x) * (scale * other);
@@ -130,16 +133,23 @@ impl Gram {
         self.n += other.n;
         self.broken += other.broken;
         self.sum += &other.sum;
-        self.lower += &other.lower;
+        for (sum, x) in self.bands.iter_mut().flatten().zip(other.bands.iter().flatten()) {
+            *sum += x;
+        }
         Ok(())
     }
 
     /// `Σ x xᵀ` (`dim × dim`), exactly symmetric.
     pub fn second(&self) -> Array2<f64> {
-        let mut full = self.lower.clone();
-        for i in 0..self.dim() {
-            let (row, mut column) = full.multi_slice_mut((s![i, ..i], s![..i, i]));
-            column.assign(&row);
+        let dim = self.dim();
+        let mut full = Array2::zeros((dim, dim));
+        for i in 0..dim {
+            let start = i / BAND * BAND;
+            let width = dim.min(start + BAND);
+            let row = &self.bands[i / BAND][(i - start) * width..][..=i];
+            let row = ArrayView1::from(row);
+            full.slice_mut(s![i, ..=i]).assign(&row);
+            full.slice_mut(s![..=i, i]).assign(&row);
         }
         full
     }

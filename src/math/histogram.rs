@@ -131,10 +131,12 @@ impl Scan {
 /// The histogram: 16 KiB of counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
-    /// Range and counts of all that was seen.
+    /// Range and numbers of all that was seen.
     pub range: Range,
-    /// Exact zeros among the finite values.
+    /// Exact zeros among the values in bins.
     pub zeros: u64,
+    /// Values in bins.
+    counted: u64,
     /// Bin width is `2^exponent`.
     exponent: i32,
     /// Bin `i` is kept at `i mod BINS`: bins in use always lie within a window of that length.
@@ -147,6 +149,7 @@ impl Default for Histogram {
         Histogram {
             range: Range::default(),
             zeros: 0,
+            counted: 0,
             exponent: MIN_EXPONENT,
             counts,
         }
@@ -157,6 +160,18 @@ impl Histogram {
     /// An empty histogram.
     pub fn new() -> Self {
         Histogram::default()
+    }
+
+    /// The histogram of a stream of which only `some` values are looked at, and the range of all.
+    pub fn of_some(some: &[f32], range: Range) -> Self {
+        let mut h = Histogram::new();
+        h.add(some);
+        let exponent = exponent_for(h.exponent, range.min.min(h.range.min), range.max.max(h.range.max));
+        if exponent > h.exponent {
+            h.widen(exponent);
+        }
+        h.range = range;
+        h
     }
 
     /// Adds values; NaN and infinities are counted in `range` and touch nothing else.
@@ -192,6 +207,7 @@ impl Histogram {
         }
         self.range.take(scan);
         self.zeros += scan.zeros;
+        self.counted += scan.count;
         let inverse = power_of_two(-self.exponent);
         let (parts, rest) = values.as_chunks::<64>();
         // Places first, counts after: the former is a vector loop, and four tallies take turns in the latter, since in a run
@@ -248,11 +264,12 @@ impl Histogram {
         self.put(first, &counts, self.exponent - other.exponent);
         self.range.merge(&other.range);
         self.zeros += other.zeros;
+        self.counted += other.counted;
     }
 
-    /// Finite values seen.
+    /// Finite values in bins.
     pub fn count(&self) -> u64 {
-        self.range.count
+        self.counted
     }
 
     /// Width of a bin, in units of the values.

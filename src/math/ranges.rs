@@ -35,31 +35,27 @@ impl Histogram {
     /// ranges that shrink in proportion and then by one side, twice. Never worse than [`Histogram::minmax`].
     pub fn mse_range(&self, kind: IntKind) -> Option<(f32, f32)> {
         let (min, max) = self.minmax()?;
-        let parts = self.parts();
-        let mut best = (min.min(0.0), max.max(0.0));
-        let mut least = mean_error(&parts, self.count(), best, kind);
-        let mut attempt = |best: &mut (f32, f32), range: (f32, f32)| {
-            let error = mean_error(&parts, self.count(), range, kind);
-            if error < least {
-                (*best, least) = (range, error);
+        let (parts, count) = (self.parts(), self.count());
+        let full = (min.min(0.0), max.max(0.0));
+        let mut best = full;
+        let mut least = mean_error(&parts, count, best, kind);
+        // What is cut off grows as the range shrinks: where that alone is too much, it is for all that follow.
+        let mut shrink = |best: &mut (f32, f32), narrower: &dyn Fn((f32, f32), f32) -> (f32, f32)| {
+            for i in 0..TRIES {
+                let range = narrower(*best, SHRINK.powi(i) as f32);
+                if cut_off(&parts, range) / count.max(1) as f64 > least {
+                    break;
+                }
+                let error = mean_error(&parts, count, range, kind);
+                if error < least {
+                    (*best, least) = (range, error);
+                }
             }
         };
-        let full = best;
-        for i in 1..TRIES {
-            let f = SHRINK.powi(i) as f32;
-            attempt(&mut best, (full.0 * f, full.1 * f));
-        }
+        shrink(&mut best, &|_, f| (full.0 * f, full.1 * f));
         for _ in 0..2 {
-            for i in 0..TRIES {
-                let f = SHRINK.powi(i) as f32;
-                let range = (best.0, full.1 * f);
-                attempt(&mut best, range);
-            }
-            for i in 0..TRIES {
-                let f = SHRINK.powi(i) as f32;
-                let range = (full.0 * f, best.1);
-                attempt(&mut best, range);
-            }
+            shrink(&mut best, &|best, f| (best.0, full.1 * f));
+            shrink(&mut best, &|best, f| (full.0 * f, best.1));
         }
         Some(best)
     }
@@ -146,24 +142,38 @@ fn mean_error_of(parts: &[(f64, f64, f64)], count: u64, affine: &Affine) -> f64 
     let zero = f64::from(affine.zero_point);
     let (low, high) = (f64::from(qmin) - zero, f64::from(qmax) - zero);
     let step = f64::from(affine.scale);
-    let nearest = |u: f64| (u + 0.5).floor().clamp(low, high);
+    // Adding this leaves no bits for a fraction: the sum is rounded, half to even, without a call to the C library. Ranges
+    // that would need more than 2^51 steps are cut to that, far beyond the last code.
+    const WHOLE: f64 = 6_755_399_441_055_744.0;
+    const FAR: f64 = 2_251_799_813_685_248.0;
+    let nearest = |u: f64| ((u.clamp(-FAR, FAR) + WHOLE) - WHOLE).clamp(low, high);
     let integral = |u: f64| {
         let n = nearest(u);
-        n / 12.0 + (u - n).powi(3) / 3.0
+        n / 12.0 + (u - n) * (u - n) * (u - n) / 3.0
     };
-    let sum: f64 = parts
-        .iter()
-        .map(|&(a, b, n)| {
-            let (a, b) = (a / step, b / step);
-            // Narrow bins: the difference of integrals would cancel.
-            if b - a < 1e-4 {
-                let middle = (a + b) / 2.0;
-                return n * (middle - nearest(middle)).powi(2);
-            }
-            n * (integral(b) - integral(a)) / (b - a)
-        })
-        .sum();
+    // Bins mostly touch: the end of one is where the next begins.
+    let mut last = (f64::NAN, 0.0);
+    let mut sum = 0.0;
+    for &(a, b, n) in parts {
+        let (a, b) = (a / step, b / step);
+        // Narrow bins: the difference of integrals would cancel.
+        if b - a < 1e-4 {
+            let middle = (a + b) / 2.0;
+            sum += n * (middle - nearest(middle)).powi(2);
+            continue;
+        }
+        let begin = if last.0 == a { last.1 } else { integral(a) };
+        last = (b, integral(b));
+        sum += n * (last.1 - begin) / (b - a);
+    }
     sum * step * step / count.max(1) as f64
+}
+
+/// A lower bound of the squared errors of values outside of a range, from the inner edges of their bins.
+fn cut_off(parts: &[(f64, f64, f64)], (low, high): (f32, f32)) -> f64 {
+    let (low, high) = (f64::from(low), f64::from(high));
+    let one = |&(a, b, n): &(f64, f64, f64)| n * (low - b).max(a - high).max(0.0).powi(2);
+    parts.iter().map(one).sum()
 }
 
 /// Running sums over bins, from which the divergence of any window follows without looking at its bins.

@@ -9,14 +9,17 @@
 use anyhow::{Result, ensure};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
-use faer::{Mat, Par, Spec};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par, Spec};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::affine::{IntKind, round_half_even};
 
-/// Rows of weights that are rounded together, so that the factor is read once for all of them.
-const TOGETHER: usize = 16;
+/// Rows of weights that are rounded together by one task.
+const ROWS: usize = 64;
+/// Places of the factor after whose rounding the others feel the errors, in one product of matrices.
+const PLACES: usize = 48;
 /// Added to the diagonal, relative to its mean: what the data do not tell (GPTQ's choice).
 const DAMPING: f64 = 0.01;
 
@@ -24,8 +27,20 @@ const DAMPING: f64 = 0.01;
 pub struct Rounding {
     /// Which weight each place of the factor is.
     order: Vec<usize>,
-    /// `L`; column `j` holds what weight `j` feels of those rounded before.
-    factor: Mat<f64>,
+    /// `L` of the moment divided by `mean`; column `j` holds what weight `j` feels of those rounded before.
+    factor: Mat<f32>,
+    /// The mean of the moment's diagonal.
+    mean: f64,
+    /// What was added to the diagonal of the moment divided by `mean`.
+    damping: f64,
+}
+
+/// Rows of codes, and what their errors cost.
+pub struct Codes {
+    /// rows × dim.
+    pub codes: Array2<i8>,
+    /// `eᵀ G e` of every row, `e = w − ŵ`.
+    pub energies: Vec<f64>,
 }
 
 impl Rounding {
@@ -39,19 +54,20 @@ impl Rounding {
         }
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| diagonal[a].total_cmp(&diagonal[b]).then(a.cmp(&b)));
-        let mut delta = DAMPING;
-        while delta <= 1.0 {
+        let mut damping = DAMPING;
+        while damping <= 1.0 {
             let mut factor = Mat::from_fn(n, n, |i, j| {
-                (second[[order[i], order[j]]] + if i == j { delta * mean } else { 0.0 }) / mean
+                second[[order[i], order[j]]] / mean + if i == j { damping } else { 0.0 }
             });
             let params = Spec::default();
             let need = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, params);
             let mut memory = MemBuffer::new(need);
             let stack = MemStack::new(&mut memory);
             if llt::factor::cholesky_in_place(factor.as_mut(), Default::default(), Par::Seq, stack, params).is_ok() {
-                return Some(Rounding { order, factor });
+                let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)] as f32);
+                return Some(Rounding { order, factor, mean, damping });
             }
-            delta *= 10.0;
+            damping *= 10.0;
         }
         None
     }
@@ -60,42 +76,63 @@ impl Rounding {
     ///
     /// # Errors
     /// When sizes do not fit, a weight is not finite, or the kind does not fit into int8.
-    pub fn codes(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> Result<Array2<i8>> {
+    pub fn codes(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> Result<Codes> {
         let n = self.order.len();
         ensure!(w.ncols() == n, "{} weights in a row, a moment of {n}", w.ncols());
         ensure!(w.nrows() == scales.len(), "{} rows, {} scales", w.nrows(), scales.len());
         ensure!(kind.signed() && kind.qmax() <= 127, "{kind:?} does not fit into int8");
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
-        let blocks: Vec<usize> = (0..w.nrows()).step_by(TOGETHER).collect();
-        let parts: Vec<Vec<i8>> = blocks
-            .par_iter()
-            .map(|&first| self.block(w, scales, first, (w.nrows() - first).min(TOGETHER), kind))
-            .collect();
-        let all: Vec<i8> = parts.into_iter().flatten().collect();
-        Ok(Array2::from_shape_vec(w.dim(), all)?)
+        let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
+        let task = |&first: &usize| {
+            let rows = first..w.nrows().min(first + ROWS);
+            self.task(w.slice(ndarray::s![rows.clone(), ..]), &scales[rows], kind)
+        };
+        let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
+        let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        Ok(Codes { codes: Array2::from_shape_vec(w.dim(), codes.concat())?, energies: energies.concat() })
     }
 
-    /// Rounds `rows` rows from `first` on; gives their codes row by row.
-    fn block(&self, w: ArrayView2<f32>, scales: &[f32], first: usize, rows: usize, kind: IntKind) -> Vec<i8> {
-        let n = self.order.len();
+    /// Codes row by row, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
+    /// block is felt at once, and by all places before the block when it is done.
+    fn task(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> (Vec<i8>, Vec<f64>) {
+        let (n, rows) = (self.order.len(), w.nrows());
         let (low, high) = kind.symmetric_limits();
         let mut codes = vec![0i8; rows * n];
-        let mut errors = vec![[0.0f64; TOGETHER]; n];
-        for j in (0..n).rev() {
-            let column = self.factor.col_as_slice(j);
-            let mut felt = [0.0f64; TOGETHER];
-            for (l, e) in column[j + 1..].iter().zip(&errors[j + 1..]) {
-                (0..TOGETHER).for_each(|r| felt[r] += l * e[r]);
+        let mut energies = vec![0.0f64; rows];
+        // Column `j` of each: one number for every row.
+        let mut felt = Mat::<f32>::zeros(rows, n);
+        let mut errors = Mat::<f32>::zeros(rows, n);
+        for end in (1..=n).rev().step_by(PLACES) {
+            let start = end.saturating_sub(PLACES);
+            for j in (start..end).rev() {
+                let column = self.factor.col_as_slice(j);
+                let mut feels = felt.col_as_slice(j).to_vec();
+                for k in j + 1..end {
+                    let others = errors.col_as_slice(k);
+                    feels.iter_mut().zip(others).for_each(|(f, e)| *f += column[k] * e);
+                }
+                let own = errors.col_as_slice_mut(j);
+                for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
+                    let weight = w[[r, self.order[j]]];
+                    let target = (weight + felt / column[j]) / scales[r];
+                    let code = round_half_even(target.clamp(low as f32, high as f32));
+                    codes[r * n + self.order[j]] = code as i8;
+                    *error = weight - scales[r] * code;
+                    let term = f64::from(column[j] * *error + felt);
+                    energies[r] += term * term - self.damping * f64::from(*error).powi(2);
+                }
             }
-            for r in 0..rows {
-                let (weight, scale) = (f64::from(w[[first + r, self.order[j]]]), f64::from(scales[first + r]));
-                let target = (weight + felt[r] / column[j]) / scale;
-                let code = round_half_even(target.clamp(f64::from(low), f64::from(high)) as f32);
-                codes[r * n + self.order[j]] = code as i8;
-                errors[j][r] = weight - scale * f64::from(code);
-            }
+            matmul(
+                felt.subcols_mut(0, start),
+                Accum::Add,
+                errors.subcols(start, end - start),
+                self.factor.submatrix(start, 0, end - start, start),
+                1.0,
+                Par::Seq,
+            );
         }
-        codes
+        energies.iter_mut().for_each(|e| *e = (*e * self.mean).max(0.0));
+        (codes, energies)
     }
 }
 
@@ -105,19 +142,20 @@ impl Rounding {
 /// When the sizes do not fit.
 pub fn energies(errors: ArrayView2<f32>, second: ArrayView2<f64>) -> Vec<f64> {
     assert_eq!(errors.ncols(), second.nrows(), "a row for the moment");
-    let rows: Vec<usize> = (0..errors.nrows()).step_by(TOGETHER).collect();
-    let parts: Vec<Vec<f64>> = rows
-        .par_iter()
-        .map(|&first| {
-            let part = errors.slice(ndarray::s![first..errors.nrows().min(first + TOGETHER), ..]);
-            let part = part.mapv(f64::from);
-            let product = part.dot(&second);
-            let each = part.rows().into_iter().zip(product.rows());
-            each.map(|(e, p)| e.iter().zip(p).map(|(a, b)| a * b).sum::<f64>().max(0.0))
-                .collect()
-        })
-        .collect();
-    parts.into_iter().flatten().collect()
+    let second = second.as_standard_layout();
+    let n = second.nrows();
+    let second = MatRef::from_row_major_slice(second.as_slice().expect("standard layout"), n, n);
+    let firsts: Vec<usize> = (0..errors.nrows()).step_by(ROWS).collect();
+    let task = |&first: &usize| {
+        let part = errors.slice(ndarray::s![first..errors.nrows().min(first + ROWS), ..]);
+        let part = Mat::from_fn(n, part.nrows(), |i, r| f64::from(part[[r, i]]));
+        let mut product = Mat::<f64>::zeros(n, part.ncols());
+        matmul(product.as_mut(), Accum::Replace, second, part.as_ref(), 1.0, Par::Seq);
+        let dot = |r| part.col_as_slice(r).iter().zip(product.col_as_slice(r)).map(|(a, b)| a * b).sum::<f64>();
+        (0..part.ncols()).map(|r| dot(r).max(0.0)).collect()
+    };
+    let parts: Vec<Vec<f64>> = firsts.par_iter().map(task).collect();
+    parts.concat()
 }
 
 #[cfg(test)]
@@ -153,8 +191,11 @@ mod tests {
         };
         let nearest = of(&quantize_per_channel(w.view(), &scales, IntKind::S4).expect("finite"));
         let rounding = Rounding::new(g.view()).expect("a moment");
-        let better = of(&rounding.codes(w.view(), &scales, IntKind::S4).expect("fits"));
+        let rounded = rounding.codes(w.view(), &scales, IntKind::S4).expect("fits");
+        let better = of(&rounded.codes);
         assert!(better < 0.5 * nearest, "{better} against {nearest}");
+        let told = rounded.energies.iter().sum::<f64>();
+        assert!((told / better - 1.0).abs() < 1e-3, "{told} is said of {better}");
     }
 
     #[test]
@@ -165,7 +206,30 @@ mod tests {
             .expect("the identity")
             .codes(w.view(), &scales, IntKind::S8);
         let nearest = quantize_per_channel(w.view(), &scales, IntKind::S8).expect("finite");
-        assert_eq!(codes.expect("fits"), nearest);
+        assert_eq!(codes.expect("fits").codes, nearest);
+    }
+
+    #[test]
+    fn blocks_change_nothing_but_the_last_bits() {
+        // More rows and places than one block holds, beside the plain recursion.
+        let (w, g) = (random(ROWS + 3, PLACES * 2 + 5, 11), moment(PLACES * 2 + 5));
+        let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
+        let rounding = Rounding::new(g.view()).expect("a moment");
+        let got = rounding.codes(w.view(), &scales, IntKind::S8).expect("fits");
+        let n = w.ncols();
+        let mut same = 0;
+        for r in 0..w.nrows() {
+            let mut errors = vec![0.0f64; n];
+            for j in (0..n).rev() {
+                let felt: f64 = (j + 1..n).map(|k| f64::from(rounding.factor[(k, j)]) * errors[k]).sum();
+                let (at, own) = (rounding.order[j], f64::from(rounding.factor[(j, j)]));
+                let code = ((f64::from(w[[r, at]]) + felt / own) / f64::from(scales[r])).clamp(-127.0, 127.0);
+                let code = code.round_ties_even();
+                errors[j] = f64::from(w[[r, at]]) - f64::from(scales[r]) * code;
+                same += usize::from(code as i8 == got.codes[[r, at]]);
+            }
+        }
+        assert!(same as f64 > 0.99 * w.len() as f64, "{same} of {}", w.len());
     }
 
     #[test]

@@ -35,7 +35,60 @@ pub enum Sums {
     /// See [`Measure::Mean`].
     Mean(Mean),
     /// See [`Measure::Gram`].
-    Grams(Vec<Gram>),
+    Grams(Moments),
+}
+
+/// Second moments, one for every group, and rows that wait until a block is full: adding a block costs as much as its sums
+/// are long, however few its rows.
+pub struct Moments {
+    grams: Vec<Gram>,
+    waiting: Vec<Vec<f32>>,
+}
+
+impl Moments {
+    fn new(rows: &Rows) -> Moments {
+        Moments {
+            grams: (0..rows.groups).map(|_| Gram::new(rows.dim)).collect(),
+            waiting: vec![Vec::new(); rows.groups],
+        }
+    }
+
+    fn add(&mut self, rows: &Rows) -> Result<()> {
+        let fits = self.grams.len() == rows.groups && self.grams.iter().all(|g| g.dim() == rows.dim);
+        ensure!(fits, "changes its dimensions between samples");
+        if rows.data.is_empty() {
+            return Ok(());
+        }
+        let new = rows.data.par_chunks_exact(rows.data.len() / rows.groups);
+        let all = self.grams.par_iter_mut().zip(&mut self.waiting).zip(new);
+        all.map(|((gram, waiting), new)| {
+            waiting.extend_from_slice(new);
+            match waiting.len() / gram.dim() < worth_adding(gram.dim()) {
+                true => Ok(()),
+                false => flush(gram, waiting),
+            }
+        })
+        .collect()
+    }
+
+    /// The sums of all rows.
+    pub fn finish(mut self) -> Result<Vec<Gram>> {
+        let all = self.grams.par_iter_mut().zip(&mut self.waiting);
+        all.map(|(gram, waiting)| flush(gram, waiting)).collect::<Result<()>>()?;
+        Ok(self.grams)
+    }
+}
+
+/// From how many rows on the product of a block takes longer than adding it to the sums.
+fn worth_adding(dim: usize) -> usize {
+    dim.min(256)
+}
+
+fn flush(gram: &mut Gram, waiting: &mut Vec<f32>) -> Result<()> {
+    let rows = waiting.len().checked_div(gram.dim()).unwrap_or(0);
+    gram.add_rows(ArrayView2::from_shape((rows, gram.dim()), waiting)?)?;
+    waiting.clear();
+    Ok(())
 }
 
 /// Sums along an axis.
@@ -64,6 +117,9 @@ pub enum Part {
     Rows(Rows),
 }
 
+/// Of how many numbers of a sample's value the bins are counted; the range is that of all.
+const BINNED: usize = 1 << 16;
+
 /// True for the types that are measured.
 pub fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::Float | DType::Double | DType::Float16 | DType::Bfloat16)
@@ -82,15 +138,15 @@ pub fn part(measure: &Measure, t: &Tensor, sample: usize, samples: usize) -> Res
             Part::Range(r)
         }
         Measure::Histogram => {
-            let mut h = Histogram::new();
-            h.add(&x);
-            no_nan(h.range.nan)?;
-            Part::Histogram(Box::new(h))
+            let mut range = Range::default();
+            range.add(&x);
+            no_nan(range.nan)?;
+            Part::Histogram(Box::new(Histogram::of_some(&rows::some(&x, BINNED, sample), range)))
         }
         Measure::Mean(axis) => Part::Mean(sums_along(&x, t.dims(), rows::axis_of(t.dims(), *axis)?)?),
         Measure::Gram(patch) => {
             let (dim, _) = rows::shape(t.dims(), patch)?;
-            let most = rows::most_rows(patch, dim, samples);
+            let most = rows::most_rows(dim, samples);
             let rows = rows::cut(&x, t.dims(), patch, sample, most)?;
             no_nan(rows.data.iter().filter(|x| x.is_nan()).count() as u64)?;
             Part::Rows(rows)
@@ -129,10 +185,12 @@ fn sums_along(x: &[f32], dims: &[usize], axis: usize) -> Result<Mean> {
 /// Bytes of second moments, and of the rows of `waiting` samples.
 pub fn gram_bytes(dims: &[usize], patch: &Patch, samples: usize, waiting: usize) -> Result<usize> {
     let (dim, groups) = rows::shape(dims, patch)?;
-    let rows = rows::most_rows(patch, dim, samples).saturating_mul(waiting);
-    let per_group = dim.checked_mul(dim).and_then(|n| n.checked_mul(8));
-    let moments = per_group.and_then(|n| n.checked_mul(groups)).context("rows too long")?;
-    Ok(moments.saturating_add(rows.saturating_mul(dim * groups * 4)))
+    let most = rows::most_rows(dim, samples).saturating_mul(waiting);
+    let per_group = Gram::bytes(dim).and_then(|moment| {
+        let rows = most.checked_add(2 * worth_adding(dim))?.checked_mul(dim)?.checked_mul(4)?;
+        moment.checked_add(rows)
+    });
+    per_group.and_then(|n| n.checked_mul(groups)).context("rows too long")
 }
 
 /// Adds one sample's parts, one for every job, on the threads of the pool that this is called in.
@@ -171,34 +229,17 @@ impl Job {
                 sum.sums.iter_mut().zip(m.sums).for_each(|(a, b)| *a += b);
                 sum.counts.iter_mut().zip(m.counts).for_each(|(a, b)| *a += b);
             }
-            (Sums::Grams(sum), Part::Rows(rows)) => add_rows(sum, &rows)?,
+            (Sums::Grams(sum), Part::Rows(rows)) => sum.add(&rows)?,
             (sum @ Sums::None, Part::Range(r)) => *sum = Sums::Range(r),
             (sum @ Sums::None, Part::Histogram(h)) => *sum = Sums::Histogram(*h),
             (sum @ Sums::None, Part::Mean(m)) => *sum = Sums::Mean(m),
             (sum @ Sums::None, Part::Rows(rows)) => {
-                let mut grams: Vec<Gram> = (0..rows.groups).map(|_| Gram::new(rows.dim)).collect();
-                add_rows(&mut grams, &rows)?;
-                *sum = Sums::Grams(grams);
+                let mut moments = Moments::new(&rows);
+                moments.add(&rows)?;
+                *sum = Sums::Grams(moments);
             }
             _ => bail!("two measures were mixed up"),
         }
         Ok(())
     }
-}
-
-fn add_rows(grams: &mut [Gram], rows: &Rows) -> Result<()> {
-    let fits = grams.len() == rows.groups && grams.iter().all(|g| g.dim() == rows.dim);
-    ensure!(fits, "changes its dimensions between samples");
-    if rows.data.is_empty() {
-        return Ok(());
-    }
-    let chunk = rows.data.len() / rows.groups;
-    let add = |(gram, data): (&mut Gram, &[f32])| {
-        gram.add_rows(ArrayView2::from_shape((data.len() / rows.dim, rows.dim), data)?)
-    };
-    grams
-        .par_iter_mut()
-        .zip(rows.data.par_chunks_exact(chunk))
-        .map(add)
-        .collect()
 }

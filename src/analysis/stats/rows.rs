@@ -7,6 +7,7 @@
 
 use super::Patch;
 use anyhow::{Context, Result, ensure};
+use std::borrow::Cow;
 
 /// Rows of every group, one group after the other, each row-major.
 pub struct Rows {
@@ -49,13 +50,10 @@ pub fn axis_of(dims: &[usize], axis: i64) -> Result<usize> {
     Ok(front as usize)
 }
 
-/// How many rows to take of one sample at most: enough for a moment of `dim × dim` after `samples` samples.
-pub fn most_rows(patch: &Patch, dim: usize, samples: usize) -> usize {
-    let enough = (8 * dim).div_ceil(samples.max(1));
-    match patch {
-        Patch::Axis(_) => enough.clamp(64, 8192),
-        Patch::Windows { .. } => enough.clamp(64, 4096),
-    }
+/// How many rows to take of one sample at most: all samples together give eight for each number in a row, 2,048 at least.
+/// More of them cost time and tell little.
+pub fn most_rows(dim: usize, samples: usize) -> usize {
+    dim.saturating_mul(8).max(2048).div_ceil(samples.max(1))
 }
 
 /// Cuts rows out of one value of sample number `sample`.
@@ -88,6 +86,16 @@ fn along_axis(x: &[f32], dims: &[usize], axis: usize, sample: usize, most: usize
         }
     }
     data
+}
+
+/// At most `most` of the numbers of a value, in runs of 64 that lie together.
+pub fn some(x: &[f32], most: usize, sample: usize) -> Cow<'_, [f32]> {
+    const RUN: usize = 64;
+    if x.len() <= most {
+        return Cow::Borrowed(x);
+    }
+    let runs = choose(x.len() / RUN, most / RUN, sample);
+    runs.into_iter().flat_map(|at| &x[at * RUN..][..RUN]).copied().collect()
 }
 
 /// At most `most` of the positions `0..total`, ascending.
@@ -262,6 +270,15 @@ mod tests {
         assert_eq!(a, choose(10_000, 256, 0));
         assert_eq!(choose(5, 256, 3), [0, 1, 2, 3, 4]);
         assert!(choose(0, 256, 3).is_empty());
+    }
+
+    #[test]
+    fn some_numbers_are_runs_of_the_value() {
+        let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+        assert_eq!(*some(&x, 1000, 0), x[..]);
+        let few = some(&x, 256, 3);
+        assert_eq!(few.len(), 256);
+        assert!(few.chunks(64).all(|run| run.windows(2).all(|w| w[1] == w[0] + 1.0)));
     }
 
     #[test]

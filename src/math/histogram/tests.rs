@@ -186,3 +186,18 @@ fn the_cheap_range_agrees_with_the_histogram() {
     assert_eq!(merged, range);
     assert_eq!(Range::default().minmax(), None);
 }
+
+#[test]
+fn the_range_is_that_of_all_when_only_some_values_are_counted() {
+    let all: Vec<f32> = (0..5000).map(|i| (i as f32 / 700.0).sin()).chain([9.0, -3.0]).collect();
+    let mut range = Range::default();
+    range.add(&all);
+    let some = Histogram::of_some(&all[..2000], range);
+    assert_eq!((some.minmax(), some.count(), some.range.count), (Some((-3.0, 9.0)), 2000, 5002));
+    let (first, counts) = some.bins();
+    assert!(f64::from(first) * some.resolution() <= -3.0 && counts.iter().sum::<u64>() == 2000);
+    let mut merged = some.clone();
+    merged.merge(&some);
+    assert_eq!((merged.count(), merged.range.count), (4000, 10004));
+    assert!(some.percentile(50.0).is_some_and(|m| m.abs() <= 1.0));
+}

@@ -248,7 +248,7 @@ impl Int8 {
                 cx.note(NoteKind::Skip, name, what);
                 continue;
             }
-            all.insert(*v, h.count() / stats.samples.max(1) as u64);
+            all.insert(*v, h.range.count / stats.samples.max(1) as u64);
         }
         all
     }

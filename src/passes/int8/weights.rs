@@ -11,11 +11,12 @@ use crate::analysis::sites::Site;
 use crate::ir::{Model, Tensor};
 use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
-use crate::math::rounding::{Rounding, energies};
+use crate::math::rounding::{Codes, Rounding, energies};
 use crate::math::channel::{best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel};
 use crate::math::channel::{quantize_bias, quantize_per_channel};
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +84,7 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
     let task = Task { site, w: &w, seconds: &seconds, known, scheme };
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
-    let power = |m: &Array2<f32>| task.wrong(m.view()).iter().sum::<f64>();
-    let sqnr = 10.0 * (power(&w) / power(&error)).log10();
+    let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
     let codes = site.tensor_of(model, best.codes.mapv(f32::from).view())?;
     let shift = match known.moments {
         Some(m) if known.movable => shift(site, error.view(), m),
@@ -111,12 +111,11 @@ impl Task<'_> {
     /// The best codes of all ways to choose them, row by row when each has a scale of its own.
     fn best(&self) -> Result<Rows> {
         let widest = self.safe(self.widest()?)?;
-        let mut best = self.nearest(widest.clone())?;
         if self.scheme.rounding == Choice::Nearest || self.seconds.is_empty() {
-            return Ok(best);
+            return self.nearest(widest);
         }
-        let roundings: Vec<Option<Rounding>> = self.seconds.iter().map(|s| Rounding::new(s.view())).collect();
-        self.improve(&mut best, self.rounded(widest, &roundings)?);
+        let roundings: Vec<Option<Rounding>> = self.seconds.par_iter().map(|s| Rounding::new(s.view())).collect();
+        let mut best = self.rounded(widest, &roundings)?;
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
             self.improve(&mut best, self.rounded(narrow, &roundings)?);
@@ -124,14 +123,8 @@ impl Task<'_> {
         Ok(best)
     }
 
-    /// Takes over what is better.
+    /// Takes over rows that are better.
     fn improve(&self, best: &mut Rows, other: Rows) {
-        if !self.scheme.per_channel {
-            if other.wrong.iter().sum::<f64>() < best.wrong.iter().sum() {
-                *best = other;
-            }
-            return;
-        }
         for i in (0..best.wrong.len()).filter(|&i| other.wrong[i] < best.wrong[i]).collect::<Vec<_>>() {
             best.wrong[i] = other.wrong[i];
             best.scales[i] = other.scales[i];
@@ -176,29 +169,32 @@ impl Task<'_> {
 
     fn nearest(&self, scales: Vec<f32>) -> Result<Rows> {
         let codes = quantize_per_channel(self.w.view(), &scales, self.scheme.kind)?;
-        self.judged(scales, codes)
-    }
-
-    fn rounded(&self, scales: Vec<f32>, roundings: &[Option<Rounding>]) -> Result<Rows> {
-        let mut codes = quantize_per_channel(self.w.view(), &scales, self.scheme.kind)?;
-        for (g, rounding) in roundings.iter().enumerate() {
-            let Some(rounding) = rounding else { continue };
-            let rows = self.site.rows(g);
-            let part = self.w.slice(ndarray::s![rows.clone(), ..]);
-            let part = rounding.codes(part, &scales[rows.clone()], self.scheme.kind)?;
-            codes.slice_mut(ndarray::s![rows, ..]).assign(&part);
-        }
-        self.judged(scales, codes)
-    }
-
-    fn judged(&self, scales: Vec<f32>, codes: Array2<i8>) -> Result<Rows> {
         let error = self.w - &dequantize_per_channel(codes.view(), &scales)?;
-        let wrong = self.wrong(error.view());
+        let wrong = self.powers(error.view());
         Ok(Rows { scales, codes, wrong })
     }
 
+    /// A group whose input is always zero has no factor: any code will do, the nearest is taken.
+    fn rounded(&self, scales: Vec<f32>, roundings: &[Option<Rounding>]) -> Result<Rows> {
+        let part = |(g, rounding): (usize, &Option<Rounding>)| {
+            let rows = self.site.rows(g);
+            let part = self.w.slice(ndarray::s![rows.clone(), ..]);
+            match rounding {
+                Some(r) => r.codes(part, &scales[rows], self.scheme.kind),
+                None => {
+                    let codes = quantize_per_channel(part, &scales[rows.clone()], self.scheme.kind)?;
+                    Ok(Codes { codes, energies: vec![0.0; rows.len()] })
+                }
+            }
+        };
+        let parts: Vec<Codes> = roundings.par_iter().enumerate().map(part).collect::<Result<_>>()?;
+        let codes: Vec<_> = parts.iter().map(|p| p.codes.view()).collect();
+        let codes = ndarray::concatenate(ndarray::Axis(0), &codes)?;
+        Ok(Rows { scales, codes, wrong: parts.into_iter().flat_map(|p| p.energies).collect() })
+    }
+
     /// The mean square of each row's products, or of its weights where nothing was measured.
-    fn wrong(&self, rows: ArrayView2<f32>) -> Vec<f64> {
+    fn powers(&self, rows: ArrayView2<f32>) -> Vec<f64> {
         if self.seconds.is_empty() {
             return rows.rows().into_iter().map(|r| r.iter().map(|x| f64::from(*x).powi(2)).sum()).collect();
         }
