@@ -14,6 +14,7 @@ mod place;
 mod prepare;
 mod ranges;
 mod target;
+mod time;
 mod units;
 mod weights;
 
@@ -24,6 +25,7 @@ use crate::math::affine::IntKind;
 use crate::onnx::upgrade::raise_opset;
 use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, anyhow};
+use place::Prefer;
 use ranges::Method;
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
@@ -72,6 +74,12 @@ const OPTIONS: &[Opt] = &[
         doc: "round weights so that errors cancel on the calibration data, and correct biases; or each to the nearest code",
     },
     Opt {
+        name: "prefer",
+        default: "speed",
+        values: "speed|size",
+        doc: "leave operators in floating point that would be slower in integers, conversions included; or store every weight in 8 bits",
+    },
+    Opt {
         name: "skip",
         default: "",
         values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
@@ -83,6 +91,7 @@ struct Int8 {
     target: &'static Target,
     ranges: Method,
     scheme: Scheme,
+    prefer: Prefer,
     skip: Vec<String>,
 }
 
@@ -97,6 +106,7 @@ fn build(o: &Options) -> Result<Int8> {
             per_channel: o.text("per_channel") == "on",
             rounding: if o.text("rounding") == "data" { Choice::Data } else { Choice::Nearest },
         },
+        prefer: if o.text("prefer") == "size" { Prefer::Size } else { Prefer::Speed },
         skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
     })
 }
@@ -149,7 +159,8 @@ impl Int8 {
         }
         let stats = cx.stats(model, &wanted)?;
         let elements = self.elements(model, &values, &stats, cx);
-        let placement = place::choose(model, &units, &elements);
+        let placement = place::choose(model, &units, &elements, self.prefer);
+        slower(model, &units, &placement, &elements, cx);
         if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
             cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
             return Ok(false);
@@ -262,6 +273,27 @@ fn describe(
     let range = |a: &crate::math::affine::Affine| format!("[{:.4}, {:.4}]", a.range().0, a.range().1);
     let out = output.map_or("float".to_owned(), range);
     format!("u8 {} → {out}, weight {:.1} dB", range(input), weight.sqnr)
+}
+
+/// Says which operators with weights stay in floating point because integers would not be faster.
+fn slower(
+    model: &Model,
+    units: &Units,
+    placement: &place::Placement,
+    elements: &BTreeMap<ValueId, u64>,
+    cx: &mut Context,
+) {
+    let all = units.all.iter().zip(&placement.integer).filter(|(u, i)| u.is_weighted() && !**i);
+    for (u, _) in all.filter(|(u, _)| place::can_run(u, elements)) {
+        let (float, int) = u.nanoseconds(elements);
+        let what = format!(
+            "stays in floating point: integers would not be faster, conversions around it included ({:.0} µs in floating point, {:.0} µs \
+             in integers); prefer=size stores its weight in 8 bits all the same",
+            float / 1e3,
+            int / 1e3
+        );
+        cx.skip(model, u.node, what);
+    }
 }
 
 /// One line: how many operators of each kind run in integers, and what else is left.

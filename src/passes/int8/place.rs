@@ -1,15 +1,32 @@
 //! Which units run in integers, and hence which values are quantized.
 //!
-//! Every value that is made on one side and read on the other costs one conversion of its elements; every unit that runs in
-//! integers saves something. Operators with weights always run in integers, what is no unit never does; the rest is a
-//! minimum cut. A Q/DQ pair around an operator that gains little between two float neighbours is thus never placed, and a chain
-//! of cheap operators between two convolutions always stays in integers.
+//! Every value that is made on one side and read on the other costs a conversion; every unit costs its time in integers or
+//! in floating point (`time`). The cheapest choice for all units together is a minimum cut. So a Q/DQ pair around an operator that
+//! gains little between two float neighbours is never placed, a chain of cheap operators between two convolutions stays in
+//! integers, and a convolution between operators without an integer form becomes one only where it gains more than the
+//! conversions cost. Bytes count too: a little time is given for a weight that is four times smaller ([`Prefer`]).
 
 use super::cut::{INFINITE, Network, SINK, SOURCE};
+use super::time::{CALL, DEQUANTIZE, QUANTIZE};
 use super::units::{Unit, Units};
 use crate::ir::{Model, ValueId};
 use crate::ops::quant::Role;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What to do with an operator that would be slower in integers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prefer {
+    /// Leave it in floating point.
+    Speed,
+    /// Store its weight in 8 bits all the same.
+    Size,
+}
+
+/// When everything with a weight in integers takes at most this much of the time in floating point, bytes come first.
+const FASTER: f64 = 0.8;
+
+/// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
+const BYTE: f64 = 0.02;
 
 /// What runs in integers.
 pub struct Placement {
@@ -20,8 +37,14 @@ pub struct Placement {
 }
 
 /// Chooses; `elements` counts the elements of a value, for values that are float tensors (others cannot be quantized).
-pub fn choose(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Placement {
-    let integer = connected(model, units, cut(model, units, elements));
+pub fn choose(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: Prefer) -> Placement {
+    let all: Vec<bool> = connected(model, units, cut(model, units, elements, Prefer::Size));
+    let time = |integer: &[bool]| nanoseconds(model, units, elements, integer);
+    let float = time(&vec![false; units.all.len()]);
+    let integer = match prefer {
+        Prefer::Speed if time(&all) > FASTER * float => connected(model, units, cut(model, units, elements, prefer)),
+        _ => all,
+    };
     let quantized = quantized(model, units, &integer);
     Placement { integer, quantized }
 }
@@ -35,49 +58,83 @@ pub fn candidates(model: &Model, units: &Units) -> BTreeSet<ValueId> {
         .collect()
 }
 
-fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Vec<bool> {
+fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: Prefer) -> Vec<bool> {
     let mut net = Network::new();
     let nodes: Vec<usize> = units.all.iter().map(|_| net.node()).collect();
-    let cost = |v: &ValueId| elements.get(v).map(|n| 16 * (n + 1));
     for (i, u) in units.all.iter().enumerate() {
         if !can_run(u, elements) {
             net.edge(nodes[i], SINK, INFINITE);
-        } else if u.is_weighted() {
+        } else if u.is_weighted() && prefer == Prefer::Size {
             net.edge(SOURCE, nodes[i], INFINITE);
         } else {
-            let out: u64 = u.results.iter().filter_map(cost).sum();
-            net.edge(SOURCE, nodes[i], (out as f64 * u.gain) as u64);
+            let (float, int) = u.nanoseconds(elements);
+            let gain = float - int + BYTE * u.saved_bytes();
+            if gain > 0.0 {
+                net.edge(SOURCE, nodes[i], capacity(gain));
+            } else {
+                net.edge(nodes[i], SINK, capacity(-gain));
+                // Between a DQ and a Q a runtime takes its integer kernel, however slow: to stay float, it needs a float input.
+                let made = |v: &ValueId| units.producer.get(v);
+                let before = u.inputs.iter().filter_map(|(_, v)| made(v)).filter(|_| !u.is_weighted());
+                before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
+            }
         }
     }
     let values: BTreeSet<ValueId> = candidates(model, units);
     for v in values {
-        let Some(cost) = cost(&v) else { continue };
+        let Some(&n) = elements.get(&v) else { continue };
+        let (q, dq) = (capacity(CALL + QUANTIZE * n as f64), capacity(CALL + DEQUANTIZE * n as f64));
         let (readers, others) = units.readers(model, v);
         let mut readers: Vec<usize> = readers.into_iter().map(|r| nodes[r]).collect();
         if others {
             readers.push(SINK);
         }
-        let producer = units.producer.get(&v);
+        // Cut off from the source as soon as one reader is float; joined to it as soon as one is an integer.
         let (all_out, some_in) = (net.node(), net.node());
         readers.iter().for_each(|&r| {
             net.edge(all_out, r, INFINITE);
             net.edge(r, some_in, INFINITE);
         });
-        match producer {
-            Some(&p) if units.all[p].free_output => net.edge(some_in, all_out, cost),
+        match units.producer.get(&v) {
             Some(&p) => {
-                net.edge(nodes[p], all_out, cost);
-                net.edge(some_in, nodes[p], cost);
+                net.edge(some_in, nodes[p], q);
+                match units.all[p].free_output {
+                    true => net.edge(some_in, all_out, dq),
+                    false => net.edge(nodes[p], all_out, dq),
+                }
             }
-            None => net.edge(some_in, SINK, cost),
+            None => net.edge(some_in, SINK, q),
         }
     }
     let side = net.source_side();
     units.all.iter().zip(&nodes).map(|(u, &n)| side[n] && can_run(u, elements)).collect()
 }
 
+/// What a choice takes for one sample, conversions included.
+fn nanoseconds(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> f64 {
+    let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
+        let (float, int) = u.nanoseconds(elements);
+        if i { int } else { float }
+    });
+    let conversions = candidates(model, units).into_iter().map(|v| {
+        let Some(&n) = elements.get(&v) else { return 0.0 };
+        let (readers, others) = units.readers(model, v);
+        let made = units.producer.get(&v).is_some_and(|&p| integer[p]);
+        match made {
+            true if others || readers.iter().any(|&r| !integer[r]) => CALL + DEQUANTIZE * n as f64,
+            false if readers.iter().any(|&r| integer[r]) => CALL + QUANTIZE * n as f64,
+            _ => 0.0,
+        }
+    });
+    kernels.sum::<f64>() + conversions.sum::<f64>()
+}
+
+fn capacity(nanoseconds: f64) -> u64 {
+    (nanoseconds * 16.0).clamp(0.0, 1e15) as u64
+}
+
 /// All that an integer kernel reads can be quantized, and what it gives out, unless it may give out floats.
-fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
+pub fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
     let has = |v: &ValueId| elements.contains_key(v);
     u.inputs.iter().all(|x| has(&x.1)) && (u.free_output || u.results.iter().all(has))
 }

@@ -4,6 +4,7 @@
 //! `ORT_ENABLE_EXTENDED`, and the operators counted in the graph that it built. `Conv` fuses only when a Q follows; `Gemm`
 //! and `MatMul` also give out floats (`QGemm`, `MatMulIntegerToFloat`); `Relu` and `Clip` do not fuse at all and must go.
 
+use super::time::{CONV, MATMUL, Times, each, read};
 use crate::ir::{Model, NodeId};
 
 /// One operator that a target runs in integers.
@@ -13,8 +14,8 @@ pub struct Runs {
     pub op: &'static str,
     /// The kernel needs no Q on its output: it may give out floats.
     pub free_output: bool,
-    /// What the integer kernel saves per element of its output, in units of converting one element.
-    pub gain: f64,
+    /// How long it takes.
+    pub times: Times,
     /// Beyond the operator: what else must hold, and what to say when it does not.
     pub when: Option<Condition>,
 }
@@ -34,31 +35,16 @@ pub struct Target {
     pub joins: &'static [(&'static str, &'static [&'static str])],
 }
 
-const fn runs(op: &'static str, gain: f64) -> Runs {
-    Runs {
-        op,
-        free_output: false,
-        gain,
-        when: None,
-    }
+const fn runs(op: &'static str, times: Times) -> Runs {
+    Runs { op, free_output: false, times, when: None }
 }
 
-const fn if_so(op: &'static str, gain: f64, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
-    Runs {
-        op,
-        free_output: false,
-        gain,
-        when: Some((when, why_not)),
-    }
+const fn if_so(op: &'static str, times: Times, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
+    Runs { op, free_output: false, times, when: Some((when, why_not)) }
 }
 
-const fn free(op: &'static str) -> Runs {
-    Runs {
-        op,
-        free_output: true,
-        gain: 4.0,
-        when: None,
-    }
+const fn free(op: &'static str, times: Times) -> Runs {
+    Runs { op, free_output: true, times, when: None }
 }
 
 /// What ONNX Runtime's GemmActivationFusion takes.
@@ -71,31 +57,32 @@ pub const ORT: Target = Target {
     name: "ort",
     joins: &[("Gemm", GEMM_ACTIVATIONS)],
     runs: &[
-        runs("Conv", 4.0),
-        free("Gemm"),
-        free("MatMul"),
-        runs("Add", 0.6),
-        runs("Mul", 0.6),
-        runs("Concat", 0.6),
-        runs("AveragePool", 0.6),
-        runs("GlobalAveragePool", 0.6),
-        runs("LeakyRelu", 0.6),
-        runs("Sigmoid", 1.5),
-        if_so("MaxPool", 0.6, one_output, "its Indices output is used"),
-        runs("ReduceMax", 0.3),
-        runs("Reshape", 0.05),
-        runs("Flatten", 0.05),
-        runs("Squeeze", 0.05),
-        runs("Unsqueeze", 0.05),
-        runs("Transpose", 0.5),
-        runs("Expand", 0.3),
-        runs("Tile", 0.3),
-        runs("Slice", 0.3),
-        runs("Split", 0.3),
-        runs("Gather", 0.3),
-        runs("GatherElements", 0.3),
-        runs("DepthToSpace", 0.5),
-        if_so("Resize", 0.5, is_nearest, "only Resize by nearest neighbour runs in integers"),
+        runs("Conv", CONV),
+        free("Gemm", MATMUL),
+        free("MatMul", MATMUL),
+        runs("Add", each(0.4, 0.23)),
+        runs("Mul", each(0.4, 0.36)),
+        runs("Concat", each(0.4, 0.1)),
+        runs("AveragePool", read(0.3, 3.2)),
+        runs("GlobalAveragePool", read(0.12, 0.08)),
+        runs("LeakyRelu", each(0.3, 0.37)),
+        runs("Sigmoid", each(0.5, 0.5)),
+        if_so("MaxPool", read(0.5, 0.9), one_output, "its Indices output is used"),
+        runs("ReduceMax", read(0.3, 0.3)),
+        runs("Reshape", each(0.05, 0.01)),
+        runs("Flatten", each(0.05, 0.01)),
+        runs("Squeeze", each(0.05, 0.01)),
+        runs("Unsqueeze", each(0.05, 0.01)),
+        runs("Transpose", each(0.3, 0.1)),
+        runs("Expand", each(0.3, 0.1)),
+        runs("Tile", each(0.3, 0.1)),
+        if_so("Slice", each(0.15, 0.1), is_dense, ""),
+        runs("Slice", each(1.2, 5.4)),
+        runs("Split", each(0.15, 0.1)),
+        runs("Gather", each(0.3, 0.2)),
+        runs("GatherElements", each(0.3, 0.2)),
+        runs("DepthToSpace", each(0.3, 0.2)),
+        if_so("Resize", each(1.3, 5.0), is_nearest, "only Resize by nearest neighbour runs in integers"),
     ],
 };
 
@@ -109,23 +96,32 @@ impl Target {
         rows.any(|j| j.1.iter().any(|n| model.node(next).is(n)))
     }
 
-    /// The row of a node's operator, or why there is none.
+    /// The first row of a node's operator that fits, or why there is none.
     ///
     /// # Errors
     /// The reason, to be shown.
     pub fn row(&self, model: &Model, node: NodeId) -> Result<&'static Runs, String> {
         let op = &model.node(node).op;
-        let found = self.runs.iter().find(|r| op.domain.is_empty() && r.op == op.name);
-        let row = found.ok_or_else(|| format!("{} has no integer kernel for {}", self.name, op.name))?;
-        match row.when {
-            Some((holds, why)) if !holds(model, node) => Err(why.to_owned()),
-            _ => Ok(row),
+        let mut why_not = format!("{} has no integer kernel for {}", self.name, op.name);
+        for row in self.runs.iter().filter(|r| op.domain.is_empty() && r.op == op.name) {
+            match row.when {
+                Some((holds, why)) if !holds(model, node) => why_not = why.to_owned(),
+                _ => return Ok(row),
+            }
         }
+        Err(why_not)
     }
 }
 
 fn one_output(model: &Model, node: NodeId) -> bool {
     model.node(node).outputs().iter().skip(1).all(Option::is_none)
+}
+
+/// ONNX Runtime keeps channels last between integer convolutions, where steps over channels are single bytes.
+fn is_dense(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    let steps = n.input(4).map(|_| model.constant_input(node, 4).and_then(|t| t.ints()));
+    steps.is_none_or(|s| s.is_some_and(|s| s.iter().all(|&x| x == 1)))
 }
 
 fn is_nearest(model: &Model, node: NodeId) -> bool {

@@ -1,6 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::Target;
+use super::time::{self, Times, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
@@ -27,14 +28,42 @@ pub struct Unit {
     pub limits: (f32, f32),
     /// It may give out floats.
     pub free_output: bool,
-    /// What its integer form saves per element of the output.
-    pub gain: f64,
+    /// How long it takes.
+    pub times: Times,
 }
 
 impl Unit {
     /// True when it has a weight.
     pub fn is_weighted(&self) -> bool {
         self.site.is_some()
+    }
+
+    /// Nanoseconds for one sample, in floating point and in integers; `elements` counts those of a value.
+    pub fn nanoseconds(&self, elements: &BTreeMap<ValueId, u64>) -> (f64, f64) {
+        let count = |v: &ValueId| elements.get(v).copied().unwrap_or(0) as f64;
+        let out: f64 = self.results.iter().map(count).sum();
+        let input = self.inputs.iter().map(|i| count(&i.1)).sum();
+        let mut work = Work { out, input, ..Work::default() };
+        let mut times = self.times;
+        if let Some(site) = &self.site {
+            let columns = site.inputs() / site.layout.groups * site.taps();
+            let positions = out / site.outputs().max(1) as f64;
+            work.macs = out * columns as f64;
+            if site.taps() > 1 {
+                work.taps = positions * site.taps() as f64;
+            }
+            times = match times {
+                time::CONV if columns == site.taps() && site.layout.groups > 1 => time::DEPTHWISE,
+                time::MATMUL if positions < 2.0 => time::VECTOR,
+                other => other,
+            };
+        }
+        (times.float.of(&work), times.int.of(&work))
+    }
+
+    /// Bytes that are saved when its weight is stored in integers.
+    pub fn saved_bytes(&self) -> f64 {
+        self.site.as_ref().map_or(0.0, |s| 3.0 * s.dims().iter().product::<usize>() as f64)
     }
 }
 
@@ -115,7 +144,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         clips: Vec::new(),
         limits: (f32::NEG_INFINITY, f32::INFINITY),
         free_output: row.free_output && !swallowed,
-        gain: row.gain,
+        times: row.times,
     }))
 }
 
