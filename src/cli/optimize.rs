@@ -90,6 +90,7 @@ pub fn run(args: &Args) -> Result<u8> {
     options.threads = args.threads.map_or(options.threads, usize::from);
     options.write = WriteOptions {
         external_data: args.external_data,
+        ..WriteOptions::default()
     };
     if let Some(path) = &args.json {
         check_target(path).context("--json")?; // before any work is done and any output let out

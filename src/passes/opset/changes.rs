@@ -88,6 +88,13 @@ const CHANGES: &[Change] = &[
     change("ReduceSum", 13, axes_to_input),
     change("Split", 13, |w, n| w.ints_to_input(n, "split", 1)),
     change("Resize", 13, resize_13),
+    change("MeanVarianceNormalization", 13, |w, n| {
+        // The default stands; onnx.checker loses it in the function that version 13 defines.
+        if w.model.node(n).attr("axes").is_none() {
+            w.model.node_mut(n).set_attr(Attr::ints("axes", vec![0, 2, 3]));
+        }
+        Ok(())
+    }),
     change("BatchNormalization", 14, |w, n| {
         let outputs = w.model.node(n).outputs().iter().flatten().count();
         ensure!(outputs == 1, "it is in training mode; export the model for inference");
@@ -185,13 +192,17 @@ fn clip(w: &mut Work, id: NodeId) -> Result<()> {
     Ok(())
 }
 
-/// `roi` and `scales` became optional, an empty tensor used to stand for one that is not there; `tf_half_pixel_for_nn`,
+/// `roi` and `scales` became optional: an empty tensor used to stand for one that is not there, and where there are `sizes`
+/// the scales had to be empty. `tf_half_pixel_for_nn`,
 /// `x = (y + ½) / scale`, was taken out: floored, it is the nearest to `(y + ½) / scale − ½` with halves rounded up.
 fn resize_13(w: &mut Work, id: NodeId) -> Result<()> {
     for slot in 1..3 {
         if w.model.constant_input(id, slot).is_some_and(Tensor::is_empty) {
             w.model.set_input(id, slot, None);
         }
+    }
+    if w.model.node(id).input(3).is_some() {
+        w.model.set_input(id, 2, None);
     }
     let n = w.model.node(id);
     if n.string("coordinate_transformation_mode") == Some("tf_half_pixel_for_nn") {

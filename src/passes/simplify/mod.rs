@@ -24,6 +24,7 @@ mod fold;
 mod fuse;
 mod gemm;
 mod identity;
+mod moved;
 mod neutral;
 mod numbers;
 mod pad;

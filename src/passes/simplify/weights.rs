@@ -1,7 +1,7 @@
 //! The linear operators that scales and shifts fold into: where their weight and bias lie, and which channel of the
 //! output (or input) an element of the weight belongs to.
 
-use super::numbers::{floats, store};
+use super::numbers::{Writer, every, floats, store};
 use super::work::Work;
 use crate::ir::{NodeId, Tensor, ValueId};
 
@@ -97,23 +97,37 @@ impl Linear {
         (0..rows).flat_map(move |r| (0..columns).map(move |c| of(r, c)))
     }
 
+    /// The output channel and the input channel of each element of the weight, in order.
+    fn elements(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let taps = self.taps();
+        self.channels().flat_map(move |c| std::iter::repeat_n(c, taps))
+    }
+
     /// The weight with each element multiplied by a number of its output and input channel.
     pub fn scaled(&self, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
-        let mut x = floats(&self.weight)?;
-        for (run, (o, i)) in x.chunks_exact_mut(self.taps()).zip(self.channels()) {
-            let factor = by(o, i);
-            run.iter_mut().for_each(|x| *x *= factor);
-        }
-        store(self.weight.dtype(), self.weight.dims(), x)
+        let mut out = Writer::new(self.weight.dtype(), self.weight.dims())?;
+        let mut factors = self.elements().map(|(o, i)| by(o, i));
+        let mut scaled = Vec::new();
+        every(&self.weight, |part| {
+            scaled.clear();
+            scaled.extend(part.iter().zip(&mut factors).map(|(x, f)| x * f));
+            out.push(&scaled);
+            true
+        })?;
+        out.tensor()
     }
 
     /// What the operator gives for an input that is `shift[i]` everywhere in channel `i` (without padding), by output
     /// channel; a Gemm's `alpha` is not in it.
     pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
         let mut out = vec![0.0; self.outs];
-        for (run, (o, i)) in floats(&self.weight)?.chunks_exact(self.taps()).zip(self.channels()) {
-            out[o] += run.iter().sum::<f64>() * shift[i];
-        }
+        let mut elements = self.elements();
+        every(&self.weight, |part| {
+            for (x, (o, i)) in part.iter().zip(&mut elements) {
+                out[o] += x * shift[i];
+            }
+            true
+        })?;
         Some(out)
     }
 
@@ -141,7 +155,7 @@ impl Linear {
     pub fn rewrite(&self, w: &mut Work, weight: Option<Tensor>, bias: Option<Vec<f64>>) -> Option<()> {
         let bias = match bias {
             Some(b) if w.model.node(self.node).input(2).is_some() || b.iter().any(|&x| x != 0.0) => {
-                Some(store(self.weight.dtype(), &[self.outs], b)?)
+                Some(store(self.weight.dtype(), &[self.outs], &b)?)
             }
             _ => None,
         };
