@@ -14,6 +14,8 @@ use std::time::Instant;
 
 /// Samples that are made up when there are no real ones.
 const SYNTHETIC_SAMPLES: usize = 16;
+/// As many as leave one to verify with: an identity that is wrong is wrong on almost every input.
+const SAMPLES_FOR_IDENTITIES: usize = 4;
 
 /// What the user asked for.
 #[derive(Clone)]
@@ -262,7 +264,9 @@ pub fn find_data(model_path: &Path, model: &Model, options: &Options) -> Result<
     if let Some(path) = &options.calib {
         return Dataset::open(path, model);
     }
-    let mut made_up = Dataset::synthetic(model, options.seed, SYNTHETIC_SAMPLES);
+    let identities = !options.passes.is_empty() && options.requests().iter().all(|r| !r.info.lossy);
+    let count = if identities { SAMPLES_FOR_IDENTITIES } else { SYNTHETIC_SAMPLES };
+    let mut made_up = Dataset::synthetic(model, options.seed, count);
     match Dataset::beside(model_path, model) {
         Ok(Some(data)) => return Ok(data),
         Ok(None) => {}

@@ -48,25 +48,38 @@ fn transposed(x: &Tensor, perm: &[usize]) -> Option<Tensor> {
     let stride = |i: usize| dims[i + 1..].iter().product::<usize>() * width;
     let strides: Vec<usize> = place.iter().map(|&i| stride(i)).collect();
     let mut out = vec![0u8; bytes];
-    let (mut index, mut to) = (vec![0usize; rank], 0usize);
-    let Ok::<(), ()>(()) = stream(&x.raw(), |chunk| {
-        for element in chunk.chunks_exact(width) {
-            out[to..to + width].copy_from_slice(element);
-            for axis in (0..rank).rev() {
+    let (raw, from) = (x.raw(), x.dims());
+    match width {
+        1 => scatter::<1>(&raw, from, &strides, &mut out),
+        2 => scatter::<2>(&raw, from, &strides, &mut out),
+        4 => scatter::<4>(&raw, from, &strides, &mut out),
+        8 => scatter::<8>(&raw, from, &strides, &mut out),
+        _ => return None,
+    }
+    Tensor::from_raw(x.dtype(), &dims, keep(out)).ok()
+}
+
+/// Puts element (i, j, …) of `raw`, which has dimensions `dims`, at byte `i·strides[0] + j·strides[1] + …` of `out`.
+fn scatter<const W: usize>(raw: &[u8], dims: &[usize], strides: &[usize], out: &mut [u8]) {
+    let (mut index, mut to) = (vec![0usize; dims.len()], 0usize);
+    let done = stream(raw, |chunk| {
+        for element in chunk.as_chunks::<W>().0 {
+            if let Some(place) = out.get_mut(to..to + W) {
+                place.copy_from_slice(element);
+            }
+            for axis in (0..dims.len()).rev() {
                 index[axis] += 1;
                 to += strides[axis];
-                if index[axis] < x.dims()[axis] {
+                if index[axis] < dims[axis] {
                     break;
                 }
                 to -= strides[axis] * index[axis];
                 index[axis] = 0;
             }
         }
-        Ok(())
-    }) else {
-        return None;
-    };
-    Tensor::from_raw(x.dtype(), &dims, keep(out)).ok()
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let Ok(()) = done;
 }
 
 #[cfg(test)]

@@ -77,19 +77,22 @@ impl Writer {
 
     pub fn push(&mut self, x: &[f64]) {
         macro_rules! narrow {
-            ($to:expr) => {
-                for &x in x {
-                    let y = $to(x);
+            ($width:literal, $to:expr) => {{
+                let start = self.raw.len();
+                self.raw.resize(start + x.len() * $width, 0);
+                let (places, _) = self.raw[start..].as_chunks_mut::<$width>();
+                for (place, x) in places.iter_mut().zip(x) {
+                    let y = $to(*x);
                     self.finite &= y.is_finite();
-                    self.raw.extend(y.to_le_bytes());
+                    *place = y.to_le_bytes();
                 }
-            };
+            }};
         }
         match self.dtype {
-            DType::Float => narrow!(|x: f64| x as f32),
-            DType::Double => narrow!(|x: f64| x),
-            DType::Float16 => narrow!(f16::from_f64),
-            _ => narrow!(bf16::from_f64),
+            DType::Float => narrow!(4, |x: f64| x as f32),
+            DType::Double => narrow!(8, |x: f64| x),
+            DType::Float16 => narrow!(2, f16::from_f64),
+            _ => narrow!(2, bf16::from_f64),
         }
     }
 

@@ -8,6 +8,9 @@ use crate::ir::{NodeId, Tensor, ValueId};
 /// A weight that other nodes read as well is copied only when it is at most this large: no file grows by much.
 const COPY_UP_TO: usize = 1024;
 
+/// Scaled elements are handed on in batches of so many.
+const BUFFER: usize = 1 << 14;
+
 /// A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
 pub(super) struct Linear {
     pub node: NodeId,
@@ -83,37 +86,66 @@ impl Linear {
         self.weight.dims().iter().skip(2).product()
     }
 
-    /// The output channel and the input channel of each run of [`Linear::taps`] elements of the weight, in order.
-    fn channels(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let d = self.weight.dims();
-        let (rows, columns) = (d[0], d[1]);
-        let (outs, ins) = (self.outs / self.group, self.ins / self.group);
-        let of = move |r: usize, c: usize| match self.kind {
-            Kind::Conv => (r, r / outs * ins + c),
-            Kind::ConvTranspose => (r / ins * outs + c, r),
-            Kind::Gemm { trans_b: true } => (r, c),
-            Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
+    /// Calls `f` with the output channel and the input channel of each run of elements of the weight, in order, and with the
+    /// elements; a run may come in parts. Runs are [`Linear::taps`] long, or whole rows of the first axis where `rows`: then
+    /// only the channel that the first axis counts is right. `None` when the weight is not float.
+    fn each_run(&self, rows: bool, mut f: impl FnMut(usize, usize, &[f64])) -> Option<()> {
+        let (columns, taps) = match (self.weight.dims()[1], self.taps()) {
+            (columns, taps) if rows => (1, columns * taps),
+            axes => axes,
         };
-        (0..rows).flat_map(move |r| (0..columns).map(move |c| of(r, c)))
-    }
-
-    /// The output channel and the input channel of each element of the weight, in order.
-    fn elements(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let taps = self.taps();
-        self.channels().flat_map(move |c| std::iter::repeat_n(c, taps))
-    }
-
-    /// The weight with each element multiplied by a number of its output and input channel.
-    pub fn scaled(&self, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
-        let mut out = Writer::new(self.weight.dtype(), self.weight.dims())?;
-        let mut factors = self.elements().map(|(o, i)| by(o, i));
-        let mut scaled = Vec::new();
-        every(&self.weight, |part| {
-            scaled.clear();
-            scaled.extend(part.iter().zip(&mut factors).map(|(x, f)| x * f));
-            out.push(&scaled);
+        let (outs, ins) = (self.outs / self.group, self.ins / self.group);
+        let kind = self.kind;
+        let (mut r, mut c, mut tap) = (0, 0, 0);
+        every(&self.weight, |mut part| {
+            while !part.is_empty() {
+                let (run, rest) = part.split_at((taps - tap).min(part.len()));
+                let (o, i) = match kind {
+                    Kind::Conv => (r, r / outs * ins + c),
+                    Kind::ConvTranspose => (r / ins * outs + c, r),
+                    Kind::Gemm { trans_b: true } => (r, c),
+                    Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
+                };
+                f(o, i, run);
+                (tap, part) = (tap + run.len(), rest);
+                if tap == taps {
+                    (tap, c) = (0, c + 1);
+                }
+                if c == columns {
+                    (c, r) = (0, r + 1);
+                }
+            }
             true
+        })
+        .map(|_| ())
+    }
+
+    /// The weight with each element multiplied by a number of its output channel.
+    pub fn scaled_outputs(&self, by: &[f64]) -> Option<Tensor> {
+        let rows = matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
+        self.scaled(rows, |o, _| by[o])
+    }
+
+    /// The weight with each element multiplied by a number of its input channel.
+    pub fn scaled_inputs(&self, by: &[f64]) -> Option<Tensor> {
+        let rows = !matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
+        self.scaled(rows, |_, i| by[i])
+    }
+
+    fn scaled(&self, rows: bool, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
+        let mut out = Writer::new(self.weight.dtype(), self.weight.dims())?;
+        let mut scaled = Vec::with_capacity(BUFFER);
+        self.each_run(rows, |o, i, run| {
+            let factor = by(o, i);
+            for part in run.chunks(BUFFER) {
+                if scaled.len() + part.len() > BUFFER {
+                    out.push(&scaled);
+                    scaled.clear();
+                }
+                scaled.extend(part.iter().map(|x| x * factor));
+            }
         })?;
+        out.push(&scaled);
         out.tensor()
     }
 
@@ -121,13 +153,7 @@ impl Linear {
     /// channel; a Gemm's `alpha` is not in it.
     pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
         let mut out = vec![0.0; self.outs];
-        let mut elements = self.elements();
-        every(&self.weight, |part| {
-            for (x, (o, i)) in part.iter().zip(&mut elements) {
-                out[o] += x * shift[i];
-            }
-            true
-        })?;
+        self.each_run(false, |o, i, run| out[o] += run.iter().sum::<f64>() * shift[i])?;
         Some(out)
     }
 
