@@ -120,6 +120,7 @@ pub fn rewrite(
     engine: &dyn Engine,
     progress: &dyn Progress,
 ) -> Result<Report> {
+    crate::analysis::legal::check(model)?;
     let original = model.clone();
     let requests = options.requests();
     let lossy = requests.iter().any(|r| r.info.lossy);

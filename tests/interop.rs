@@ -125,6 +125,13 @@ fn rewritten_fixtures_run_in_onnx_runtime_and_keep_their_accuracy() {
     report("fixtures in ONNX Runtime", &script(python, "fixtures.py", &[&list]));
 }
 
+#[test]
+fn layers_that_simplify_recognises_give_the_same_numbers() {
+    let Some(python) = python() else { return };
+    let (tool, folder) = (Path::new(env!("CARGO_BIN_EXE_onnxzip")), target().join("interop/fuse"));
+    report("simplify(fuse=on)", &script(python, "fuse.py", &[tool, &folder]));
+}
+
 /// The backend tests of the onnx package, laid out below `target/`.
 fn backend(python: &Path) -> PathBuf {
     let folder = target().join("backend");

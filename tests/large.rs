@@ -89,7 +89,9 @@ impl Chain {
         for &n in main.nodes() {
             assert!(["MatMul", "Relu"].iter().any(|op| model.node(n).is(op)), "{}", model.label(n));
         }
-        for (i, &c) in main.consts().iter().enumerate() {
+        for &c in main.consts() {
+            let digits: String = model.value(c).name.chars().filter(char::is_ascii_digit).collect();
+            let i: usize = digits.parse().expect("weights are numbered");
             let first = model.value(c).tensor().and_then(|t| t.external()).expect("external data")[..4].to_vec();
             let factor = if i / 2 % 4 == 1 { 2.0 } else { 1.0 };
             assert_eq!(first, ((1.0 + i as f32) * factor).to_le_bytes(), "weight {i}");

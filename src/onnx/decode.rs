@@ -1,7 +1,7 @@
 //! From ONNX messages to the intermediate representation.
 
 use super::external::External;
-use crate::ir::{Attr, GraphId, Model, NodeId, Op, SubGraphs, Tensor, ValueId};
+use crate::ir::{Attr, DType, GraphId, Model, NodeId, Op, SubGraphs, Tensor, ValueId};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
@@ -107,6 +107,12 @@ impl Decoder<'_> {
         let name = t.name().to_owned();
         let named = || format!("initializer {name:?}");
         ensure!(t.data_type() != 0, "{}: it has no data type", named());
+        ensure!(
+            DType::try_from(t.data_type()).is_ok(),
+            "{}: data type {} does not exist in any ONNX version up to 1.23; the file is damaged, or this program too old",
+            named(),
+            t.data_type()
+        );
         let tensor = self.tensor(t).with_context(named)?;
         let own = self.scopes.0.last().and_then(|s| s.get(&name).copied());
         match own {
