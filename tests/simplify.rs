@@ -376,3 +376,17 @@ fn inner_values_are_declared_only_when_that_is_asked_for() {
         }
     }
 }
+
+#[test]
+fn a_declared_type_of_a_value_that_is_gone_does_no_harm() {
+    let mut n = Net::new(13);
+    let x = n.input(&[1, 4]);
+    let y = n.op("Relu", &[x], vec![]);
+    n.output(y);
+    let unused = n.op("Neg", &[x], vec![]); // the last value of the model
+    let main = n.0.main_id();
+    let name = n.0.value(unused).name.clone();
+    n.0.add_info(main, Some(unused), Net::info(&name, Some(&[1, 4])));
+    n.0.sweep();
+    assert_eq!(n.simplified(), ["Relu"]);
+}

@@ -107,12 +107,6 @@ impl Decoder<'_> {
         let name = t.name().to_owned();
         let named = || format!("initializer {name:?}");
         ensure!(t.data_type() != 0, "{}: it has no data type", named());
-        ensure!(
-            DType::try_from(t.data_type()).is_ok(),
-            "{}: data type {} does not exist in any ONNX version up to 1.23; the file is damaged, or this program too old",
-            named(),
-            t.data_type()
-        );
         let tensor = self.tensor(t).with_context(named)?;
         let own = self.scopes.0.last().and_then(|s| s.get(&name).copied());
         match own {
@@ -126,6 +120,11 @@ impl Decoder<'_> {
     }
 
     fn tensor(&self, mut t: pb::TensorProto) -> Result<Tensor> {
+        ensure!(
+            DType::try_from(t.data_type()).is_ok(),
+            "data type {} does not exist in any ONNX version up to 1.23; the file is damaged, or this program too old",
+            t.data_type()
+        );
         let data = self.external.data_of(&t)?;
         if data.is_some() {
             t.raw_data = None;
