@@ -266,7 +266,11 @@ pub fn find_data(model_path: &Path, model: &Model, options: &Options) -> Result<
         return Dataset::open(path, model);
     }
     let identities = !options.passes.is_empty() && options.requests().iter().all(|r| !r.info.lossy);
-    let count = if identities { SAMPLES_FOR_IDENTITIES } else { SYNTHETIC_SAMPLES };
+    let count = if identities {
+        SAMPLES_FOR_IDENTITIES
+    } else {
+        SYNTHETIC_SAMPLES
+    };
     let mut made_up = Dataset::synthetic(model, options.seed, count);
     match Dataset::beside(model_path, model) {
         Ok(Some(data)) => return Ok(data),

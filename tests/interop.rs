@@ -199,7 +199,11 @@ fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
 }
 
 /// What `opset` may refuse: models older than operator set 7, and what has no newer form.
-const NO_NEWER_FORM: &[&str] = &["too old to be converted", "its batch axis has no newer form", "tf_half_pixel_for_nn"];
+const NO_NEWER_FORM: &[&str] = &[
+    "too old to be converted",
+    "its batch axis has no newer form",
+    "tf_half_pixel_for_nn",
+];
 
 #[test]
 fn backend_tests_raised_to_newer_operator_sets_still_pass() {

@@ -27,7 +27,8 @@ impl Chain {
             let name = format!("w{}", weights.len());
             let length = 4 * (dims[0] * dims[1]) as u64;
             data.seek(SeekFrom::Start(at)).expect("sought");
-            data.write_all(&(1.0 + weights.len() as f32).to_le_bytes()).expect("written");
+            data.write_all(&(1.0 + weights.len() as f32).to_le_bytes())
+                .expect("written");
             weights.push(external(&name, &dims, at, length));
             at += length.next_multiple_of(4096);
             name
@@ -87,12 +88,20 @@ impl Chain {
         let main = model.main();
         assert!(main.nodes().len() > 8);
         for &n in main.nodes() {
-            assert!(["MatMul", "Relu"].iter().any(|op| model.node(n).is(op)), "{}", model.label(n));
+            assert!(
+                ["MatMul", "Relu"].iter().any(|op| model.node(n).is(op)),
+                "{}",
+                model.label(n)
+            );
         }
         // Each weight begins with its number; the factors of 2 may go into either neighbour.
         let mut found = 0.0;
         for &c in main.consts() {
-            let data = model.value(c).tensor().and_then(|t| t.external()).expect("external data");
+            let data = model
+                .value(c)
+                .tensor()
+                .and_then(|t| t.external())
+                .expect("external data");
             found += f32::from_le_bytes(data[..4].try_into().expect("4 bytes")).log2();
         }
         let weights = main.consts().len();
@@ -152,7 +161,11 @@ fn memory_is_bounded_by_the_largest_tensor_and_not_by_the_model() {
 fn three_gigabytes_are_simplified_in_bounded_memory() {
     let chain = Chain::new("huge", 3_100_000_000, 100_000, 16384);
     let peak = chain.simplify();
-    crate::tool::say(&format!("peak {} MB, allowed {} MB", peak / 1_000_000, allowed(chain.largest) / 1_000_000));
+    crate::tool::say(&format!(
+        "peak {} MB, allowed {} MB",
+        peak / 1_000_000,
+        allowed(chain.largest) / 1_000_000
+    ));
     assert!(peak < allowed(chain.largest));
 }
 
@@ -167,7 +180,10 @@ fn a_model_above_the_limit_goes_to_external_data_by_itself() {
             inline_up_to,
             ..Default::default()
         };
-        onnx::write(&model, &out, options).expect("written").commit().expect("in place");
+        onnx::write(&model, &out, options)
+            .expect("written")
+            .commit()
+            .expect("in place");
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), files);
         let again = onnx::read(&out).expect("a model");
         assert_eq!(onnx::to_bytes(&again).expect("bytes").len(), bytes);

@@ -36,7 +36,14 @@ fn mean(axes: &[i64]) -> pb::NodeProto {
 
 #[test]
 fn versions_are_raised_only_as_far_as_needed() {
-    for (opset, ir, to, want) in [(7, 3, 8, 3), (8, 3, 9, 4), (13, 7, 14, 7), (13, 8, 14, 8), (13, 7, 21, 10), (17, 8, 28, 14)] {
+    for (opset, ir, to, want) in [
+        (7, 3, 8, 3),
+        (8, 3, 9, 4),
+        (13, 7, 14, 7),
+        (13, 8, 14, 8),
+        (13, 7, 21, 10),
+        (17, 8, 28, 14),
+    ] {
         let m = raised(&at(model(vec![node("Relu", &["x"], &["y"])], vec![]), opset, ir), to);
         assert_eq!((m.opset_import[0].version(), m.ir_version()), (to, want));
     }
@@ -91,7 +98,10 @@ fn with_function(default: Option<f32>) -> pb::ModelProto {
         domain: Some("own".into()),
         input: vec!["x".into()],
         output: vec!["y".into()],
-        node: vec![with(node("Clip", &["x"], &["c"]), [lo]), with(node("ReduceMean", &["c"], &["y"]), [ints("axes", &[1])])],
+        node: vec![
+            with(node("Clip", &["x"], &["c"]), [lo]),
+            with(node("ReduceMean", &["c"], &["y"]), [ints("axes", &[1])]),
+        ],
         opset_import: vec![set("", 10), set("unused", 1)],
         attribute_proto: default.map(number).into_iter().collect(),
         ..Default::default()
@@ -108,10 +118,18 @@ fn with_function(default: Option<f32>) -> pb::ModelProto {
 fn bodies_of_functions_are_raised_with_constants_for_initializers() {
     let m = raised(&with_function(Some(0.5)), 18);
     let f = &m.functions[0];
-    assert_eq!((&m.opset_import[..], &f.opset_import[..]), (&[set("", 18), set("own", 1)][..], &[set("", 18)][..]));
+    assert_eq!(
+        (&m.opset_import[..], &f.opset_import[..]),
+        (&[set("", 18), set("own", 1)][..], &[set("", 18)][..])
+    );
     let ops: Vec<&str> = f.node.iter().map(|n| n.op_type()).collect();
     assert_eq!(ops.iter().filter(|o| **o == "Constant").count(), 2, "{ops:?}");
-    let limit = f.node.iter().flat_map(|n| &n.attribute).find(|a| a.name() == "value_float").expect("the limit");
+    let limit = f
+        .node
+        .iter()
+        .flat_map(|n| &n.attribute)
+        .find(|a| a.name() == "value_float")
+        .expect("the limit");
     assert_eq!(limit.ref_attr_name(), "lo");
     let e = raise_opset(&mut decoded(&with_function(None)), 18).expect_err("the caller gives no `lo`");
     assert!(format!("{e:#}").contains("lo"), "{e:#}");
@@ -137,7 +155,10 @@ fn nodes_in_branches_are_raised() {
     let mut inner = inner;
     inner.node[0].output[0] = "w".into();
     inner.output[0].name = Some("w".into());
-    let choose = with(node("If", &["c"], &["y"]), [graph("then_branch", branch), graph("else_branch", inner)]);
+    let choose = with(
+        node("If", &["c"], &["y"]),
+        [graph("then_branch", branch), graph("else_branch", inner)],
+    );
     let c = pb::TensorProto {
         name: Some("c".into()),
         data_type: Some(pb::tensor_proto::DataType::Bool as i32),
@@ -148,6 +169,9 @@ fn nodes_in_branches_are_raised() {
     let graph = m.graph.expect("a graph");
     for a in &graph.node[0].attribute {
         let g = a.g.as_ref().expect("a branch");
-        assert_eq!((g.node[0].input.len(), g.node[0].attribute.len(), g.initializer.len()), (2, 0, 1));
+        assert_eq!(
+            (g.node[0].input.len(), g.node[0].attribute.len(), g.initializer.len()),
+            (2, 0, 1)
+        );
     }
 }

@@ -201,20 +201,28 @@ const ATTRIBUTES: &[(&[T], &[&str])] = &[
 /// # Errors
 /// Says what no version of the operator allows.
 pub fn legal(node: &Node) -> Result<()> {
-    let Some((inputs, outputs, _)) = OPERATORS.iter().find(|(_, _, ops)| ops.contains(&node.op.name.as_str())) else {
+    let Some((inputs, outputs, _)) = OPERATORS
+        .iter()
+        .find(|(_, _, ops)| ops.contains(&node.op.name.as_str()))
+    else {
         return Ok(());
     };
     let there = |all: &[Option<crate::ir::ValueId>]| all.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
-    for (what, count, allowed) in
-        [("inputs", there(node.inputs()), inputs), ("outputs", there(node.outputs()), outputs)]
-    {
+    for (what, count, allowed) in [
+        ("inputs", there(node.inputs()), inputs),
+        ("outputs", there(node.outputs()), outputs),
+    ] {
         let range = match (*allowed.start(), *allowed.end()) {
             (a, b) if a == b => format!("{a}"),
             (a, MANY) => format!("at least {a}"),
             (a, b) => format!("{a} to {b}"),
         };
-        ensure!(allowed.contains(&count), "it has {count} {what}, but {} takes {range}: the file is damaged, or was \
-            edited by hand; export the model anew", node.op.name);
+        ensure!(
+            allowed.contains(&count),
+            "it has {count} {what}, but {} takes {range}: the file is damaged, or was \
+            edited by hand; export the model anew",
+            node.op.name
+        );
     }
     for a in &node.attrs {
         let Some((types, _)) = ATTRIBUTES.iter().find(|(_, names)| names.contains(&a.name())) else {
@@ -223,7 +231,13 @@ pub fn legal(node: &Node) -> Result<()> {
         // Files of IR version 1 do not say the type.
         let kind = a.proto.r#type();
         let fits = kind == T::Undefined || types.contains(&kind);
-        ensure!(fits, "attribute {:?} is of type {}, but must be {}: export the model anew", a.name(), kind.as_str_name(), types[0].as_str_name());
+        ensure!(
+            fits,
+            "attribute {:?} is of type {}, but must be {}: export the model anew",
+            a.name(),
+            kind.as_str_name(),
+            types[0].as_str_name()
+        );
     }
     Ok(())
 }

@@ -29,7 +29,22 @@ impl Dice {
         all.get_mut(i)
     }
     fn number(&mut self) -> i64 {
-        const ODD: &[i64] = &[0, 1, -1, 2, 3, -2, 7, 64, 1 << 31, -(1 << 31), 1 << 40, i64::MAX, i64::MIN, i64::MAX / 4];
+        const ODD: &[i64] = &[
+            0,
+            1,
+            -1,
+            2,
+            3,
+            -2,
+            7,
+            64,
+            1 << 31,
+            -(1 << 31),
+            1 << 40,
+            i64::MAX,
+            i64::MIN,
+            i64::MAX / 4,
+        ];
         ODD[self.below(ODD.len())]
     }
 }
@@ -40,12 +55,17 @@ fn seconds(default: u64) -> Duration {
 }
 
 fn seed() -> u64 {
-    std::env::var("FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0)
+    std::env::var("FUZZ_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Small models: our fixture, and the backend tests where `interop.rs` has laid them out.
 fn corpus() -> Vec<PathBuf> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("target/tmp lies in target");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("target/tmp lies in target");
     let mut all = crate::roundtrip::models_below(&target.join("backend"));
     all.retain(|p| p.metadata().is_ok_and(|m| m.len() < 20_000));
     all.push(fixture("digits_mlp.onnx"));
@@ -69,7 +89,22 @@ fn mutate_node(node: &mut pb::NodeProto, names: &[String], dice: &mut Dice) {
         }
         3 => node.input.iter_mut().for_each(String::clear),
         4 => {
-            let ops = ["Add", "Conv", "Gemm", "MatMul", "Reshape", "Transpose", "Concat", "If", "Loop", "Constant", "Slice", "Resize", "Split", "Foo"];
+            let ops = [
+                "Add",
+                "Conv",
+                "Gemm",
+                "MatMul",
+                "Reshape",
+                "Transpose",
+                "Concat",
+                "If",
+                "Loop",
+                "Constant",
+                "Slice",
+                "Resize",
+                "Split",
+                "Foo",
+            ];
             node.op_type = Some(ops[dice.below(ops.len())].into());
         }
         5 => drop(node.output.pop()),
@@ -113,14 +148,23 @@ fn mutate_tensor(t: &mut pb::TensorProto, dice: &mut Dice) {
         _ => {
             let n = dice.number();
             let bytes = n.to_le_bytes();
-            t.raw_data = t.raw_data.as_ref().map(|r| r.iter().enumerate().map(|(i, b)| if i < 8 { bytes[i] } else { *b }).collect());
+            t.raw_data = t.raw_data.as_ref().map(|r| {
+                r.iter()
+                    .enumerate()
+                    .map(|(i, b)| if i < 8 { bytes[i] } else { *b })
+                    .collect()
+            });
         }
     }
 }
 
 fn mutate(m: &mut pb::ModelProto, dice: &mut Dice) {
     let Some(g) = &mut m.graph else { return };
-    let mut names: Vec<String> = g.node.iter().flat_map(|n| n.input.iter().chain(&n.output).cloned()).collect();
+    let mut names: Vec<String> = g
+        .node
+        .iter()
+        .flat_map(|n| n.input.iter().chain(&n.output).cloned())
+        .collect();
     names.extend(g.initializer.iter().map(|t| t.name().to_owned()));
     match dice.below(12) {
         0..=4 => {
@@ -135,8 +179,15 @@ fn mutate(m: &mut pb::ModelProto, dice: &mut Dice) {
         }
         7 => {
             let d = pb::tensor_shape_proto::dimension::Value::DimValue(dice.number());
-            let ports = if dice.below(2) == 0 { &mut g.input } else { &mut g.value_info };
-            let ty = dice.of(ports).and_then(|p| p.r#type.as_mut()).and_then(|t| t.value.as_mut());
+            let ports = if dice.below(2) == 0 {
+                &mut g.input
+            } else {
+                &mut g.value_info
+            };
+            let ty = dice
+                .of(ports)
+                .and_then(|p| p.r#type.as_mut())
+                .and_then(|t| t.value.as_mut());
             if let Some(pb::type_proto::Value::TensorType(t)) = ty
                 && let Some(dim) = t.shape.as_mut().and_then(|s| dice.of(&mut s.dim))
             {
@@ -205,7 +256,9 @@ fn fuzzed_models_do_not_crash_the_library() {
     while start.elapsed() < seconds(5) {
         let path = &corpus[dice.below(corpus.len())];
         let whole = std::fs::read(path).expect("a file");
-        let Ok(mut m) = pb::ModelProto::decode(&whole[..]) else { continue };
+        let Ok(mut m) = pb::ModelProto::decode(&whole[..]) else {
+            continue;
+        };
         for _ in 0..1 + dice.below(3) {
             mutate(&mut m, &mut dice);
         }
@@ -223,10 +276,19 @@ fn fuzzed_models_do_not_crash_the_library() {
             std::fs::create_dir_all(&found).expect("made");
             let file = found.join(format!("{tried}.onnx"));
             std::fs::write(&file, &bytes).expect("written");
-            bad.push(format!("{} from {}{}", file.display(), path.display(), if slow { ": slow" } else { "" }));
+            bad.push(format!(
+                "{} from {}{}",
+                file.display(),
+                path.display(),
+                if slow { ": slow" } else { "" }
+            ));
         }
     }
-    say(&format!("{tried} mutants of {} models, {read} of them readable, {} crashed", corpus.len(), bad.len()));
+    say(&format!(
+        "{tried} mutants of {} models, {read} of them readable, {} crashed",
+        corpus.len(),
+        bad.len()
+    ));
     assert!(bad.is_empty(), "{}", bad.join("\n"));
     assert!(read * 10 > tried, "the mutants are too broken to test anything");
 }
@@ -236,8 +298,11 @@ fn fuzzed_samples_do_not_crash_the_readers() {
     let model = onnxzip::onnx::read(&fixture("digits_mlp.onnx")).expect("a model");
     let folder = tempfile::tempdir().expect("a folder");
     let npz = std::fs::read(fixture("digits.npz")).expect("a fixture");
-    let tensor = crate::tool::floats("x", &[1, 784], &[0.5; 784]).encode_to_vec();
-    let header = format!("{:<117}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 784), }");
+    let tensor = crate::tool::floats("image", &[1, 1, 28, 28], &[0.5; 784]).encode_to_vec();
+    let header = format!(
+        "{:<117}\n",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1, 28, 28), }"
+    );
     let npy: Vec<u8> = [b"\x93NUMPY\x01\x00\x76\x00", header.as_bytes(), &[0; 2 * 784 * 4]].concat();
     let set = folder.path().join("pb/test_data_set_0");
     std::fs::create_dir_all(&set).expect("made");
@@ -256,7 +321,11 @@ fn fuzzed_samples_do_not_crash_the_readers() {
         let ends = if dice.below(4) == 0 { bytes.len() } else { 160 };
         for _ in 0..1 + dice.below(4) {
             let at = dice.below(ends.min(bytes.len()));
-            let at = if kind == 0 && dice.below(2) == 0 { bytes.len() - 1 - at } else { at };
+            let at = if kind == 0 && dice.below(2) == 0 {
+                bytes.len() - 1 - at
+            } else {
+                at
+            };
             bytes[at] = match dice.below(3) {
                 0 => dice.next() as u8,
                 1 => b"0123456789(),-<>|fiub"[dice.below(21)],
@@ -275,5 +344,7 @@ fn fuzzed_samples_do_not_crash_the_readers() {
             }
         }
     }
-    say(&format!("mutants of npz, npy, pb: {tried:?}, of them readable: {read:?}"));
+    say(&format!(
+        "mutants of npz, npy, pb: {tried:?}, of them readable: {read:?}"
+    ));
 }

@@ -201,7 +201,10 @@ impl Fact {
             Dim::Symbol(s) => s.clone(),
             _ => "?".into(),
         };
-        let dims = self.shape.as_ref().map(|s| s.iter().map(dim).collect::<Vec<_>>().join(","));
+        let dims = self
+            .shape
+            .as_ref()
+            .map(|s| s.iter().map(dim).collect::<Vec<_>>().join(","));
         format!("{dtype}[{}]", dims.unwrap_or_else(|| "…".into()))
     }
     /// The fact of a constant.

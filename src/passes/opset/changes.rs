@@ -29,7 +29,7 @@ const CHANGES: &[Change] = &[
     change("Scan", 9, |_, _| bail!("its batch axis has no newer form")),
     change("Upsample", 9, |w, n| {
         ensure!(w.model.node(n).attr("scales").is_some(), "its scales are missing");
-        w.to_input(n, 1, "scales", "value_floats", |_, a| {
+        w.make_input(n, 1, "scales", "value_floats", |_, a| {
             let scales = a.proto.floats.clone();
             Ok(Some(Tensor::new(&[scales.len()], scales)))
         })
@@ -59,7 +59,7 @@ const CHANGES: &[Change] = &[
     change("Clip", 11, clip),
     change("Pad", 11, |w, n| {
         w.ints_to_input(n, "pads", 1)?;
-        w.to_input(n, 2, "value", "value_float", |w, a| match a.proto.f() {
+        w.make_input(n, 2, "value", "value_float", |w, a| match a.proto.f() {
             0.0 => Ok(None),
             value => w.scalar_like(n, value).map(Some),
         })
@@ -78,7 +78,7 @@ const CHANGES: &[Change] = &[
         Ok(())
     }),
     change("Dropout", 12, |w, n| {
-        w.to_input(n, 1, "ratio", "value_float", |_, a| Ok(Some(Tensor::scalar(a.proto.f()))))
+        w.make_input(n, 1, "ratio", "value_float", |_, a| Ok(Some(Tensor::scalar(a.proto.f()))))
     }),
     change("Softmax", 13, softmax),
     change("LogSoftmax", 13, softmax),
@@ -125,7 +125,7 @@ const CHANGES: &[Change] = &[
         if w.model.node(n).attr("axis").is_none() {
             w.model.node_mut(n).set_attr(Attr::int("axis", 1));
         }
-        w.to_input(n, 2, "axis", "value_int", |_, a| Ok(Some(Tensor::scalar(a.proto.i()))))
+        w.make_input(n, 2, "axis", "value_int", |_, a| Ok(Some(Tensor::scalar(a.proto.i()))))
     }),
     change("GridSample", 20, |w, n| {
         w.own(n, "mode")?;
@@ -181,7 +181,7 @@ fn axes_to_input(w: &mut Work, id: NodeId) -> Result<()> {
 
 fn clip(w: &mut Work, id: NodeId) -> Result<()> {
     for (slot, name) in [(1, "min"), (2, "max")] {
-        w.to_input(id, slot, name, "value_float", |w, a| {
+        w.make_input(id, slot, name, "value_float", |w, a| {
             // The old defaults, the limits of f32, mean that there is none.
             match a.proto.f().abs() == f32::MAX {
                 true => Ok(None),

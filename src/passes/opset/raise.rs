@@ -76,7 +76,7 @@ impl<'m> Work<'m> {
 
     /// Makes an attribute an input. `tensor` gives the data, of an attribute of the node itself; one that a function's
     /// caller gives becomes a `Constant` that refers to it, under the attribute `kind` of that operator.
-    pub fn to_input(
+    pub fn make_input(
         &mut self,
         id: NodeId,
         slot: usize,
@@ -121,7 +121,7 @@ impl<'m> Work<'m> {
     }
 
     pub fn ints_to_input(&mut self, id: NodeId, name: &str, slot: usize) -> Result<()> {
-        self.to_input(id, slot, name, "value_ints", |_, a| {
+        self.make_input(id, slot, name, "value_ints", |_, a| {
             let ints = a.proto.ints.clone();
             Ok(Some(Tensor::new(&[ints.len()], ints)))
         })
