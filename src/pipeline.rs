@@ -14,11 +14,13 @@ use std::time::Instant;
 
 /// Samples that are made up when there are no real ones.
 const SYNTHETIC_SAMPLES: usize = 16;
+/// As many as leave one to verify with: an identity that is wrong is wrong on almost every input.
+const SAMPLES_FOR_IDENTITIES: usize = 4;
 
 /// What the user asked for.
 #[derive(Clone)]
 pub struct Options {
-    /// The passes, in order. `simplify` is put in front unless [`Options::simplify_first`] is off or it is there.
+    /// The passes, in order. `simplify` is put in front (after `opset`) unless [`Options::simplify_first`] is off or it is there.
     pub passes: Vec<Request>,
     /// Run `simplify` before everything else.
     pub simplify_first: bool,
@@ -56,10 +58,11 @@ impl Options {
 
     fn requests(&self) -> Vec<Request> {
         let mut all = self.passes.clone();
-        let named = all.first().is_some_and(|r| r.info.name == "simplify");
+        let first = all.iter().take_while(|r| r.info.name == "opset").count();
+        let named = all.get(first).is_some_and(|r| r.info.name == "simplify");
         if let (true, false, Some(info)) = (self.simplify_first, named, find("simplify")) {
             let options = crate::passes::Options::defaults(info);
-            all.insert(0, Request { info, options });
+            all.insert(first, Request { info, options });
         }
         all
     }
@@ -117,6 +120,7 @@ pub fn rewrite(
     engine: &dyn Engine,
     progress: &dyn Progress,
 ) -> Result<Report> {
+    crate::analysis::legal::check(model)?;
     let original = model.clone();
     let requests = options.requests();
     let lossy = requests.iter().any(|r| r.info.lossy);
@@ -261,8 +265,18 @@ pub fn find_data(model_path: &Path, model: &Model, options: &Options) -> Result<
     if let Some(path) = &options.calib {
         return Dataset::open(path, model);
     }
-    if let Some(data) = Dataset::beside(model_path, model)? {
-        return Ok(data);
+    let identities = !options.passes.is_empty() && options.requests().iter().all(|r| !r.info.lossy);
+    let count = if identities {
+        SAMPLES_FOR_IDENTITIES
+    } else {
+        SYNTHETIC_SAMPLES
+    };
+    let mut made_up = Dataset::synthetic(model, options.seed, count);
+    match Dataset::beside(model_path, model) {
+        Ok(Some(data)) => return Ok(data),
+        Ok(None) => {}
+        // Nobody asked for them.
+        Err(e) => made_up.origin += &format!("; the data beside the model cannot be used ({e:#})"),
     }
-    Ok(Dataset::synthetic(model, options.seed, SYNTHETIC_SAMPLES))
+    Ok(made_up)
 }

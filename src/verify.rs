@@ -131,18 +131,21 @@ pub fn compare(
         let session = engine.load(model, &wanted, &like);
         session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("{which}: {why}"))))
     };
-    let a = load(original, "the original", pairs.iter().map(|p| p.original).collect())?;
-    let b = load(changed, "the result", pairs.iter().map(|p| p.changed).collect())?;
+    let a = || load(original, "the original", pairs.iter().map(|p| p.original).collect());
+    let b = || load(changed, "the result", pairs.iter().map(|p| p.changed).collect());
+    let (a, b) = both(threads, a, b)?;
     let mut meters: Vec<Meter> = pairs.iter().map(|_| Meter::default()).collect();
     progress.start("verify", samples.len());
+    let mut xs = Vec::new();
     in_order(
-        samples.len(),
+        2 * samples.len(),
         threads,
-        |i| {
-            let sample = samples.get(i)?;
-            Ok((a.run(&sample)?, b.run(&sample)?))
-        },
-        |_, (xs, ys)| {
+        |i| [&a, &b][i % 2].run(&samples.get(i / 2)?),
+        |i, ys| {
+            if i % 2 == 0 {
+                xs = ys;
+                return Ok(());
+            }
             for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs.iter().zip(&ys)) {
                 meter.add(x, y).with_context(|| format!("output {:?}", pair.name))?;
             }
@@ -152,6 +155,23 @@ pub fn compare(
     )?;
     progress.finish();
     Ok(pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p)).collect())
+}
+
+/// Runs two jobs, at the same time when there are threads for it; the first error of the two, in order.
+fn both<T: Send>(
+    threads: usize,
+    a: impl FnOnce() -> Result<T>,
+    b: impl FnOnce() -> Result<T> + Send,
+) -> Result<(T, T)> {
+    if threads < 2 {
+        return Ok((a()?, b()?));
+    }
+    std::thread::scope(|scope| {
+        let b = scope.spawn(b);
+        let a = a();
+        let b = b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((a?, b?))
+    })
 }
 
 struct Pair {

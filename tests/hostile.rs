@@ -5,6 +5,7 @@
 mod data;
 mod external;
 mod files;
+mod fuzz;
 mod models;
 mod mutants;
 mod usage;

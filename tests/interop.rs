@@ -125,6 +125,13 @@ fn rewritten_fixtures_run_in_onnx_runtime_and_keep_their_accuracy() {
     report("fixtures in ONNX Runtime", &script(python, "fixtures.py", &[&list]));
 }
 
+#[test]
+fn layers_that_simplify_recognises_give_the_same_numbers() {
+    let Some(python) = python() else { return };
+    let (tool, folder) = (Path::new(env!("CARGO_BIN_EXE_onnxzip")), target().join("interop/fuse"));
+    report("simplify(fuse=on)", &script(python, "fuse.py", &[tool, &folder]));
+}
+
 /// The backend tests of the onnx package, laid out below `target/`.
 fn backend(python: &Path) -> PathBuf {
     let folder = target().join("backend");
@@ -152,13 +159,14 @@ fn backend_model(path: &Path, out: &Path) -> Result<(), String> {
     std::fs::write(out, written).map_err(|e| e.to_string())
 }
 
-#[test]
-fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
-    let Some(python) = python() else { return };
-    let folder = backend(python);
-    let results = target().join("backend_out");
-    let _ = std::fs::remove_dir_all(&results);
-    let all = crate::roundtrip::models_below(&folder);
+/// Does a job for every backend model, which writes its result; gives how many there were and what went wrong.
+fn each_backend_model(
+    folder: &Path,
+    results: &Path,
+    job: impl Fn(&Path, &Path) -> Result<(), String> + std::panic::RefUnwindSafe,
+) -> (usize, Vec<String>) {
+    let _ = std::fs::remove_dir_all(results);
+    let all = crate::roundtrip::models_below(folder);
     let mut faults = Vec::new();
     for path in &all {
         let test = path.parent().expect("a folder");
@@ -166,18 +174,59 @@ fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
         let kind = results.join(kind.file_name().expect("a name"));
         std::fs::create_dir_all(&kind).expect("made");
         let out = kind.join(format!("{}.onnx", name.to_string_lossy()));
-        let outcome = std::panic::catch_unwind(|| backend_model(path, &out)).unwrap_or(Err("it panicked".into()));
+        let outcome = std::panic::catch_unwind(|| job(path, &out)).unwrap_or(Err("it panicked".into()));
         faults.extend(outcome.err().map(|e| format!("{}: {e}", test.display())));
     }
-    say(&format!(
-        "{} of {} backend models read, written with the same bytes, and simplified",
-        all.len() - faults.len(),
-        all.len()
-    ));
     assert!(all.len() > 1000, "only {} models", all.len());
+    (all.len(), faults)
+}
+
+#[test]
+fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
+    let Some(python) = python() else { return };
+    let folder = backend(python);
+    let results = target().join("backend_out");
+    let (all, faults) = each_backend_model(&folder, &results, backend_model);
+    say(&format!(
+        "{} of {all} backend models read, written with the same bytes, and simplified",
+        all - faults.len(),
+    ));
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
     report(
         "backend tests after simplify",
         &script(python, "check_backend.py", &[&folder, &results]),
     );
+}
+
+/// What `opset` may refuse: models older than operator set 7, and what has no newer form.
+const NO_NEWER_FORM: &[&str] = &[
+    "too old to be converted",
+    "its batch axis has no newer form",
+    "tf_half_pixel_for_nn",
+];
+
+#[test]
+fn backend_tests_raised_to_newer_operator_sets_still_pass() {
+    let Some(python) = python() else { return };
+    let folder = backend(python);
+    for to in [13, 17, 21] {
+        let results = target().join(format!("backend_opset_{to}"));
+        let raise = |path: &Path, out: &Path| -> Result<(), String> {
+            let mut model = onnx::read(path).map_err(|e| format!("not read: {e:#}"))?;
+            if model.opset("") >= to {
+                return Ok(());
+            }
+            match passes::opset::raise_opset(&mut model, to).map_err(|e| format!("{e:#}")) {
+                Err(e) if NO_NEWER_FORM.iter().any(|why| e.contains(why)) => return Ok(()),
+                Err(e) => return Err(e),
+                Ok(_) => {}
+            }
+            let bytes = onnx::to_bytes(&model).map_err(|e| format!("not written: {e:#}"))?;
+            std::fs::write(out, bytes).map_err(|e| e.to_string())
+        };
+        let (_, faults) = each_backend_model(&folder, &results, raise);
+        assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+        let checked = script(python, "check_backend.py", &[&folder, &results]);
+        report(&format!("backend tests raised to operator set {to}"), &checked);
+    }
 }

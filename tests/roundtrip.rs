@@ -79,7 +79,10 @@ fn external_data_go_out_and_come_back() {
     let source = &real_models()[0];
     let model = onnx::read(source).expect("a model");
     let out = folder.path().join("m.onnx");
-    let options = onnx::WriteOptions { external_data: true };
+    let options = onnx::WriteOptions {
+        external_data: true,
+        ..Default::default()
+    };
     onnx::write(&model, &out, options)
         .expect("written")
         .commit()

@@ -350,3 +350,43 @@ fn a_constant_that_would_make_the_file_larger_is_not_folded() {
     n.output(y);
     assert_eq!(n.simplified(), ["Expand", "MatMul"]);
 }
+
+#[test]
+fn inner_values_are_declared_only_when_that_is_asked_for() {
+    for (list, declared) in [("simplify", 0), ("simplify(shapes=all)", 2)] {
+        let mut n = Net::new(13);
+        let x = n.input(&[-1, 8]);
+        let w = n.floats(&[8, 4], &[1.0; 32]);
+        let y = n.op("MatMul", &[x, w], vec![]);
+        let y = n.op("Relu", &[y], vec![]);
+        let y = n.op("Sigmoid", &[y], vec![]);
+        n.output(y);
+        for _ in 0..2 {
+            let data = Dataset::synthetic(&n.0, 1, 1);
+            let mut options = onnxzip::pipeline::Options::new(onnxzip::passes::parse_list(list).unwrap());
+            options.verify = false;
+            onnxzip::pipeline::rewrite(&mut n.0, &data, &options, &Tract, &progress::Silent).unwrap();
+            let proto = onnx::encode(&n.0).unwrap();
+            let infos = proto.graph.unwrap().value_info;
+            assert_eq!(infos.len(), declared, "{list}");
+            for i in infos {
+                let dims = Net::info(i.name(), Some(&[-1, 4]));
+                assert_eq!(i.r#type, dims.r#type);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_declared_type_of_a_value_that_is_gone_does_no_harm() {
+    let mut n = Net::new(13);
+    let x = n.input(&[1, 4]);
+    let y = n.op("Relu", &[x], vec![]);
+    n.output(y);
+    let unused = n.op("Neg", &[x], vec![]); // the last value of the model
+    let main = n.0.main_id();
+    let name = n.0.value(unused).name.clone();
+    n.0.add_info(main, Some(unused), Net::info(&name, Some(&[1, 4])));
+    n.0.sweep();
+    assert_eq!(n.simplified(), ["Relu"]);
+}

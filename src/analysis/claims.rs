@@ -68,7 +68,10 @@ pub(super) fn claims(model: &Model, names: &BTreeMap<String, Dim>, size: usize) 
             .map(|p| (Some(p.value), &p.info));
         let infos = graph.infos.iter().map(|i| (i.value, &i.info));
         for (v, info) in ports.chain(infos) {
-            let Some(v) = v.filter(|v| model.value(*v).graph() == g && !model.value(*v).is_retyped()) else {
+            let Some(v) = v.filter(|v| {
+                let value = model.value(*v);
+                value.is_alive() && value.graph() == g && !value.is_retyped()
+            }) else {
                 continue;
             };
             if all[v.index()].is_some() || info.r#type.is_none() {

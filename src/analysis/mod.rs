@@ -4,5 +4,6 @@ mod claims;
 pub mod cost;
 pub mod groups;
 pub mod infer;
+pub mod legal;
 pub mod sites;
 pub mod stats;

@@ -1,12 +1,12 @@
 //! `onnxzip inspect`
 
 use crate::analysis::cost::{Cost, cost};
-use crate::analysis::infer::infer_for;
+use crate::analysis::infer::{Types, infer, infer_for};
 use crate::data::{Dataset, inputs_of};
 use crate::ir::{Model, NodeId};
 use crate::onnx;
 use crate::report::text::{bytes, count};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,6 +17,9 @@ pub struct Args {
     /// List all weights, not only the 20 largest
     #[arg(short, long)]
     all: bool,
+    /// List all nodes, with the types and dimensions of what they give
+    #[arg(short, long)]
+    nodes: bool,
     /// Dimensions of an input, where the model leaves them open: input=1,3,224,224 (several times for several inputs).
     /// Open dimensions that are not given are guessed
     #[arg(long, value_name = "NAME=DIMS", value_parser = shape)]
@@ -47,7 +50,9 @@ pub fn run(args: &Args) -> Result<u8> {
     let cost = cost(&model, &types);
     let size = onnx::size_on_disk(&args.model, &model)?;
     let mut out = String::new();
-    head(&mut out, &model, size)?;
+    // Open dimensions keep their names here.
+    let open = infer(&model).with_context(named)?;
+    head(&mut out, &model, size, &open)?;
     let macs = cost.macs.map_or("unknown".to_owned(), count);
     let fed: Vec<String> = inputs.iter().map(|(n, d)| format!("{n}{d:?}")).collect();
     writeln!(
@@ -58,11 +63,14 @@ pub fn run(args: &Args) -> Result<u8> {
     )?;
     operators(&mut out, &model, &cost)?;
     weights(&mut out, &model, if args.all { usize::MAX } else { 20 })?;
+    if args.nodes {
+        nodes(&mut out, &model, &open)?;
+    }
     print!("{out}");
     Ok(0)
 }
 
-fn head(out: &mut String, model: &Model, size: u64) -> Result<()> {
+fn head(out: &mut String, model: &Model, size: u64, types: &Types) -> Result<()> {
     let rest = &model.rest;
     let sets: Vec<String> = rest
         .opset_import
@@ -89,7 +97,22 @@ fn head(out: &mut String, model: &Model, size: u64) -> Result<()> {
         writeln!(out, "input  {}: {}", spec.name, spec.describe())?;
     }
     for port in model.main().outputs() {
-        writeln!(out, "output {}", port.name())?;
+        writeln!(out, "output {}: {}", port.name(), types.fact(port.value).describe())?;
+    }
+    Ok(())
+}
+
+/// Every node of the main graph in the order of execution.
+fn nodes(out: &mut String, model: &Model, types: &Types) -> Result<()> {
+    let order = model.topological(model.main_id());
+    writeln!(out, "\n{:<20} {:<40} output", "operator", "node")?;
+    for id in order.map_err(|_| anyhow!("the graph has a cycle"))? {
+        let n = model.node(id);
+        let outputs = n.outputs().iter().flatten();
+        let outputs: Vec<String> = outputs
+            .map(|v| format!("{}: {}", model.value(*v).name, types.fact(*v).describe()))
+            .collect();
+        writeln!(out, "{:<20} {:<40} {}", n.op.name, n.name(), outputs.join(", "))?;
     }
     Ok(())
 }

@@ -50,6 +50,9 @@ pub struct Args {
     /// Do not run `simplify` first
     #[arg(long)]
     no_simplify: bool,
+    /// Raise the default operator set to N before all passes: runtimes and passes may need a newer one
+    #[arg(long, value_name = "N")]
+    opset: Option<i64>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
@@ -72,7 +75,12 @@ pub struct Args {
 
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
-    let mut options = Options::new(parse_list(&args.passes).context("--passes")?);
+    let mut passes = parse_list(&args.passes).context("--passes")?;
+    if let Some(to) = args.opset {
+        let raise = parse_list(&format!("opset(to={to})")).context("--opset")?;
+        passes.splice(0..0, raise);
+    }
+    let mut options = Options::new(passes);
     options.simplify_first = !args.no_simplify;
     options.calib = args.calib.clone();
     options.budget = args.budget;
@@ -82,6 +90,7 @@ pub fn run(args: &Args) -> Result<u8> {
     options.threads = args.threads.map_or(options.threads, usize::from);
     options.write = WriteOptions {
         external_data: args.external_data,
+        ..WriteOptions::default()
     };
     if let Some(path) = &args.json {
         check_target(path).context("--json")?; // before any work is done and any output let out

@@ -72,10 +72,14 @@ impl Dataset {
     /// When there are, but they do not fit the model.
     pub fn beside(model_path: &Path, model: &Model) -> Result<Option<Dataset>> {
         let folder = crate::onnx::folder_of(model_path);
-        match pb_files::PbFolders::any_below(folder) {
-            true => Dataset::open(folder, model).map(Some),
-            false => Ok(None),
+        if !pb_files::PbFolders::any_below(folder) {
+            return Ok(None);
         }
+        let data = Dataset::open(folder, model)?;
+        for i in 1..data.len() {
+            data.get(i)?; // they are few, and whoever named none of them should not learn of a bad one half-way
+        }
+        Ok(Some(data))
     }
 
     /// `count` seeded samples: normal floats, zeros and ones for integers; unknown dimensions are guessed.

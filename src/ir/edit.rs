@@ -394,6 +394,20 @@ impl Model {
         self.graphs[graph.index()].infos.push(Info { value, info });
     }
 
+    /// Declares the type of a value, in place of what was declared before.
+    pub fn declare(&mut self, value: ValueId, info: pb::ValueInfoProto) {
+        let v = &mut self.values[value.index()];
+        v.retyped = false;
+        let infos = &mut self.graphs[v.graph.index()].infos;
+        match infos.iter_mut().find(|i| i.value == Some(value)) {
+            Some(old) => old.info = info,
+            None => infos.push(Info {
+                value: Some(value),
+                info,
+            }),
+        }
+    }
+
     /// Adds these values as outputs of the main graph, under their own names, so that an engine gives them out.
     /// Values that are outputs already stay one output more.
     pub fn expose(&mut self, values: &[ValueId]) {

@@ -17,6 +17,7 @@ mod edit;
 mod inline;
 mod model;
 mod node;
+pub mod store;
 mod tensor;
 mod value;
 mod walk;

@@ -81,6 +81,12 @@ impl Attr {
         a.proto.s = Some(bytes::Bytes::copy_from_slice(s.as_bytes()));
         a
     }
+    /// A tensor attribute.
+    pub fn tensor(name: &str, t: pb::TensorProto) -> Attr {
+        let mut a = Attr::new(name, AttributeType::Tensor);
+        a.proto.t = Some(t);
+        a
+    }
     /// The attribute's name.
     pub fn name(&self) -> &str {
         self.proto.name()

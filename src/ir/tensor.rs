@@ -61,13 +61,6 @@ element!(
     half::bf16 = Bfloat16
 );
 
-struct Owner<T>(Vec<T>);
-impl<T: bytemuck::Pod> AsRef<[u8]> for Owner<T> {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
-
 /// The bytes of packed raw data of so many elements; `None` on overflow or for types without a fixed width.
 fn packed_len(dtype: DType, dims: &[usize]) -> Option<usize> {
     let n = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
@@ -162,7 +155,19 @@ impl Tensor {
     /// When `data` is not as long as the product of `dims`: the caller made both.
     pub fn new<T: Element>(dims: &[usize], data: Vec<T>) -> Tensor {
         assert_eq!(data.len(), dims.iter().product::<usize>(), "elements for {dims:?}");
-        Tensor::from_raw(T::DTYPE, dims, Bytes::from_owner(Owner(data))).expect("as many elements as dimensions say")
+        Tensor::from_raw(T::DTYPE, dims, super::store::keep(data)).expect("as many elements as dimensions say")
+    }
+
+    /// The same tensor, its data where [`store`](super::store) keeps data that a pass made: for tensors that others allocated.
+    #[must_use]
+    pub fn kept(self) -> Tensor {
+        match (&self.external, &self.proto.raw_data) {
+            (None, Some(raw)) if raw.len() > 1 << 20 => {
+                let kept = super::store::keep(raw.to_vec());
+                Tensor::from_raw(self.dtype(), &self.dims, kept).unwrap_or(self)
+            }
+            _ => self,
+        }
     }
 
     /// A rank-0 tensor.
@@ -325,6 +330,6 @@ impl Tensor {
             && self.dtype() != DType::Undefined
             && self.dims == other.dims
             && self.proto.string_data == other.proto.string_data
-            && self.raw() == other.raw()
+            && super::store::same(&self.raw(), &other.raw())
     }
 }

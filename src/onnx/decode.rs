@@ -1,7 +1,7 @@
 //! From ONNX messages to the intermediate representation.
 
 use super::external::External;
-use crate::ir::{Attr, GraphId, Model, NodeId, Op, SubGraphs, Tensor, ValueId};
+use crate::ir::{Attr, DType, GraphId, Model, NodeId, Op, SubGraphs, Tensor, ValueId};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
@@ -120,6 +120,11 @@ impl Decoder<'_> {
     }
 
     fn tensor(&self, mut t: pb::TensorProto) -> Result<Tensor> {
+        ensure!(
+            DType::try_from(t.data_type()).is_ok(),
+            "data type {} does not exist in any ONNX version up to 1.23; the file is damaged, or this program too old",
+            t.data_type()
+        );
         let data = self.external.data_of(&t)?;
         if data.is_some() {
             t.raw_data = None;

@@ -3,7 +3,7 @@
 //! A model file is not trusted: a location is a relative path that stays inside the model's folder, also after links are
 //! followed, and offset and length must lie inside the file.
 
-use crate::ir::{DType, bits};
+use crate::ir::{DType, bits, store};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -118,11 +118,5 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     let file = std::fs::File::open(path)?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
-    if meta.len() == 0 {
-        return Ok(Bytes::new());
-    }
-    // SAFETY: the mapping is private and read only. Writing the result renames a new file over the old one and never
-    // changes the mapped one; another process that truncates it can end this one, as with every mapped file.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
+    Ok(store::map(&file)?)
 }

@@ -10,7 +10,6 @@ mod write;
 pub use decode::{decode, default_domain};
 pub use encode::encode;
 pub use external::{External, map_file};
-pub mod upgrade;
 pub use write::{Staged, WriteOptions, check_target, folder_of, size_on_disk, to_bytes, write};
 
 use crate::ir::Model;

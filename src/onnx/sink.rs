@@ -1,5 +1,6 @@
 //! A `BufMut` over a file: a model is written without a copy of it in memory.
 
+use crate::ir::store::stream;
 use bytes::buf::UninitSlice;
 use bytes::{Buf, BufMut};
 use std::io::{self, Write};
@@ -73,7 +74,7 @@ unsafe impl<W: Write> BufMut for Sink<W> {
         if src.len() <= CHUNK {
             self.buffer.extend_from_slice(src);
         } else if self.error.is_none() {
-            self.error = self.out.write_all(src).err();
+            self.error = stream(src, |chunk| self.out.write_all(chunk)).err();
         }
     }
 

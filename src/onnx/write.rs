@@ -2,7 +2,7 @@
 
 use super::encode;
 use super::sink::Sink;
-use crate::ir::Model;
+use crate::ir::{Model, store::stream};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
 use prost::Message;
@@ -15,15 +15,28 @@ use tempfile::NamedTempFile;
 const EXTERNAL_FROM: usize = 1024;
 /// External data start at multiples of this, so that runtimes can map them.
 const ALIGN: u64 = 4096;
-/// Protobuf messages end at 2 GiB; above this, data go to an external file.
+/// Where protobuf messages end.
+const MESSAGE: usize = i32::MAX as usize;
+/// Above this, well below that end, data go to an external file.
 const INLINE_UP_TO: usize = 1_900_000_000;
 
 /// How to write.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
-    /// Put the data beside the model, into `<name>.data`, even when they are small. Models that came with external data,
-    /// and models above 1.9 GB, are written so in any case.
+    /// Put the data beside the model, into `<name>.data`, even when they are small. Models that came with external data
+    /// are written so in any case.
     pub external_data: bool,
+    /// Models of more bytes are written with external data in any case.
+    pub inline_up_to: usize,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        WriteOptions {
+            external_data: false,
+            inline_up_to: INLINE_UP_TO,
+        }
+    }
 }
 
 /// A model that was written in full, but not yet put in its place. Dropping it removes the temporary files.
@@ -100,7 +113,7 @@ pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Stag
     let any_external = model
         .values()
         .any(|(_, v)| v.tensor().is_some_and(|t| t.external().is_some()));
-    let outside = options.external_data || any_external || proto.encoded_len() > INLINE_UP_TO;
+    let outside = options.external_data || any_external || proto.encoded_len() > options.inline_up_to;
     let mut data = None;
     if outside {
         let name = format!("{}.data", target.file_name().unwrap_or_default().to_string_lossy());
@@ -108,6 +121,10 @@ pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Stag
         move_data_out(&mut proto, &name, temp.as_file_mut())?;
         data = Some((temp, folder.join(name)));
     }
+    ensure!(
+        proto.encoded_len() <= MESSAGE,
+        "the model is larger than 2 GiB even without its initializers: no runtime could read it"
+    );
     let mut temp = temp_in(folder)?;
     let mut sink = Sink::new(temp.as_file_mut());
     proto.encode(&mut sink).context("the model cannot be encoded")?;
@@ -152,7 +169,7 @@ fn move_data_out(proto: &mut pb::ModelProto, name: &str, file: &mut File) -> Res
         };
         let start = at.next_multiple_of(ALIGN);
         std::io::copy(&mut std::io::Read::take(std::io::repeat(0), start - at), &mut out)?;
-        out.write_all(&data)?;
+        stream(&data, |chunk| out.write_all(chunk))?;
         at = start + data.len() as u64;
         let entry = |key: &str, value: String| pb::StringStringEntryProto {
             key: Some(key.into()),

@@ -5,6 +5,7 @@
 
 pub mod cost;
 pub mod infer;
+pub mod legal;
 pub mod quant;
 pub mod site;
 pub mod ties;

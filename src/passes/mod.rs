@@ -47,6 +47,7 @@ macro_rules! passes {
 }
 
 passes! {
+    opset,
     simplify,
     prune,
     lowrank,

@@ -46,7 +46,7 @@ fn old_softmax_and_other_changed_operators_mean_the_same_after_raising() {
     let y = node(&mut m, "ReduceSum", "sum", &[f], "y", attrs);
     output(&mut m, y, &[2, 3, 5]);
     let original = m.clone();
-    onnx::upgrade::raise_opset(&mut m, 13).expect("all of it can be raised");
+    onnxzip::passes::opset::raise_opset(&mut m, 13).expect("all of it can be raised");
     check::check(&m).expect("the invariants hold");
     assert_eq!(m.opset(""), 13);
     assert!(m.rest.ir_version() >= 7);
@@ -62,6 +62,6 @@ fn an_operator_that_cannot_be_raised_is_named() {
     let s = weight(&mut m, "s", &[3], 1);
     let y = node(&mut m, "BatchNormalization", "norm7", &[x, s, s, s, s], "y", attrs);
     output(&mut m, y, &[2, 3]);
-    let e = onnx::upgrade::raise_opset(&mut m, 13).expect_err("spatial=0");
+    let e = onnxzip::passes::opset::raise_opset(&mut m, 13).expect_err("spatial=0");
     assert!(format!("{e:#}").contains("norm7"), "{e:#}");
 }

@@ -193,6 +193,20 @@ impl Fact {
     pub fn of(dtype: DType, dims: &[usize]) -> Fact {
         Fact::new(Some(dtype), Some(known(dims)))
     }
+    /// The type and dimensions as text, e.g. `float[N,3,?,224]`; `?` for what is not known.
+    pub fn describe(&self) -> String {
+        let dtype = self.dtype.map_or("?".into(), |d| d.as_str_name().to_lowercase());
+        let dim = |d: &Dim| match d {
+            Dim::Known(n) => n.to_string(),
+            Dim::Symbol(s) => s.clone(),
+            _ => "?".into(),
+        };
+        let dims = self
+            .shape
+            .as_ref()
+            .map(|s| s.iter().map(dim).collect::<Vec<_>>().join(","));
+        format!("{dtype}[{}]", dims.unwrap_or_else(|| "…".into()))
+    }
     /// The fact of a constant.
     pub fn constant(t: &Tensor) -> Fact {
         let dtype = Some(t.dtype()).filter(|d| *d != DType::Undefined);

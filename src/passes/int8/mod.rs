@@ -22,7 +22,7 @@ use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, ValueId};
 use crate::math::affine::IntKind;
-use crate::onnx::upgrade::raise_opset;
+use crate::passes::opset::raise_opset;
 use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, anyhow};
 use place::Prefer;

@@ -174,7 +174,7 @@ fn after(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
     let bias = linear.bias(w)?;
     let bias = (0..linear.outs).map(|o| f.scale[o] * bias[o] + f.shift[o]).collect();
     let weight = match f.scales() {
-        true => Some(linear.scaled(|o, _| f.scale[o])?),
+        true => Some(linear.scaled_outputs(&f.scale)?),
         false => None,
     };
     let op = w.model.node(id).op.name.clone();
@@ -197,10 +197,10 @@ fn after_bias(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
     }
     let (rank, axis) = linear.channel_axis(w)?;
     let (b, f) = (sum.per_channel(rank, axis, linear.outs)?, form.per_channel(rank, axis, linear.outs)?);
-    let bias = (0..linear.outs).map(|o| f.scale[o] * b.shift[o] + f.shift[o]).collect();
-    let bias = super::numbers::store(linear.weight.dtype(), &[linear.outs], bias)?;
+    let bias: Vec<f64> = (0..linear.outs).map(|o| f.scale[o] * b.shift[o] + f.shift[o]).collect();
+    let bias = super::numbers::store(linear.weight.dtype(), &[linear.outs], &bias)?;
     let weight = match f.scales() {
-        true => Some(linear.scaled(|o, _| f.scale[o])?),
+        true => Some(linear.scaled_outputs(&f.scale)?),
         false => None,
     };
     let op = w.model.node(id).op.name.clone();
@@ -245,7 +245,7 @@ fn before(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
         false => None,
     };
     let weight = match f.scales() {
-        true => Some(linear.scaled(|_, i| f.scale[i])?),
+        true => Some(linear.scaled_inputs(&f.scale)?),
         false => None,
     };
     let op = w.model.node(id).op.name.clone();

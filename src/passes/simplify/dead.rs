@@ -148,6 +148,9 @@ fn operator_sets(m: &mut Model, done: &mut Vec<(String, String)>) {
         }
     }
     used.insert(String::new());
+    if !m.rest.opset_import.iter().any(|o| used.contains(default_domain(o.domain()))) {
+        return; // a model must import one
+    }
     let keep = |domain: &str| used.contains(default_domain(domain));
     m.rest.opset_import.retain(|o| {
         let keep = keep(o.domain());

@@ -3,7 +3,8 @@
 //! A file must not grow by it: a result is kept when it is at most [`SLACK`] bytes larger than the constants that only
 //! this computation reads.
 
-use super::numbers::floats;
+use super::moved;
+use super::numbers::is_finite;
 use super::work::Work;
 use crate::engine::{Engine, eval::evaluate};
 use crate::ir::{DType, Model, NodeId, Origin, Tensor, ValueId, bits};
@@ -15,6 +16,8 @@ use std::collections::BTreeSet;
 const SLACK: usize = 1024;
 /// Constants that feed each other are computed layer by layer, at most so many layers in a round.
 const MAX_LAYERS: usize = 32;
+/// The engine gets nodes with at most so many bytes of inputs and outputs at once: it holds each of them several times.
+const ENGINE_UP_TO: usize = 48 << 20;
 /// Larger integer results are weights, not shapes.
 const MAX_INTS: usize = 128;
 
@@ -139,7 +142,7 @@ pub(super) fn computed(w: &mut Work, engine: &dyn Engine, refused: &mut BTreeSet
         if layer.is_empty() {
             break;
         }
-        let results = run(w, engine, &layer);
+        let results = results(w, engine, &layer);
         for (id, tensors) in layer.into_iter().zip(results) {
             let outs: Vec<Option<ValueId>> = w.model.node(id).outputs().to_vec();
             let moves = MOVES.contains(&w.model.node(id).op.name.as_str());
@@ -180,10 +183,6 @@ fn reads_constants_only(w: &Work, id: NodeId) -> bool {
     n.inputs().iter().flatten().all(|v| known(*v)) && !n.inputs().is_empty()
 }
 
-fn is_finite(t: &Tensor) -> bool {
-    floats(t).is_none_or(|x| x.iter().all(|x| x.is_finite()))
-}
-
 /// Where the value is a graph output it takes a `Constant` node, which had floats only before opset 9.
 fn can_be_constant(w: &Work, id: NodeId) -> bool {
     let float = |v: ValueId| {
@@ -196,22 +195,20 @@ fn can_be_constant(w: &Work, id: NodeId) -> bool {
 
 /// The bound on growth. Sizes come from inference, so that nothing large is ever computed in vain.
 fn is_small_enough(w: &Work, id: NodeId) -> bool {
-    let n = w.model.node(id);
-    let mut result = 0usize;
-    for &v in n.outputs().iter().flatten() {
-        let fact = w.facts.get(v);
-        let elements = fact.shape.as_deref().and_then(product);
-        let width = fact.dtype.and_then(bits);
-        let (Some(e), Some(b)) = (elements, width) else {
-            return false;
-        };
-        let Some(bytes) = e.checked_mul(b).map(|b| b / 8) else {
-            return false;
-        };
-        result = result.saturating_add(bytes);
-    }
-    let freed: usize = n.inputs().iter().flatten().map(|v| freed(w, *v)).sum();
+    let Some(result) = result_bytes(w, id) else { return false };
+    let inputs = w.model.node(id).inputs().iter().flatten();
+    let freed: usize = inputs.map(|v| freed(w, *v)).sum();
     result <= freed.saturating_add(SLACK)
+}
+
+fn result_bytes(w: &Work, id: NodeId) -> Option<usize> {
+    let mut all = 0usize;
+    for &v in w.model.node(id).outputs().iter().flatten() {
+        let fact = w.facts.get(v);
+        let elements = product(fact.shape.as_deref()?)?;
+        all = all.checked_add(elements.checked_mul(bits(fact.dtype?)?)? / 8)?;
+    }
+    Some(all)
 }
 
 fn freed(w: &Work, v: ValueId) -> usize {
@@ -231,6 +228,39 @@ fn agree(w: &Work, outs: &[Option<ValueId>], tensors: &[Tensor]) -> bool {
             let fact = w.facts.get(*v);
             fact.dtype == Some(t.dtype()) && fact.dims().as_deref() == Some(t.dims())
         })
+}
+
+/// The outputs of each node. What only moves elements is done in place, whatever its size; the rest goes to the engine,
+/// which copies what it reads, in batches of bounded size.
+fn results(w: &Work, engine: &dyn Engine, layer: &[NodeId]) -> Vec<Option<Vec<Tensor>>> {
+    let mut all: Vec<Option<Vec<Tensor>>> = layer.iter().map(|id| Some(vec![moved::value(w, *id)?])).collect();
+    let open: Vec<usize> = (0..layer.len()).filter(|i| all[*i].is_none()).collect();
+    let mut batch: Vec<usize> = Vec::new();
+    let mut held = 0;
+    let mut flush = |batch: &mut Vec<usize>| {
+        let nodes: Vec<NodeId> = batch.iter().map(|i| layer[*i]).collect();
+        for (i, result) in batch.drain(..).zip(run(w, engine, &nodes)) {
+            all[i] = result.map(|tensors| tensors.into_iter().map(Tensor::kept).collect());
+        }
+    };
+    for i in open {
+        let n = w.model.node(layer[i]);
+        let inputs = n.inputs().iter().flatten().filter_map(|v| w.constant(*v)).map(|t| t.byte_len()).sum::<usize>();
+        let bytes = inputs.saturating_add(result_bytes(w, layer[i]).unwrap_or(usize::MAX));
+        if bytes > ENGINE_UP_TO {
+            continue;
+        }
+        if held + bytes > ENGINE_UP_TO {
+            flush(&mut batch);
+            held = 0;
+        }
+        held += bytes;
+        batch.push(i);
+    }
+    if !batch.is_empty() {
+        flush(&mut batch);
+    }
+    all
 }
 
 /// The outputs of each node; all in one run, or one by one when that fails.

@@ -24,11 +24,13 @@ mod fold;
 mod fuse;
 mod gemm;
 mod identity;
+mod moved;
 mod neutral;
 mod numbers;
 mod pad;
 mod range;
 mod reshape;
+mod shapes;
 mod state;
 mod views;
 mod weights;
@@ -64,12 +66,20 @@ Dead: what no output needs; `If` with a constant condition; unused functions, op
 
 It leaves alone: the model's inputs and outputs, random operators, operators of other domains, models with training information.";
 
-const OPTIONS: &[Opt] = &[Opt {
-    name: "fuse",
-    default: "off",
-    values: "off|on",
-    doc: "recognise HardSwish, Gelu, Swish and LayerNormalization that are spelled out, where the operator set has them",
-}];
+const OPTIONS: &[Opt] = &[
+    Opt {
+        name: "fuse",
+        default: "off",
+        values: "off|on",
+        doc: "recognise HardSwish, Gelu, Swish and LayerNormalization that are spelled out, where the operator set has them",
+    },
+    Opt {
+        name: "shapes",
+        default: "keep",
+        values: "keep|all",
+        doc: "declare the types and dimensions of inner values: those that the file declares already, or all that can be inferred",
+    },
+];
 
 /// More rounds than any real model needs: rules that undo each other would otherwise never end.
 const MAX_ROUNDS: usize = 40;
@@ -104,11 +114,13 @@ const WHOLE: &[Whole] = &[fold::known_integers, cse::share, dedup::share, dead::
 
 struct Simplify {
     fuse: bool,
+    all_shapes: bool,
 }
 
 fn build(options: &Options) -> Result<Simplify> {
     Ok(Simplify {
         fuse: options.text("fuse") == "on",
+        all_shapes: options.text("shapes") == "all",
     })
 }
 
@@ -128,13 +140,16 @@ impl Pass for Simplify {
         dead::default_inputs(model);
         let mut rules = LOCAL.to_vec();
         if self.fuse {
-            rules.push(fuse::recognize);
+            rules.insert(0, fuse::recognize); // before other rules fold a layer's factors into its neighbours
         }
         let mut refused = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
             if !round(model, cx, &rules, &mut refused)? {
                 break;
             }
+        }
+        if self.all_shapes {
+            shapes::declare(model)?;
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! The linear operators that scales and shifts fold into: where their weight and bias lie, and which channel of the
 //! output (or input) an element of the weight belongs to.
 
-use super::numbers::{floats, store};
+use super::numbers::{Writer, every, floats, store};
 use super::work::Work;
 use crate::ir::{NodeId, Tensor, ValueId};
 
 /// A weight that other nodes read as well is copied only when it is at most this large: no file grows by much.
 const COPY_UP_TO: usize = 1024;
+
+/// Scaled elements are handed on in batches of so many.
+const BUFFER: usize = 1 << 14;
 
 /// A Conv, ConvTranspose, Gemm or MatMul with a constant weight.
 pub(super) struct Linear {
@@ -83,37 +86,74 @@ impl Linear {
         self.weight.dims().iter().skip(2).product()
     }
 
-    /// The output channel and the input channel of each run of [`Linear::taps`] elements of the weight, in order.
-    fn channels(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let d = self.weight.dims();
-        let (rows, columns) = (d[0], d[1]);
-        let (outs, ins) = (self.outs / self.group, self.ins / self.group);
-        let of = move |r: usize, c: usize| match self.kind {
-            Kind::Conv => (r, r / outs * ins + c),
-            Kind::ConvTranspose => (r / ins * outs + c, r),
-            Kind::Gemm { trans_b: true } => (r, c),
-            Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
+    /// Calls `f` with the output channel and the input channel of each run of elements of the weight, in order, and with the
+    /// elements; a run may come in parts. Runs are [`Linear::taps`] long, or whole rows of the first axis where `rows`: then
+    /// only the channel that the first axis counts is right. `None` when the weight is not float.
+    fn each_run(&self, rows: bool, mut f: impl FnMut(usize, usize, &[f64])) -> Option<()> {
+        let (columns, taps) = match (self.weight.dims()[1], self.taps()) {
+            (columns, taps) if rows => (1, columns * taps),
+            axes => axes,
         };
-        (0..rows).flat_map(move |r| (0..columns).map(move |c| of(r, c)))
+        let (outs, ins) = (self.outs / self.group, self.ins / self.group);
+        let kind = self.kind;
+        let (mut r, mut c, mut tap) = (0, 0, 0);
+        every(&self.weight, |mut part| {
+            while !part.is_empty() {
+                let (run, rest) = part.split_at((taps - tap).min(part.len()));
+                let (o, i) = match kind {
+                    Kind::Conv => (r, r / outs * ins + c),
+                    Kind::ConvTranspose => (r / ins * outs + c, r),
+                    Kind::Gemm { trans_b: true } => (r, c),
+                    Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
+                };
+                f(o, i, run);
+                (tap, part) = (tap + run.len(), rest);
+                if tap == taps {
+                    (tap, c) = (0, c + 1);
+                }
+                if c == columns {
+                    (c, r) = (0, r + 1);
+                }
+            }
+            true
+        })
+        .map(|_| ())
     }
 
-    /// The weight with each element multiplied by a number of its output and input channel.
-    pub fn scaled(&self, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
-        let mut x = floats(&self.weight)?;
-        for (run, (o, i)) in x.chunks_exact_mut(self.taps()).zip(self.channels()) {
+    /// The weight with each element multiplied by a number of its output channel.
+    pub fn scaled_outputs(&self, by: &[f64]) -> Option<Tensor> {
+        let rows = matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
+        self.scaled(rows, |o, _| by[o])
+    }
+
+    /// The weight with each element multiplied by a number of its input channel.
+    pub fn scaled_inputs(&self, by: &[f64]) -> Option<Tensor> {
+        let rows = !matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
+        self.scaled(rows, |_, i| by[i])
+    }
+
+    fn scaled(&self, rows: bool, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
+        let mut out = Writer::new(self.weight.dtype(), self.weight.dims())?;
+        let mut scaled = Vec::with_capacity(BUFFER);
+        self.each_run(rows, |o, i, run| {
             let factor = by(o, i);
-            run.iter_mut().for_each(|x| *x *= factor);
-        }
-        store(self.weight.dtype(), self.weight.dims(), x)
+            for part in run.chunks(BUFFER) {
+                if scaled.len() + part.len() > BUFFER {
+                    out.push(&scaled);
+                    scaled.clear();
+                }
+                scaled.extend(part.iter().map(|x| x * factor));
+            }
+        })?;
+        out.push(&scaled);
+        out.tensor()
     }
 
     /// What the operator gives for an input that is `shift[i]` everywhere in channel `i` (without padding), by output
     /// channel; a Gemm's `alpha` is not in it.
     pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
         let mut out = vec![0.0; self.outs];
-        for (run, (o, i)) in floats(&self.weight)?.chunks_exact(self.taps()).zip(self.channels()) {
-            out[o] += run.iter().sum::<f64>() * shift[i];
-        }
+        self.each_run(false, |o, i, run| out[o] += run.iter().sum::<f64>() * shift[i])?;
         Some(out)
     }
 
@@ -141,7 +181,7 @@ impl Linear {
     pub fn rewrite(&self, w: &mut Work, weight: Option<Tensor>, bias: Option<Vec<f64>>) -> Option<()> {
         let bias = match bias {
             Some(b) if w.model.node(self.node).input(2).is_some() || b.iter().any(|&x| x != 0.0) => {
-                Some(store(self.weight.dtype(), &[self.outs], b)?)
+                Some(store(self.weight.dtype(), &[self.outs], &b)?)
             }
             _ => None,
         };
