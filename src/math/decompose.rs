@@ -241,7 +241,7 @@ pub fn range_finder(a: ArrayView2<f64>, rank: usize, power_iterations: usize, se
 
 /// Sum of four uniform 16-bit numbers of one splitmix64 step, centred, of variance 1: near enough to a normal number for
 /// a random projection, and made of integers, so no platform's `ln` or `cos` shows in the bits.
-fn nearly_normal(state: &mut u64) -> f64 {
+pub(super) fn nearly_normal(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -252,7 +252,7 @@ fn nearly_normal(state: &mut u64) -> f64 {
 }
 
 /// The Q of a thin Householder QR: orthonormal whatever the rank of `a` (`m × n`, `m ≥ n`).
-fn orthonormal(a: Array2<f64>) -> Array2<f64> {
+pub(super) fn orthonormal(a: Array2<f64>) -> Array2<f64> {
     let (m, n) = a.dim();
     let mut work = Mat::from_fn(m, n, |i, j| a[[i, j]]);
     let block = qr::no_pivoting::factor::recommended_block_size::<f64>(m, n);
