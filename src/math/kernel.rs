@@ -8,14 +8,14 @@
 //!
 //! `V` is the best projection for `Σ_b W_bᵀ W_b` under the mean second moment of the blocks, as if blocks were independent
 //! (they are not; `K` makes good for that). The rows of `V` are sorted, so that a smaller r takes the first ones, and `Z G Zᵀ` for
-//! it is a part of the larger one. Single taps: 1×1 then k×k (the input half of Tucker-2; Kim et al. 2016). Columns: k×1 then
+//! it is a leading block of the larger one, and so is its Cholesky factor. Single taps: 1×1 then k×k (the input half of Tucker-2; Kim et al. 2016). Columns: k×1 then
 //! 1×k (Jaderberg, Vedaldi, Zisserman 2014). [`Projection::outputs`] parts `K` once more by its output directions, `K = U (Uᵀ K)`:
 //! 1×1, k×k, 1×1, which is Tucker-2.
 
 use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
-use super::decompose::{matmul, solve_spd, sym_eigen};
+use super::decompose::{Triangle, matmul, sym_eigen};
 
 /// Damping of the least squares, relative to the mean power of the features.
 const DAMPING: f64 = 1e-8;
@@ -36,7 +36,9 @@ impl Blocks {
         Blocks {
             outer: taps,
             unit: channels,
-            order: (0..taps).flat_map(|t| (0..channels).map(move |c| c * taps + t)).collect(),
+            order: (0..taps)
+                .flat_map(|t| (0..channels).map(move |c| c * taps + t))
+                .collect(),
         }
     }
 
@@ -67,12 +69,18 @@ impl Blocks {
     }
 }
 
-/// Second moments of the features `z` (rows: block after block, `most` each), with themselves and with the output.
+/// Second moments of the features `z` (feature by feature, for each its blocks), with themselves and with the output.
 pub struct Features {
     inner: Array2<f64>,
     output: Array2<f64>,
     /// `tr(W G Wᵀ)`.
     total: f64,
+}
+
+/// Least squares of the output on features: one factorization serves every number of features.
+pub struct Solver {
+    triangle: Triangle,
+    halfway: Array2<f64>,
 }
 
 /// A kernel (out × outer·unit) with its projection.
@@ -126,15 +134,16 @@ impl Projection {
     pub fn features(&self, g: ArrayView2<f64>) -> Features {
         let g = self.blocks.square(g);
         let (outer, unit, most) = (self.blocks.outer, self.blocks.unit, self.v.nrows());
+        // Row `i · outer + b`: feature i of block b.
         let mut left = Array2::zeros((outer * most, outer * unit));
         for b in 0..outer {
             let part = matmul(self.v.view(), g.slice(s![b * unit..(b + 1) * unit, ..]));
-            left.slice_mut(s![b * most..(b + 1) * most, ..]).assign(&part);
+            left.slice_mut(s![b..;outer, ..]).assign(&part);
         }
         let mut inner = Array2::zeros((outer * most, outer * most));
         for b in 0..outer {
             let part = matmul(left.slice(s![.., b * unit..(b + 1) * unit]), self.v.t());
-            inner.slice_mut(s![.., b * most..(b + 1) * most]).assign(&part);
+            inner.slice_mut(s![.., b..;outer]).assign(&part);
         }
         Features {
             inner: (&inner + &inner.t()) * 0.5,
@@ -143,61 +152,51 @@ impl Projection {
         }
     }
 
-    fn chosen(&self, rank: usize) -> Vec<usize> {
-        let most = self.v.nrows();
-        (0..self.blocks.outer)
-            .flat_map(|b| (0..rank.min(most)).map(move |i| b * most + i))
-            .collect()
+    fn length(&self, rank: usize) -> usize {
+        rank.min(self.v.nrows()) * self.blocks.outer
     }
 
-    /// The best `K` (out × outer·rank, block after block) on the first `rank` features.
+    /// Prepares [`Projection::core`].
     ///
     /// # Errors
     /// When the features' second moment is far from positive semidefinite.
-    pub fn core(&self, on: &Features, rank: usize) -> Result<Array2<f64>> {
-        let at = self.chosen(rank);
-        let inner = on.inner.select(Axis(0), &at).select(Axis(1), &at);
-        let output = on.output.select(Axis(0), &at);
-        if inner.diag().iter().all(|&x| x <= 0.0) {
-            return Ok(Array2::zeros((self.w.nrows(), at.len())));
-        }
-        Ok(solve_spd(inner.view(), output.view(), DAMPING)?.reversed_axes())
+    pub fn solver(&self, on: &Features) -> Result<Solver> {
+        let triangle = Triangle::new(on.inner.view(), DAMPING)?;
+        Ok(Solver {
+            halfway: triangle.forward(on.output.view()),
+            triangle,
+        })
+    }
+
+    /// The best `K` (out × rank·outer) on the first `rank` features.
+    pub fn core(&self, solver: &Solver, rank: usize) -> Array2<f64> {
+        let n = self.length(rank);
+        solver.triangle.back(solver.halfway.view(), n).reversed_axes()
     }
 
     /// What a core loses, `E‖W x − K z‖²`, under the second moment that `on` was made with.
-    pub fn lost(&self, on: &Features, core: &Array2<f64>, rank: usize) -> f64 {
-        let (cross, square) = self.terms(on, core.view(), rank);
-        on.total - 2.0 * cross.sum() + square.sum()
-    }
-
-    /// `⟨k, X⟩` and `k H kᵀ` for every row of a core whose rows are outputs.
-    fn terms(&self, on: &Features, core: ArrayView2<f64>, rank: usize) -> (Array1<f64>, Array1<f64>) {
-        let at = self.chosen(rank);
-        let inner = on.inner.select(Axis(0), &at).select(Axis(1), &at);
-        let output = on.output.select(Axis(0), &at);
-        let image = matmul(core, inner.view());
-        ((&core * &output.t()).sum_axis(Axis(1)), (&image * &core).sum_axis(Axis(1)))
+    pub fn lost(&self, on: &Features, core: &Array2<f64>) -> f64 {
+        let n = core.ncols();
+        let image = matmul(core.view(), on.inner.slice(s![..n, ..n]));
+        on.total - 2.0 * (core * &on.output.slice(s![..n, ..]).t()).sum() + (&image * core).sum()
     }
 
     /// The output directions of a core under data, strongest first (out × out), and their powers.
     ///
     /// # Errors
     /// When the eigenproblem fails.
-    pub fn outputs(&self, on: &Features, core: &Array2<f64>, rank: usize) -> Result<(Array1<f64>, Array2<f64>)> {
-        let at = self.chosen(rank);
-        let inner = on.inner.select(Axis(0), &at).select(Axis(1), &at);
-        let square = matmul(matmul(core.view(), inner.view()).view(), core.t());
-        sym_eigen(square.view())
+    pub fn outputs(&self, on: &Features, core: &Array2<f64>) -> Result<(Array1<f64>, Array2<f64>)> {
+        let n = core.ncols();
+        let image = matmul(core.view(), on.inner.slice(s![..n, ..n]));
+        sym_eigen(matmul(image.view(), core.t()).view())
     }
 
     /// What is lost when only the first `s` output directions are kept, for all `s` from 0.
-    pub fn lost_by_outputs(&self, on: &Features, core: &Array2<f64>, directions: &Array2<f64>, rank: usize) -> Vec<f64> {
-        let at = self.chosen(rank);
-        let inner = on.inner.select(Axis(0), &at).select(Axis(1), &at);
-        let output = on.output.select(Axis(0), &at);
+    pub fn lost_by_outputs(&self, on: &Features, core: &Array2<f64>, directions: &Array2<f64>) -> Vec<f64> {
+        let n = core.ncols();
         let turned = matmul(directions.t(), core.view());
-        let wanted = matmul(directions.t(), output.t());
-        let image = matmul(turned.view(), inner.view());
+        let wanted = matmul(directions.t(), on.output.slice(s![..n, ..]).t());
+        let image = matmul(turned.view(), on.inner.slice(s![..n, ..n]));
         let cross = (&turned * &wanted).sum_axis(Axis(1));
         let square = (&image * &turned).sum_axis(Axis(1));
         let mut lost = vec![on.total];
@@ -212,24 +211,16 @@ impl Projection {
         self.v.slice(s![..rank.min(self.v.nrows()), ..]).to_owned()
     }
 
-    /// A core with its columns in a kernel's order: features, then taps.
-    pub fn kernel(&self, core: &Array2<f64>, rank: usize) -> Array2<f64> {
-        let rank = rank.min(self.v.nrows());
-        let order: Vec<usize> = (0..rank)
-            .flat_map(|i| (0..self.blocks.outer).map(move |b| b * rank + i))
-            .collect();
-        core.select(Axis(1), &order)
-    }
-
     /// `K Z x` for one window `x`, in the kernel's order: what the chain makes of the mean input.
     pub fn output_of(&self, core: &Array2<f64>, rank: usize, x: &Array1<f64>) -> Array1<f64> {
         let first = self.first(rank);
-        let mut z = Vec::with_capacity(core.ncols());
-        for b in 0..self.blocks.outer {
-            let at = &self.blocks.order[b * self.blocks.unit..(b + 1) * self.blocks.unit];
-            z.extend(first.dot(&x.select(Axis(0), at)));
+        let (outer, unit) = (self.blocks.outer, self.blocks.unit);
+        let mut z = Array1::zeros(first.nrows() * outer);
+        for b in 0..outer {
+            let at = &self.blocks.order[b * unit..(b + 1) * unit];
+            z.slice_mut(s![b..;outer]).assign(&first.dot(&x.select(Axis(0), at)));
         }
-        core.dot(&Array1::from_vec(z))
+        core.dot(&z)
     }
 }
 
@@ -269,15 +260,15 @@ mod tests {
             let on = p.features(g.view());
             let mut before = f64::INFINITY;
             for rank in 1..=blocks.unit.min(9) {
-                let core = p.core(&on, rank).expect("solved");
-                let lost = p.lost(&on, &core, rank);
+                let core = p.core(&p.solver(&on).expect("solvable"), rank);
+                let lost = p.lost(&on, &core);
                 let d = &w - &composed(&p, &core, rank);
                 let direct = (d.dot(&g) * &d).sum();
                 assert!((lost - direct).abs() < 1e-6 * on.total, "{lost} {direct}");
                 assert!(lost <= before * 1.0001 + 1e-9);
                 before = lost;
-                let (_, u) = p.outputs(&on, &core, rank).expect("finite");
-                let curve = p.lost_by_outputs(&on, &core, &u, rank);
+                let (_, u) = p.outputs(&on, &core).expect("finite");
+                let curve = p.lost_by_outputs(&on, &core, &u);
                 assert!((curve[out] - lost).abs() < 1e-6 * on.total && curve[0] == on.total);
                 let cut = u.slice(s![.., ..3]);
                 let d = &w - &cut.dot(&cut.t()).dot(&composed(&p, &core, rank));
@@ -298,9 +289,9 @@ mod tests {
         let g = x.t().dot(&x) / 400.0;
         let p = Projection::new(w.view(), g.view(), &Blocks::columns(channels, [3, 3]), rank).expect("finite");
         let on = p.features(g.view());
-        let core = p.core(&on, rank).expect("solved");
-        assert!(p.lost(&on, &core, rank) < 1e-6 * on.total);
-        let (first, second) = (p.first(rank), p.kernel(&core, rank));
+        let core = p.core(&p.solver(&on).expect("solvable"), rank);
+        assert!(p.lost(&on, &core) < 1e-6 * on.total);
+        let (first, second) = (p.first(rank), &core);
         assert_eq!((first.dim(), second.dim()), ((rank, channels * 3), (out, rank * 3)));
         for (o, i) in [(0, 0), (3, 17), (5, 35)] {
             let (row, col) = (i / 3, i % 3);

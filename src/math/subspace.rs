@@ -203,7 +203,10 @@ mod tests {
         assert_eq!(map.outside(&power, &found.basis, 1), 0.0);
         let nothing = Power::new(Array2::zeros((20, 20)).view()).expect("finite");
         assert_eq!(
-            map.leading(&nothing, map.start(4, 7), 2).expect("converges").values.sum(),
+            map.leading(&nothing, map.start(4, 7), 2)
+                .expect("converges")
+                .values
+                .sum(),
             0.0
         );
         assert!(Map::new(Array2::from_elem((2, 2), f64::NAN).view()).is_err());

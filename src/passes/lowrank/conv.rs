@@ -9,10 +9,12 @@ use super::fit::{Fit, Weight, balance};
 use super::known::Known;
 use super::ladder::{Chain, Covers, Cut, Layer};
 use crate::analysis::sites::Site;
-use crate::math::kernel::{Blocks, Features, Projection};
+use crate::math::kernel::{Blocks, Features, Projection, Solver};
 use crate::math::subspace::total;
 use anyhow::Result;
 use ndarray::{Array1, Array2, Axis, s};
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 
 /// The sizes of a convolution that costs depend on.
 #[derive(Clone, Debug)]
@@ -121,9 +123,12 @@ struct Way {
     projection: [Projection; 2],
     half: Features,
     unseen: Features,
-    all: Features,
+    solver: Solver,
     most: usize,
     spatial: bool,
+    /// What is lost at ranks that were tried.
+    tried: RefCell<BTreeMap<usize, f64>>,
+    all: OnceCell<(Features, Solver)>,
 }
 
 /// Every way to part a convolution.
@@ -157,19 +162,22 @@ impl<'a> Ways<'a> {
             }
             let make = |g: &Array2<f64>| Projection::new(w, g.view(), &blocks, most);
             let projection = [make(&known.all)?, make(&known.half)?];
+            let half = projection[1].features(known.half.view());
             ways.push(Way {
-                all: projection[0].features(known.all.view()),
-                half: projection[1].features(known.half.view()),
+                solver: projection[1].solver(&half)?,
+                half,
                 unseen: projection[1].features(known.unseen().view()),
                 projection,
                 most,
                 spatial,
+                tried: RefCell::default(),
+                all: OnceCell::new(),
             });
             Ok(())
         };
         // Tucker-2 may use larger input ranks than the input form alone: outputs save as well.
         let channels = shape.channels;
-        let inputs = shape.largest(step, channels.saturating_sub(1), &cheap, |r| Form::Tucker(r, step));
+        let inputs = shape.largest(step, channels * 3 / 4, &cheap, |r| Form::Tucker(r, step));
         add(Blocks::taps(channels, shape.taps()), inputs, false)?;
         if let &[rows, cols] = shape.kernel.as_slice()
             && rows > 1
@@ -202,9 +210,9 @@ impl<'a> Ways<'a> {
             }
         };
         for way in &self.ways {
-            let parts: &[f64] = if way.spatial { &[1.0] } else { &[1.0, 0.7, 0.4, 0.15] };
+            let parts: &[f64] = if way.spatial { &[1.0] } else { &[1.0, 0.6, 0.3] };
             for &part in parts {
-                let Some((rank, core, alone)) = self.smallest(way, error * part)? else {
+                let Some((rank, alone)) = self.smallest(way, error * part) else {
                     continue;
                 };
                 if way.spatial {
@@ -216,8 +224,9 @@ impl<'a> Ways<'a> {
                     continue;
                 }
                 let p = &way.projection[1];
-                let (_, u) = p.outputs(&way.half, &core, rank)?;
-                let curve = p.lost_by_outputs(&way.unseen, &core, &u, rank);
+                let core = p.core(&way.solver, rank);
+                let (_, u) = p.outputs(&way.half, &core)?;
+                let curve = p.lost_by_outputs(&way.unseen, &core, &u);
                 let enough = (1..self.shape.out / self.step).map(|i| i * self.step);
                 let enough = enough.into_iter().find(|&s| curve[s].max(0.0) / self.power <= error);
                 if let Some(s) = enough {
@@ -228,30 +237,32 @@ impl<'a> Ways<'a> {
         Ok(best.map(|(_, form, error)| (form, error)))
     }
 
-    /// The smallest rank of a projection for an error, by bisection, with its core.
-    fn smallest(&self, way: &Way, error: f64) -> Result<Option<(usize, Array2<f64>, f64)>> {
+    /// The smallest rank of a projection for an error, by bisection, and its error.
+    fn smallest(&self, way: &Way, error: f64) -> Option<(usize, f64)> {
         let p = &way.projection[1];
-        let at = |rank: usize| -> Result<(Array2<f64>, f64)> {
-            let core = p.core(&way.half, rank)?;
-            let lost = p.lost(&way.unseen, &core, rank).max(0.0) / self.power;
-            Ok((core, lost))
+        let lost = |i: usize| {
+            let rank = i * self.step;
+            let known = way.tried.borrow().get(&rank).copied();
+            known.unwrap_or_else(|| {
+                let lost = p.lost(&way.unseen, &p.core(&way.solver, rank)).max(0.0) / self.power;
+                way.tried.borrow_mut().insert(rank, lost);
+                lost
+            })
         };
         let (mut low, mut high) = (0, way.most / self.step);
-        let (core, lost) = at(high * self.step)?;
-        if lost.is_nan() || lost > error {
-            return Ok(None);
+        let worst = lost(high);
+        if worst.is_nan() || worst > error {
+            return None;
         }
-        let mut found = (high * self.step, core, lost);
         while high - low > 1 {
             let middle = (low + high) / 2;
-            let (core, lost) = at(middle * self.step)?;
-            if lost <= error {
-                (high, found) = (middle, (middle * self.step, core, lost));
+            if lost(middle) <= error {
+                high = middle;
             } else {
                 low = middle;
             }
         }
-        Ok(Some(found))
+        Some((high * self.step, lost(high)))
     }
 
     /// The chain of a form (no pair), made from all samples, and from the first half.
@@ -263,24 +274,37 @@ impl<'a> Ways<'a> {
         let Some(way) = self.ways.iter().find(|w| w.spatial == spatial) else {
             return Ok(None);
         };
-        let [all, half] = &way.projection;
+        let [p, half] = &way.projection;
+        if way.all.get().is_none() {
+            let all = p.features(self.known.all.view());
+            let solver = p.solver(&all)?;
+            let _ = way.all.set((all, solver));
+        }
+        let Some((all, solver)) = way.all.get() else { return Ok(None) };
         Ok(Some([
-            self.chain(all, &way.all, form, &self.known.mean)?,
-            self.chain(half, &way.half, form, &self.known.half_mean)?,
+            self.chain(p, all, solver, form, &self.known.mean)?,
+            self.chain(half, &way.half, &way.solver, form, &self.known.half_mean)?,
         ]))
     }
 
-    fn chain(&self, p: &Projection, on: &Features, form: Form, mean: &Array1<f64>) -> Result<Chain> {
+    fn chain(
+        &self,
+        p: &Projection,
+        on: &Features,
+        solver: &Solver,
+        form: Form,
+        mean: &Array1<f64>,
+    ) -> Result<Chain> {
         let (rank, outputs, covers) = match form {
             Form::Pair(r) | Form::Input(r) => (r, None, [Covers::Nothing, Covers::Everything]),
             Form::Tucker(r, s) => (r, Some(s), [Covers::Nothing, Covers::Everything]),
             Form::Spatial(r) => (r, None, [Covers::Axis(0), Covers::Axis(1)]),
         };
-        let mut core = p.core(on, rank)?;
+        let mut core = p.core(solver, rank);
         let mut last = None;
         let mut made = p.output_of(&core, rank, mean);
         if let Some(s) = outputs {
-            let (values, u) = p.outputs(on, &core, rank)?;
+            let (values, u) = p.outputs(on, &core)?;
             let mut u = u.slice(s![.., ..s]).to_owned();
             core = u.t().dot(&core);
             made = u.dot(&p.output_of(&core, rank, mean));
@@ -297,7 +321,7 @@ impl<'a> Ways<'a> {
             weight: Cut::whole(m.mapv(|x| x as f32)),
             covers,
         };
-        let mut layers = vec![layer(p.first(rank), covers[0]), layer(p.kernel(&core, rank), covers[1])];
+        let mut layers = vec![layer(p.first(rank), covers[0]), layer(core, covers[1])];
         layers.extend(last.map(|u| layer(u, Covers::Nothing)));
         Ok(Chain {
             layers,

@@ -269,3 +269,83 @@ pub fn balance(values: &Array1<f64>, first: &mut Array2<f64>, second: &mut Array
         second.index_axis_mut(Axis(1), i).mapv_inplace(|x| x * factor);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::gram::Gram;
+    use std::time::Instant;
+
+    fn random(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed;
+        Array2::from_shape_simple_fn((rows, cols), || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / 8388608.0 - 1.0
+        })
+    }
+
+    /// Rows whose power falls with the direction, as those of trained networks do.
+    fn rows(n: usize, dim: usize, inner: usize, seed: u64) -> Array2<f32> {
+        let mut x = random(n, inner, seed);
+        for (i, mut column) in x.columns_mut().into_iter().enumerate() {
+            column *= (1.0 + i as f32).powf(-0.8);
+        }
+        crate::math::decompose::matmul_f32(x.view(), random(inner, dim, 77).view()) + random(n, dim, seed + 9) * 0.02
+    }
+
+    fn known(n: usize, dim: usize) -> Known {
+        let halves = [1, 2].map(|seed| {
+            let mut gram = Gram::new(dim);
+            gram.add_rows(rows(n / 2, dim, dim / 2, seed).view()).expect("fits");
+            gram
+        });
+        Known::new(&halves[0], Some(&halves[1]), n, true).expect("fits")
+    }
+
+    fn weight(out: usize, inputs: usize, known: &Known) -> Weight {
+        let matrix = random(out, inputs, 5).mapv(f64::from);
+        let units = loudness(&variances(&matrix, known));
+        Weight {
+            scaled: &matrix / &units.view().insert_axis(Axis(1)),
+            units,
+            matrix,
+            bias: None,
+            scale: 1.0,
+        }
+    }
+
+    #[test]
+    fn the_strongest_directions_tell_the_same_errors_as_all_of_them() {
+        let known = known(1200, 300);
+        let weight = weight(320, 300, &known);
+        let whole = Fit::whole(&weight, &known).expect("finite");
+        let leading = Fit::leading(&weight, &known, 256, 0.05, 3).expect("finite");
+        for error in [0.3, 0.1, 0.05] {
+            let (a, b) = (whole.rank_for(error).expect("a rank"), leading.rank_for(error).expect("a rank"));
+            assert!(a.abs_diff(b) <= 1 + a / 20, "{a} {b}");
+        }
+        let chains = |fit: &Fit| fit.chains(&weight, Some(&known), &[40]).remove(0).0;
+        let product = |c: Chain| c.layers[1].weight.view().dot(&c.layers[0].weight.view()).mapv(f64::from);
+        let lost = |m: Array2<f64>| {
+            let d = (&weight.matrix - &m) / &weight.units.view().insert_axis(Axis(1));
+            total(d.view(), known.all.view())
+        };
+        let (a, b) = (lost(product(chains(&whole))), lost(product(chains(&leading))));
+        assert!((b / a - 1.0).abs() < 0.05, "{a} {b}");
+    }
+
+    #[test]
+    #[ignore = "timing: 3 s on two cores are wanted for the last line"]
+    fn a_weight_of_4096_by_4096() {
+        let known = known(8192, 4096);
+        let weight = weight(4096, 4096, &known);
+        let start = Instant::now();
+        let fit = Fit::new(&weight, Some(&known), 1843, 0.05, 3).expect("finite");
+        let rank = fit.rank_for(0.05).expect("a rank");
+        let found = start.elapsed();
+        let chains = fit.chains(&weight, Some(&known), &[rank]);
+        eprintln!("rank {rank}: spectrum {found:?}, all {:?}, {}", start.elapsed(), chains.len());
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Directions are chosen on one half of the samples, the error is judged on the other. To what the other half says, one
 //! sample of entries that are independent, each of its measured power, is added: `(1 − β) C + β diag(C)` with
-//! `β = 1/(1 + n)` for n samples. Inputs that calibration never showed (a class, a page turned another way) excite other
+//! `β = 1/(1 + n)`. Rows of one sample (pixels, tokens) are evidence, but not independent: n is the geometric mean of samples and rows. Inputs that calibration never showed (a class, a page turned another way) excite other
 //! directions than those that were seen; with few samples, a factorization must also be good for the weights themselves.
 
 use crate::analysis::sites::Site;
@@ -54,7 +54,11 @@ impl Halves {
 }
 
 impl Known {
-    fn new(one: &Gram, other: Option<&Gram>, samples: usize, centered: bool) -> Result<Known> {
+    /// From the sums over both halves (or one, if there is no other) of this many samples.
+    ///
+    /// # Errors
+    /// When their sizes differ.
+    pub fn new(one: &Gram, other: Option<&Gram>, samples: usize, centered: bool) -> Result<Known> {
         let all = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
         let half = match other {
             Some(_) => Shrunk::new(one, for_half(all.intensity)),
@@ -66,7 +70,8 @@ impl Known {
         };
         // Around the mean that the bias is adjusted to.
         outer(&mut spread, &(&mean - &half.mean));
-        let trust = samples as f64 / (1.0 + samples as f64);
+        let evidence = (samples as f64 * all.rows as f64).sqrt();
+        let trust = evidence / (1.0 + evidence);
         spread *= trust;
         let powers = all.covariance.diag().to_owned();
         spread.diag_mut().scaled_add(1.0 - trust, &powers);
