@@ -325,7 +325,7 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
         &(0..60 * 1800).map(place).collect::<Vec<_>>(),
     );
     let before = outputs(&model, &data);
-    let notes = run(&mut model, &data, "lowrank(error=0.001)");
+    let notes = run(&mut model, &data, "lowrank(error=0.01,gain=0.1)");
     assert_eq!(notes[0].kind, NoteKind::Did, "{notes:?}");
     let after = outputs(&model, &data);
     // Positions to the end, for the mean of every channel.
@@ -334,7 +334,7 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
             .map(|i| v[i / 576 * 576 + i % 64 * 9 + i / 64 % 9])
             .collect::<Vec<_>>()
     };
-    assert!(error(&turned(&before), &turned(&after), 64) < 0.0015);
+    assert!(error(&turned(&before), &turned(&after), 64) < 0.015);
     let mean = |v: &[f32]| v.iter().map(|x| f64::from(*x)).sum::<f64>() / v.len() as f64;
     assert!((mean(&before) - mean(&after)).abs() < 1e-3);
     let second = model.node(node_named(&model, "layer_lr1"));

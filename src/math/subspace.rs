@@ -173,13 +173,8 @@ mod tests {
                 Power::new(c.view()).expect("finite"),
             );
             let found = map.leading(&power, map.start(24, 7), 2).expect("converges");
-            for i in 0..12 {
-                assert!(
-                    (found.values[i] / expected[i] - 1.0).abs() < 2e-3,
-                    "{i} {} {}",
-                    found.values[i],
-                    expected[i]
-                );
+            for (found, expected) in found.values.iter().zip(&expected).take(12) {
+                assert!((found / expected - 1.0).abs() < 2e-3, "{found} {expected}");
             }
             let along = map.along(&power, &found.basis);
             assert!(along.iter().zip(&found.values).all(|(a, b)| (a / b - 1.0).abs() < 1e-2));

@@ -329,7 +329,7 @@ mod tests {
         let chains = |fit: &Fit| fit.chains(&weight, Some(&known), &[40]).remove(0).0;
         let product = |c: Chain| c.layers[1].weight.view().dot(&c.layers[0].weight.view()).mapv(f64::from);
         let lost = |m: Array2<f64>| {
-            let d = (&weight.matrix - &m) / &weight.units.view().insert_axis(Axis(1));
+            let d = (&weight.matrix - &m) / weight.units.view().insert_axis(Axis(1));
             total(d.view(), known.all.view())
         };
         let (a, b) = (lost(product(chains(&whole))), lost(product(chains(&leading))));

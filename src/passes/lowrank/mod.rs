@@ -26,7 +26,7 @@ use crate::engine::NotRun;
 use crate::ir::Model;
 use anyhow::{Result, ensure};
 use conv::{Cost, Form, Shape};
-use ladder::Ladder;
+use ladder::{Ladder, Rung};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -73,15 +73,15 @@ const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "gain",
-        default: "0.1",
+        default: "0.3",
         values: "a part, such as 0.1",
-        doc: "by how much weights and multiply-adds must fall at least",
+        doc: "by how much weights and multiply-adds must fall at least; below 0.3 two calls are often slower than one",
     },
     Opt {
         name: "round_to",
         default: "8",
         values: "a number",
-        doc: "ranks are rounded up to a multiple of this where the gain allows it",
+        doc: "ranks are rounded up to a multiple of this",
     },
     Opt {
         name: "min_size",
@@ -253,8 +253,10 @@ impl Pass for LowRank {
                 cx.skip(model, node, format!("{dims}: an output of the model would err too much"));
                 continue;
             };
+            let other = |r: &Rung| format!("; {} would give {:.1} dB", r.what, decibel(r.error));
+            let others = ladder.rungs.iter().filter(|r| r.what != rung.what).map(other);
             let what = format!(
-                "{dims} → {}: −{:.0} % weights, −{:.0} % multiply-adds, {} {:.1} dB",
+                "{dims} → {}: −{:.0} % weights, −{:.0} % multiply-adds, {} {:.1} dB{}",
                 rung.what,
                 100.0 * (1.0 - rung.params),
                 100.0 * (1.0 - rung.macs),
@@ -263,7 +265,8 @@ impl Pass for LowRank {
                 } else {
                     "error of the weights"
                 },
-                decibel(rung.error)
+                decibel(rung.error),
+                others.collect::<String>()
             );
             cx.did(model, node, what);
             rewrite::replace(model, &ladder.site, &rung.chain)?;

@@ -63,10 +63,7 @@ impl LowRank {
         allowed: f64,
     ) -> Result<std::result::Result<Ladder, String>> {
         let cheap = |c: Cost| self.cheap(c);
-        let round = |r: usize| {
-            let up = r.next_multiple_of(self.round_to);
-            if self.cheap(shape.cost(Form::Pair(up))) { up } else { r }
-        };
+        let round = |r: usize| r.next_multiple_of(self.round_to);
         let ways = match known {
             Some(k) if site.taps() > 1 => Some(Ways::new(site, weight, k, self.round_to, cheap)?),
             _ => None,
