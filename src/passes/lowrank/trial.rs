@@ -21,6 +21,8 @@ const SAMPLES: usize = 64;
 const ALONE: usize = 12;
 /// The outputs that they are compared with are kept, up to this size.
 const KEPT: usize = 256 << 20;
+/// With so many samples, half the limit is allowed.
+const FEW: f64 = 4.0;
 /// How often a smaller choice is tried.
 const ROUNDS: usize = 8;
 
@@ -45,12 +47,15 @@ pub struct Settled {
     pub last: f64,
 }
 
-/// The choice of rungs whose outputs err by `limit` at most.
+/// The choice of rungs whose outputs err by `limit` at most, by less where few samples say so.
 ///
 /// # Errors
 /// When a sample fails. [`NotRun`] is in the chain when the engine does not run the model.
 pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
+    // An error that is seen on few samples may be several times as large on others.
+    let seen = reference.samples.len() as f64;
+    let limit = limit * seen / (seen + FEW);
     let everything: Choice = vec![Some(0); ladders.len()];
     let first = reference.error(ladders, &everything, SAMPLES, cx)?;
     let mut settled = Settled {
