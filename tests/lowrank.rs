@@ -39,6 +39,13 @@ fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
 
 /// A model with one node `layer`: input `x`, output `y`; `args` are the inputs in order, `None` for `x`.
 fn layer(opset: i64, op: &str, x: &[usize], y: &[usize], args: Vec<Option<Tensor>>, attrs: Vec<Attr>) -> Model {
+    let (mut model, out) = open_layer(opset, op, x, args, attrs);
+    model.add_output(model.main_id(), info("y", y), out);
+    model
+}
+
+/// The same without an output; gives the node's.
+fn open_layer(opset: i64, op: &str, x: &[usize], args: Vec<Option<Tensor>>, attrs: Vec<Attr>) -> (Model, ValueId) {
     let mut model = Model::new(pb::ModelProto {
         ir_version: Some(8),
         opset_import: vec![pb::OperatorSetIdProto {
@@ -55,8 +62,7 @@ fn layer(opset: i64, op: &str, x: &[usize], y: &[usize], args: Vec<Option<Tensor
         .map(|(i, t)| Some(t.map_or(input, |t| model.add_const(main, ["a", "w", "b"][i], t))))
         .collect();
     let (_, out) = model.add_node(main, "layer", op, &inputs, &["y"], attrs);
-    model.add_output(main, info("y", y), out[0]);
-    model
+    (model, out[0])
 }
 
 /// Samples for the input `x` (all axes but the first are those of `x`), as a file.
@@ -319,7 +325,7 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
         &(0..60 * 1800).map(place).collect::<Vec<_>>(),
     );
     let before = outputs(&model, &data);
-    let notes = run(&mut model, &data, "lowrank(error=0.001)");
+    let notes = run(&mut model, &data, "lowrank(error=0.01,gain=0.1)");
     assert_eq!(notes[0].kind, NoteKind::Did, "{notes:?}");
     let after = outputs(&model, &data);
     // Positions to the end, for the mean of every channel.
@@ -328,7 +334,7 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
             .map(|i| v[i / 576 * 576 + i % 64 * 9 + i / 64 % 9])
             .collect::<Vec<_>>()
     };
-    assert!(error(&turned(&before), &turned(&after), 64) < 0.0015);
+    assert!(error(&turned(&before), &turned(&after), 64) < 0.015);
     let mean = |v: &[f32]| v.iter().map(|x| f64::from(*x)).sum::<f64>() / v.len() as f64;
     assert!((mean(&before) - mean(&after)).abs() < 1e-3);
     let second = model.node(node_named(&model, "layer_lr1"));
@@ -340,7 +346,7 @@ fn a_one_by_one_conv_keeps_strides_and_pads_and_the_mean() {
 }
 
 #[test]
-fn shared_grouped_and_larger_kernels_are_left_alone_by_name() {
+fn shared_and_grouped_weights_are_left_alone_by_name() {
     let mut r = Numbers(10);
     let mut model = matmul_model(4, 64, 64, r.of_rank(64, 64, 2));
     let main = model.main_id();
@@ -358,15 +364,103 @@ fn shared_grouped_and_larger_kernels_are_left_alone_by_name() {
             .count(),
         2
     );
-    for (group, kernel, why) in [(2, 1, "it has 2 groups"), (1, 3, "kernels larger than 1×1")] {
-        let w = Tensor::new(
-            &[64, 64 / group, kernel, kernel],
-            r.take(64 * 64 / group * kernel * kernel),
-        );
-        let attrs = vec![Attr::int("group", group as i64)];
-        let mut model = layer(13, "Conv", &[1, 64, 5, 5], &[1, 64, 5, 5], vec![None, Some(w)], attrs);
-        let data = samples(&model, &[4, 1, 64, 5, 5], &r.take(4 * 1600));
-        let notes = run(&mut model, &data, "lowrank");
-        assert!(notes[0].what.contains(why), "{notes:?}");
+    let w = Tensor::new(&[64, 32, 1, 1], r.take(64 * 32));
+    let attrs = vec![Attr::int("group", 2)];
+    let mut model = layer(13, "Conv", &[1, 64, 5, 5], &[1, 64, 5, 5], vec![None, Some(w)], attrs);
+    let data = samples(&model, &[4, 1, 64, 5, 5], &r.take(4 * 1600));
+    let notes = run(&mut model, &data, "lowrank");
+    assert!(notes[0].what.contains("it has 2 groups"), "{notes:?}");
+}
+
+/// A kernel [out, channels, k…] from its entries.
+fn kernel(dims: [usize; 4], entry: impl Fn(usize, usize, usize, usize) -> f32) -> Tensor {
+    let [out, channels, h, w] = dims;
+    let at = |i: usize| entry(i / (channels * h * w), i / (h * w) % channels, i / w % h, i % w);
+    Tensor::new(&dims, (0..out * channels * h * w).map(at).collect())
+}
+
+#[test]
+fn a_kernel_that_is_of_a_form_is_found_in_that_form_whatever_its_geometry() {
+    const N: usize = 48;
+    let mut r = Numbers(11);
+    let (a, b, c) = (r.take(N * N * 9), r.take(N * N * 9), r.take(N * N * 9));
+    let dot = |f: &dyn Fn(usize) -> f32| (0..8).map(f).sum::<f32>();
+    // Through 8 channels each: behind the kernel, before it, and between two passes of it.
+    let channel = kernel([N, N, 3, 3], |o, i, h, w| {
+        dot(&|k| a[o * 8 + k] * b[k * N * 9 + i * 9 + h * 3 + w])
+    });
+    let input = kernel([N, N, 3, 3], |o, i, h, w| {
+        dot(&|k| a[(o * 8 + k) * 9 + h * 3 + w] * b[k * N + i])
+    });
+    let spatial = kernel([N, N, 3, 3], |o, i, h, w| {
+        dot(&|k| a[(o * 8 + k) * 3 + w] * b[(k * N + i) * 3 + h])
+    });
+    let tucker = kernel([N, N, 3, 3], |o, i, h, w| {
+        dot(&|s| c[o * 8 + s] * dot(&|k| a[(s * 8 + k) * 9 + h * 3 + w] * b[k * N + i]))
+    });
+    let geometries: [(Vec<Attr>, [usize; 4]); 3] = [
+        (vec![Attr::ints("pads", vec![1, 0, 2, 1])], [1, N, 9, 7]),
+        (
+            vec![
+                Attr::ints("strides", vec![1, 2]),
+                Attr::ints("dilations", vec![2, 1]),
+                Attr::ints("kernel_shape", vec![3, 3]),
+            ],
+            [1, N, 4, 3],
+        ),
+        (vec![Attr::string("auto_pad", "SAME_UPPER")], [1, N, 8, 8]),
+    ];
+    for (form, weight) in [
+        ("rank 8", &channel),
+        ("1×1 to 8, then the kernel", &input),
+        ("k×1 then 1×k, rank 8", &spatial),
+        ("Tucker-2 of ranks 8 and 8", &tucker),
+    ] {
+        for (attrs, y) in &geometries {
+            let args = vec![None, Some(weight.clone()), Some(Tensor::new(&[N], r.take(N)))];
+            let mut model = layer(13, "Conv", &[1, N, 8, 8], y, args, attrs.clone());
+            let numbers: Vec<f32> = r.take(24 * N * 64).iter().map(|x| x + 0.3).collect();
+            let data = samples(&model, &[24, 1, N, 8, 8], &numbers);
+            let before = outputs(&model, &data);
+            let notes = run(&mut model, &data, "lowrank(error=1e-5)");
+            assert!(notes[0].what.contains(form), "{form}: {notes:?}");
+            close(&before, &outputs(&model, &data), 1e-3);
+        }
+    }
+}
+
+#[test]
+fn what_harms_an_output_is_taken_back() {
+    // One direction holds nearly all of the first layer's variance, and the second layer does not look at it.
+    let mut r = Numbers(12);
+    let (inputs, hidden, out) = (96, 64, 16);
+    let mut first = r.take(hidden * inputs);
+    first.iter_mut().for_each(|x| *x += 20.0);
+    let mut second = r.take(out * hidden);
+    for row in second.chunks_mut(hidden) {
+        let mean = row.iter().sum::<f32>() / hidden as f32;
+        row.iter_mut().for_each(|x| *x -= mean);
+    }
+    let gemm = |w: Vec<f32>, dims: [usize; 2]| Tensor::new(&dims, w);
+    let (mut model, inner) = open_layer(
+        13,
+        "Gemm",
+        &[1, inputs],
+        vec![None, Some(gemm(first, [hidden, inputs]))],
+        vec![Attr::int("transB", 1)],
+    );
+    let main = model.main_id();
+    let weight = model.add_const(main, "w2", gemm(second, [out, hidden]));
+    let attrs = vec![Attr::int("transB", 1)];
+    let (_, y) = model.add_node(main, "second", "Gemm", &[Some(inner), Some(weight)], &["z"], attrs);
+    model.add_output(main, info("z", &[1, out]), y[0]);
+    let data = samples(&model, &[200, 1, inputs], &r.take(200 * inputs));
+    let before = outputs(&model, &data);
+    for (request, most) in [("lowrank", 0.02), ("lowrank(rank=8)", 10.0)] {
+        let mut changed = model.clone();
+        let notes = run(&mut changed, &data, request);
+        let lost = error(&before, &outputs(&changed, &data), out);
+        assert!(lost <= most, "{request}: {lost} {notes:?}");
+        assert_eq!(lost > 0.3, request != "lowrank", "{request}: {lost} {notes:?}");
     }
 }

@@ -131,11 +131,12 @@ impl Dataset {
         }
     }
 
-    /// Calibration and held-back samples: every fourth one is held back, so that ordered data are parted evenly. Below four
-    /// samples the last one is held back; a single sample serves as both.
+    /// Calibration and held-back samples: one of every four in a row is held back, so that ordered data are parted evenly;
+    /// a hash says which, so that data that repeat (the same four classes over and over) do not lose one of their kinds.
+    /// Below four samples the last one is held back; a single sample serves as both.
     pub fn split(&self) -> (Samples, Samples) {
         let n = self.len();
-        let held = |i: usize| if n < 4 { i + 1 == n } else { i % 4 == 3 };
+        let held = |i: usize| if n < 4 { i + 1 == n } else { i % 4 == picked(i / 4, 4) };
         let (back, calib): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| held(i));
         let of = |indices| Samples {
             set: self.clone(),
@@ -143,6 +144,14 @@ impl Dataset {
         };
         (of(if calib.is_empty() { back.clone() } else { calib }), of(back))
     }
+}
+
+/// One of `0..among`, by a hash of the run's number (SplitMix64; Steele, Lea, Flood 2014).
+fn picked(run: usize, among: usize) -> usize {
+    let x = (run as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((x ^ (x >> 31)) >> 32) as usize % among
 }
 
 /// Some of the samples of a [`Dataset`].
@@ -177,6 +186,20 @@ impl Samples {
             set: self.set.clone(),
             indices: self.indices.iter().copied().skip(from).step_by(step).collect(),
         }
+    }
+    /// Two halves: of every two in a row a hash says which goes where. The second is empty when there is only one sample.
+    pub fn halves(&self) -> [Samples; 2] {
+        let n = self.len();
+        let first = |i: usize| n == 1 || i % 2 == picked(i / 2, 2);
+        let (one, other) = (0..n).partition::<Vec<usize>, _>(|&i| first(i));
+        [one, other].map(|half| Samples {
+            set: self.set.clone(),
+            indices: half.into_iter().map(|i| self.indices[i]).collect(),
+        })
+    }
+    /// True when the numbers are made up.
+    pub fn synthetic(&self) -> bool {
+        self.set.synthetic
     }
     /// The first `n` of them.
     pub fn first(&self, n: usize) -> Samples {

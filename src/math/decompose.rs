@@ -13,6 +13,7 @@ use std::borrow::Cow;
 
 use anyhow::{Result, ensure};
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::linalg::{cholesky::llt, evd, householder, matmul::matmul as faer_matmul, qr, svd};
 use faer::traits::ComplexField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Spec};
@@ -241,7 +242,7 @@ pub fn range_finder(a: ArrayView2<f64>, rank: usize, power_iterations: usize, se
 
 /// Sum of four uniform 16-bit numbers of one splitmix64 step, centred, of variance 1: near enough to a normal number for
 /// a random projection, and made of integers, so no platform's `ln` or `cos` shows in the bits.
-fn nearly_normal(state: &mut u64) -> f64 {
+pub(super) fn nearly_normal(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -252,7 +253,7 @@ fn nearly_normal(state: &mut u64) -> f64 {
 }
 
 /// The Q of a thin Householder QR: orthonormal whatever the rank of `a` (`m × n`, `m ≥ n`).
-fn orthonormal(a: Array2<f64>) -> Array2<f64> {
+pub(super) fn orthonormal(a: Array2<f64>) -> Array2<f64> {
     let (m, n) = a.dim();
     let mut work = Mat::from_fn(m, n, |i, j| a[[i, j]]);
     let block = qr::no_pivoting::factor::recommended_block_size::<f64>(m, n);
@@ -328,6 +329,48 @@ pub fn solve_spd(g: ArrayView2<f64>, b: ArrayView2<f64>, damping: f64) -> Result
         delta = (delta * 10.0).max(1e-12);
     }
     anyhow::bail!("solve_spd: the {n}×{n} matrix is far from positive semidefinite")
+}
+
+/// The Cholesky factor `L Lᵀ = G + δ·mean(diag G)·I`, of which every leading block is the factor of a leading block of `G`.
+pub(super) struct Triangle(Mat<f64>);
+
+impl Triangle {
+    /// The factor of a symmetric positive semidefinite matrix; δ as in [`solve_spd`].
+    pub(super) fn new(g: ArrayView2<f64>, damping: f64) -> Result<Triangle> {
+        let n = g.nrows();
+        let mean = g.diag().sum() / n.max(1) as f64;
+        ensure!(
+            n == g.ncols() && mean.is_finite(),
+            "Triangle: a {:?} matrix is not usable",
+            g.dim()
+        );
+        let mut delta = damping;
+        while delta <= MAX_DAMPING {
+            let mut factor = Mat::from_fn(n, n, |i, j| g[[i, j]]);
+            (0..n).for_each(|i| factor[(i, i)] += (delta * mean).max(f64::MIN_POSITIVE));
+            if cholesky(factor.as_mut()) {
+                return Ok(Triangle(factor));
+            }
+            delta = (delta * 10.0).max(1e-12);
+        }
+        anyhow::bail!("the {n}×{n} matrix is far from positive semidefinite")
+    }
+
+    /// `L⁻¹ b`.
+    pub(super) fn forward(&self, b: ArrayView2<f64>) -> Array2<f64> {
+        let mut x = Mat::from_fn(b.nrows(), b.ncols(), |i, j| b[[i, j]]);
+        solve_lower_triangular_in_place(self.0.as_ref(), x.as_mut(), Par::Seq);
+        to_array(x.as_ref())
+    }
+
+    /// `L_n⁻ᵀ y_n`, with the leading block of order n and the first n rows of y: with `y = L⁻¹ b` the solution of the leading
+    /// system of order n.
+    pub(super) fn back(&self, y: ArrayView2<f64>, n: usize) -> Array2<f64> {
+        let mut x = Mat::from_fn(n, y.ncols(), |i, j| y[[i, j]]);
+        let block = self.0.as_ref().get(..n, ..n);
+        solve_upper_triangular_in_place(block.transpose(), x.as_mut(), Par::Seq);
+        to_array(x.as_ref())
+    }
 }
 
 /// Lower Cholesky factor in place; false when a pivot is not positive.

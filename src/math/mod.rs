@@ -17,6 +17,8 @@ pub mod decompose;
 pub mod gram;
 /// Streaming histogram over an unknown range, in bounded memory.
 pub mod histogram;
+/// A convolution kernel as a chain of smaller ones, under the second moment of its windows.
+pub mod kernel;
 /// The best map of a given rank under the second moment of its input.
 pub mod lowrank;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
@@ -25,3 +27,5 @@ pub mod ranges;
 pub mod rounding;
 /// A covariance from few samples, shrunk towards its diagonal.
 pub mod shrink;
+/// The strongest directions of a large layer's output.
+pub mod subspace;

@@ -1,23 +1,32 @@
-//! Low rank: a dense layer `y = W x + b` becomes two, `h = V x` and `y = U h + b'`, of rank `r`.
+//! Low rank: a layer `y = W x + b` becomes two or three thin ones.
 //!
-//! The best `Ŵ = U V` under data is an eigenproblem of `W C Wᵀ`, with `C` the covariance of the layer's input; the mean error
-//! goes into the bias (`math::lowrank`). What is lost is known beforehand: the eigenvalues left out, relative to the variance of the
-//! output. The rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
+//! Dense layers and 1×1 convolutions: `h = V x`, `y = U h + b'`, of rank `r`. The best `Ŵ = U V` under data is an eigenproblem of
+//! `W C Wᵀ`, with `C` the covariance of the layer's input; the mean error goes into the bias (`math::lowrank`). Larger
+//! kernels: the cheapest of four forms ([`conv`], `math::kernel`). What is lost is predicted on samples that had no part in the
+//! choice of directions ([`known`]); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
-//! Acts on Gemm, MatMul with a constant matrix on either side, and 1×1 Conv. Does nothing where weights and multiply-adds
-//! (both are `r·(in + out)` against `in·out`) would not fall by `gain`. Costs one run over the calibration samples, and per
-//! layer about what an eigendecomposition of order `min(out, …)` costs.
+//! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
+//! more than what was allowed for a layer, the most harmful changes are taken back ([`trial`]).
+//!
+//! Does nothing where weights and multiply-adds would not both fall by `gain`. Costs one run over the calibration samples,
+//! one to try the result, and per layer two eigendecompositions of order `min(out, …)`; of large layers (order above 1,024) only
+//! the directions that are needed are computed.
 
+mod conv;
 mod fit;
+mod known;
+mod ladder;
+mod plan;
 mod rewrite;
+mod trial;
 
 use super::{Context, Opt, Options, Pass, PassInfo};
 use crate::analysis::sites::{Site, site};
-use crate::analysis::stats::{Measure, Patch, Stats, measure};
-use crate::ir::{Model, NodeId, ValueId};
-use crate::parallel;
-use anyhow::{Context as _, Result, ensure};
-use fit::{Fit, Plan};
+use crate::engine::NotRun;
+use crate::ir::Model;
+use anyhow::{Result, ensure};
+use conv::{Cost, Form, Shape};
+use ladder::{Ladder, Rung};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -30,22 +39,25 @@ pub const INFO: PassInfo = PassInfo {
 };
 
 const DOC: &str = "\
-Replaces the weight of a Gemm, a MatMul or a 1×1 Conv by two factors, `<node>_lr0` and `<node>_lr1`, of the smallest rank whose error on
-calibration data is at most `error`, a part of the variance of the layer's output. Directions are chosen on one half of the samples and
-the error is measured on the other, so few samples mean higher ranks, not false promises; the factors are then made from all samples.
+Replaces the weight of a Gemm, a MatMul or a Conv by factors, `<node>_lr0`, `<node>_lr1` (and `_lr2`), of the smallest rank whose error on
+calibration data is at most `error`, a part of the variance of the layer's output. Kernels larger than 1×1 become the cheapest of: the kernel
+to few channels, then 1×1; 1×1, then the kernel; both (Tucker-2); k×1, then 1×k. Directions are chosen on one half of the samples and
+the error is measured on the other, and few samples count less: they mean higher ranks, not false promises. The factors are then made from all.
+
+The result is tried on calibration samples as well: where the model's outputs err by more than `error`, too, the changes that do most harm for
+what they save are weakened or taken back, until they do not. With `rank=` or `ratio=` nothing is taken back.
 
 Left alone: weights that other nodes read too, layers where weights and multiply-adds would not both fall by `gain`, layers inside
-sub-graphs (nothing is measured there), convolutions with larger kernels or groups.
+sub-graphs (nothing is measured there), convolutions with groups. With made-up samples, plain singular values are taken.
 
-`error` counts for one layer. The default, 0.01 (20 dB), leaves room in the default budget of 10 dB: errors of layers in a row add up, but
-later layers ignore most directions (two layers at 20 dB each left 32 dB at the output of an MLP). For a deep network `error=0.003` is careful.";
+The default, 0.01 (20 dB), leaves room in the default budget of 10 dB. For a deep network `error=0.003` is careful.";
 
 const OPTIONS: &[Opt] = &[
     Opt {
         name: "error",
         default: "0.01",
         values: "a part of the output's variance, such as 0.001",
-        doc: "largest error of one layer's output",
+        doc: "largest error of one layer's output, and of the model's",
     },
     Opt {
         name: "rank",
@@ -61,15 +73,15 @@ const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "gain",
-        default: "0.1",
+        default: "0.3",
         values: "a part, such as 0.1",
-        doc: "by how much weights and multiply-adds must fall at least",
+        doc: "by how much weights and multiply-adds must fall at least; below 0.3 two calls are often slower than one",
     },
     Opt {
         name: "round_to",
         default: "8",
         values: "a number",
-        doc: "ranks are rounded up to a multiple of this where the gain allows it",
+        doc: "ranks are rounded up to a multiple of this",
     },
     Opt {
         name: "min_size",
@@ -91,10 +103,8 @@ const OPTIONS: &[Opt] = &[
     },
 ];
 
-/// Wider second moments (8·in² bytes each, several at once) are not measured.
-const MAX_INPUTS: usize = 8192;
-/// Sites are measured in groups whose second moments take about this many bytes.
-const MEASURE_BYTES: usize = 512 << 20;
+/// Wider second moments (8·in² bytes each, several at once) are not measured: of rows, and of windows.
+const MAX_INPUTS: [usize; 2] = [8192, 4608];
 
 /// How the rank is chosen.
 #[derive(Clone, Copy, Debug)]
@@ -145,43 +155,38 @@ impl LowRank {
         })
     }
 
-    /// The largest rank that saves enough; 0 when none does.
-    fn largest(&self, site: &Site) -> usize {
-        let (out, inputs) = (site.outputs() as f64, site.inputs() as f64);
-        let limit = (1.0 - self.gain) * out * inputs / (out + inputs);
-        // At a gain of nothing the rank must still be below the limit: both must fall.
-        let rank = limit.floor() as usize;
-        if rank as f64 == limit && self.gain == 0.0 {
-            rank.saturating_sub(1)
-        } else {
-            rank
-        }
+    fn cheap(&self, cost: Cost) -> bool {
+        // At a gain of nothing both must still fall.
+        cost.params.max(cost.macs) <= 1.0 - self.gain && cost.params < 1.0 && cost.macs < 1.0
+    }
+
+    /// The largest rank of a pair that saves enough; 0 when none does.
+    fn largest(&self, shape: &Shape) -> usize {
+        shape.largest(1, shape.out, |c| self.cheap(c), Form::Pair)
     }
 
     /// Why a site cannot be factored, or would not gain by it.
     fn refusal(&self, model: &Model, site: &Site) -> Option<String> {
-        let size = site.outputs().saturating_mul(site.inputs());
+        let (size, width) = (site.dims().iter().product::<usize>(), width(site));
         let window = site.layout.window.as_ref();
+        let most = MAX_INPUTS[usize::from(site.taps() > 1)];
         if window.is_some_and(|w| w.transposed) {
             Some("transposed convolutions are not factored".into())
         } else if site.layout.groups != 1 {
             Some(format!("it has {} groups", site.layout.groups))
-        } else if site.taps() != 1 {
-            Some("convolutions with kernels larger than 1×1 are not factored".into())
         } else if site.shared {
             Some(format!("{} is read by other nodes too", model.value(site.weight).name))
         } else if size < self.min_size {
             Some(format!("small: {size} weights"))
-        } else if self.largest(site) == 0 {
+        } else if site.taps() == 1 && self.largest(&Shape::of(site)) == 0 {
             Some(format!(
                 "{}×{} saves too little at any rank",
                 site.outputs(),
                 site.inputs()
             ))
-        } else if self.data && site.inputs() > MAX_INPUTS {
+        } else if self.data && width > most {
             Some(format!(
-                "{} inputs are too many to measure; lowrank(data=off) does without",
-                site.inputs()
+                "{width} inputs are too many to measure; lowrank(data=off) does without"
             ))
         } else if self.data && model.node(site.node).graph() != model.main_id() {
             Some("it is in a sub-graph, where nothing is measured; lowrank(data=off) does without".into())
@@ -207,139 +212,72 @@ impl LowRank {
         all
     }
 
-    /// The rank for a fit, or why there is none.
-    fn rank(&self, site: &Site, fit: &Fit) -> Result<usize, String> {
-        let most = self.largest(site);
-        let wanted = match self.choice {
-            Choice::Error(e) => fit.rank_for(e).max(1),
-            Choice::Rank(r) => r,
-            Choice::Ratio(part) => {
-                let (out, inputs) = (site.outputs() as f64, site.inputs() as f64);
-                ((part * out * inputs / (out + inputs)) as usize).max(1)
-            }
+    /// The rung of every ladder that the outputs of the model allow.
+    fn settle(&self, model: &Model, ladders: &[Ladder], cx: &mut Context) -> Result<trial::Choice> {
+        let everything = vec![Some(0); ladders.len()];
+        let Choice::Error(limit) = self.choice else {
+            return Ok(everything);
         };
-        if wanted > most {
-            let why = match self.choice {
-                Choice::Error(e) => format!("an error of {:.1} dB", decibel(e)),
-                _ => "the request".into(),
-            };
-            return Err(format!(
-                "{}×{}: {why} needs rank {wanted}, but only up to {most} there is a gain (error there {:.1} dB)",
-                site.outputs(),
-                site.inputs(),
-                decibel(fit.error(most))
-            ));
+        if ladders.is_empty() || cx.samples.is_empty() {
+            return Ok(everything);
         }
-        let rounded = wanted.next_multiple_of(self.round_to);
-        Ok(if matches!(self.choice, Choice::Error(_)) && rounded <= most {
-            rounded
-        } else {
-            wanted
-        })
-    }
-
-    /// What to do at every site of a group, measured together.
-    fn plan(&self, model: &Model, group: &[Site], halves: Option<&[Stats; 2]>, cx: &mut Context) -> Result<Vec<Plan>> {
-        let mut plans = Vec::new();
-        let work = |i: usize| {
-            let site: &Site = &group[i];
-            let named = || format!("lowrank: {}", model.label(site.node));
-            let input = halves.map(|[a, b]| fit::halves(a, b, site));
-            if let Some(None) = input {
-                return Ok(Err("its input could not be measured".to_owned()));
-            }
-            let fit = Fit::new(model, site, input.flatten(), self.centered).with_context(named)?;
-            Ok(self.rank(site, &fit).map(|rank| fit.plan(site, rank)))
-        };
-        parallel::in_order(group.len(), cx.threads, work, |i, result| {
-            match result {
-                Ok(plan) => plans.push(plan),
-                Err(reason) => cx.skip(model, group[i].node, reason),
-            }
-            Ok(())
-        })?;
-        Ok(plans)
-    }
-
-    fn plans(&self, model: &Model, sites: &[Site], cx: &mut Context) -> Result<Vec<Plan>> {
-        let mut plans = Vec::new();
-        let mut rest = sites;
-        while self.data && !rest.is_empty() {
-            let (group, after) = rest.split_at(fitting(rest));
-            match halves(model, group, cx) {
-                Ok(halves) => plans.extend(self.plan(model, group, Some(&halves), cx)?),
-                Err(e) if e.chain().any(|c| c.is::<crate::engine::NotRun>()) => {
+        let [one, other] = cx.samples.halves();
+        let samples = if other.is_empty() { one } else { other };
+        match trial::settle(model, ladders, limit, &samples, cx) {
+            Ok(settled) => {
+                if settled.choice != everything {
                     cx.warn(format!(
-                        "lowrank knows nothing of the data and takes plain singular values: {e:#}"
+                        "lowrank: with every layer at {:.1} dB an output of the model errs by {:.1} dB on calibration samples; changes were weakened or taken back, and it errs by {:.1} dB",
+                        decibel(limit),
+                        decibel(settled.first),
+                        decibel(settled.last)
                     ));
-                    break;
                 }
-                Err(e) => return Err(e.context("lowrank: measuring")),
+                Ok(settled.choice)
             }
-            rest = after;
+            Err(e) if e.chain().any(|c| c.is::<NotRun>()) => Ok(everything),
+            Err(e) => Err(e.context("lowrank: trying the result")),
         }
-        // Each layer's factors are kept, not its spectrum: memory stays at the size of the weights.
-        plans.extend(self.plan(model, rest, None, cx)?);
-        Ok(plans)
     }
 }
 
 impl Pass for LowRank {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
         let sites = self.candidates(model, cx);
-        for plan in self.plans(model, &sites, cx)? {
-            let label: NodeId = plan.site.node;
-            let (out, inputs) = (plan.site.outputs(), plan.site.inputs());
-            let kept = (plan.rank * (out + inputs)) as f64 / (out * inputs) as f64;
+        let ladders = self.ladders(model, &sites, cx)?;
+        let choice = self.settle(model, &ladders, cx)?;
+        for (ladder, rung) in ladders.iter().zip(choice) {
+            let node = ladder.site.node;
+            let dims = format!("{}×{}", ladder.site.outputs(), width(&ladder.site));
+            let Some(rung) = rung.map(|r| &ladder.rungs[r]) else {
+                cx.skip(model, node, format!("{dims}: an output of the model would err too much"));
+                continue;
+            };
+            let other = |r: &Rung| format!("; {} would give {:.1} dB", r.what, decibel(r.error));
+            let others = ladder.rungs.iter().filter(|r| r.what != rung.what).map(other);
             let what = format!(
-                "{out}×{inputs} → rank {}: −{:.0} % weights, {} {:.1} dB",
-                plan.rank,
-                100.0 * (1.0 - kept),
-                if plan.measured {
+                "{dims} → {}: −{:.0} % weights, −{:.0} % multiply-adds, {} {:.1} dB{}",
+                rung.what,
+                100.0 * (1.0 - rung.params),
+                100.0 * (1.0 - rung.macs),
+                if ladder.measured {
                     "predicted error"
                 } else {
                     "error of the weights"
                 },
-                decibel(plan.error)
+                decibel(rung.error),
+                others.collect::<String>()
             );
-            cx.did(model, label, what);
-            rewrite::replace(model, &plan)?;
+            cx.did(model, node, what);
+            rewrite::replace(model, &ladder.site, &rung.chain)?;
         }
         Ok(())
     }
 }
 
-/// How many of the next sites are measured together: as many as fit, and at least one.
-fn fitting(sites: &[Site]) -> usize {
-    let mut seen: Vec<(ValueId, &Patch)> = Vec::new();
-    let mut bytes = 0usize;
-    for (i, site) in sites.iter().enumerate() {
-        if !seen.contains(&(site.input, &site.patch)) {
-            // Two halves, in f64.
-            bytes = bytes.saturating_add(16 * site.inputs().saturating_mul(site.inputs()));
-            seen.push((site.input, &site.patch));
-        }
-        if i > 0 && bytes > MEASURE_BYTES {
-            return i;
-        }
-    }
-    sites.len()
-}
-
-/// Second moments of the sites' inputs over the even and over the odd samples.
-fn halves(model: &Model, group: &[Site], cx: &mut Context) -> Result<[Stats; 2]> {
-    let mut wanted: Vec<(ValueId, Measure)> = Vec::new();
-    for site in group {
-        let want = (site.input, Measure::Gram(site.patch.clone()));
-        if !wanted.contains(&want) {
-            wanted.push(want);
-        }
-    }
-    let over = |from: usize| match cx.samples.every(2, from) {
-        half if half.is_empty() => Ok(Stats::default()),
-        half => measure(model, &wanted, cx.engine, &half, cx.threads, cx.progress),
-    };
-    Ok([over(0)?, over(1)?])
+/// Length of the rows that a site multiplies.
+fn width(site: &Site) -> usize {
+    site.inputs() * site.taps()
 }
 
 fn decibel(ratio: f64) -> f64 {

@@ -1,0 +1,194 @@
+//! What the rungs do to the outputs of the model, measured on samples that the factors were not made from.
+//!
+//! When the first rung of every site leaves the outputs within the limit, that is all. Else each site is tried alone: its
+//! damage tells what it may be charged with (errors of different sites nearly add up; that of a higher rung falls as its
+//! predicted error). Of all choices whose damages sum up to a limit, the one that saves most weights is that of a common
+//! exchange rate of weights for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
+
+use super::ladder::Ladder;
+use super::rewrite;
+use crate::data::{Sample, Samples};
+use crate::engine::{NotRun, Session};
+use crate::ir::{Model, Tensor, ValueId};
+use crate::math::compare::Gap;
+use crate::parallel::in_order;
+use crate::passes::Context;
+use anyhow::{Result, anyhow};
+
+/// Not more samples than this.
+const SAMPLES: usize = 64;
+/// Samples on which sites are tried one by one.
+const ALONE: usize = 12;
+/// The outputs that they are compared with are kept, up to this size.
+const KEPT: usize = 256 << 20;
+/// With so many samples, half the limit is allowed.
+const FEW: f64 = 4.0;
+/// How often a smaller choice is tried.
+const ROUNDS: usize = 8;
+
+/// The rung of every site; `None`: left alone.
+pub type Choice = Vec<Option<usize>>;
+
+/// The samples, and the outputs of the model as it was.
+struct Reference<'a> {
+    model: &'a Model,
+    outputs: Vec<ValueId>,
+    samples: Vec<Sample>,
+    wanted: Vec<Vec<Tensor>>,
+}
+
+/// What was chosen, and the outputs' error: in the worst of them, relative to its power.
+pub struct Settled {
+    /// For every ladder.
+    pub choice: Choice,
+    /// With the first rung everywhere.
+    pub first: f64,
+    /// As chosen.
+    pub last: f64,
+}
+
+/// The choice of rungs whose outputs err by `limit` at most, by less where few samples say so.
+///
+/// # Errors
+/// When a sample fails. [`NotRun`] is in the chain when the engine does not run the model.
+pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
+    let reference = Reference::new(model, samples, cx)?;
+    // An error that is seen on few samples may be several times as large on others.
+    let seen = reference.samples.len() as f64;
+    let limit = limit * seen / (seen + FEW);
+    let everything: Choice = vec![Some(0); ladders.len()];
+    let first = reference.error(ladders, &everything, SAMPLES, cx)?;
+    let mut settled = Settled {
+        choice: everything,
+        first,
+        last: first,
+    };
+    if first <= limit {
+        return Ok(settled);
+    }
+    cx.progress.start("try layers", ladders.len());
+    let mut damage = Vec::new();
+    for i in 0..ladders.len() {
+        let mut only: Choice = vec![None; ladders.len()];
+        only[i] = Some(0);
+        damage.push(reference.error(ladders, &only, ALONE, cx)?);
+        cx.progress.advance(1);
+    }
+    cx.progress.finish();
+    let mut allowed = limit;
+    for _ in 0..ROUNDS {
+        let choice = within(ladders, &damage, allowed);
+        if choice == settled.choice {
+            allowed *= 0.6;
+            continue;
+        }
+        settled.last = reference.error(ladders, &choice, SAMPLES, cx)?;
+        settled.choice = choice;
+        if settled.last <= limit {
+            return Ok(settled);
+        }
+        allowed *= (0.9 * limit / settled.last).clamp(0.05, 0.6);
+    }
+    settled.choice = vec![None; ladders.len()];
+    settled.last = 0.0;
+    Ok(settled)
+}
+
+/// The choice that saves most weights among those whose damages sum up to `allowed` at most.
+fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
+    let charge = |i: usize, rung: usize| {
+        let rungs = &ladders[i].rungs;
+        damage[i] * (rungs[rung].error / rungs[0].error.max(f64::MIN_POSITIVE)).min(1.0)
+    };
+    let at = |rate: f64| -> (Choice, f64) {
+        let mut sum = 0.0;
+        let best = |i: usize| {
+            let mut best = (None, 0.0, 0.0);
+            for rung in 0..ladders[i].rungs.len() {
+                let gain = ladders[i].saved(rung) - rate * charge(i, rung);
+                if gain > best.1 {
+                    best = (Some(rung), gain, charge(i, rung));
+                }
+            }
+            sum += best.2;
+            best.0
+        };
+        let choice = (0..ladders.len()).map(best).collect();
+        (choice, sum)
+    };
+    // Rates are searched by their exponents: from a weight for an error of 1 to one for an error of 1e-18.
+    let (mut low, mut high) = (0.0f64, 40.0f64);
+    let mut found = vec![None; ladders.len()];
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        let (choice, sum) = at(middle.exp());
+        if sum <= allowed {
+            (high, found) = (middle, choice);
+        } else {
+            low = middle;
+        }
+    }
+    found
+}
+
+impl<'a> Reference<'a> {
+    fn new(model: &'a Model, samples: &Samples, cx: &Context) -> Result<Reference<'a>> {
+        let outputs = model.main().outputs().iter().map(|p| p.value).collect();
+        let mut reference = Reference {
+            model,
+            outputs,
+            samples: Vec::new(),
+            wanted: Vec::new(),
+        };
+        let session = reference.load(model, &samples.get(0)?, cx)?;
+        let mut kept = 0usize;
+        for i in 0..samples.len().min(SAMPLES) {
+            let sample = samples.get(i)?;
+            let wanted = session.run(&sample)?;
+            kept += wanted.iter().map(Tensor::byte_len).sum::<usize>();
+            reference.samples.push(sample);
+            reference.wanted.push(wanted);
+            if kept > KEPT {
+                break;
+            }
+        }
+        Ok(reference)
+    }
+
+    fn load(&self, model: &Model, like: &Sample, cx: &Context) -> Result<Box<dyn Session>> {
+        let session = cx.engine.load(model, &self.outputs, like);
+        session.map_err(|NotRun(why)| anyhow!(NotRun(why)))
+    }
+
+    /// The error of the worst output under a choice, on the first samples. Infinite when a number is lost.
+    fn error(&self, ladders: &[Ladder], choice: &Choice, most: usize, cx: &Context) -> Result<f64> {
+        let mut changed = self.model.clone();
+        for (ladder, rung) in ladders.iter().zip(choice) {
+            let Some(rung) = rung.map(|r| &ladder.rungs[r]) else { continue };
+            rewrite::replace(&mut changed, &ladder.site, rung.trial.as_ref().unwrap_or(&rung.chain))?;
+        }
+        let Some(like) = self.samples.first() else { return Ok(0.0) };
+        let session = self.load(&changed, like, cx)?;
+        let mut gaps = vec![Gap::new(); self.outputs.len()];
+        in_order(
+            self.samples.len().min(most),
+            cx.threads,
+            |i| session.run(&self.samples[i]),
+            |i, outputs| {
+                for ((gap, x), y) in gaps.iter_mut().zip(&self.wanted[i]).zip(&outputs) {
+                    match (x.floats(), y.floats()) {
+                        (Some(x), Some(y)) if x.len() == y.len() => gap.add(&x, &y)?,
+                        (Some(_), _) => gap.broken += 1,
+                        (None, _) => {}
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        let error = |gap: &Gap| match gap.broken {
+            0 => 10f64.powf(-gap.sqnr_db() / 10.0),
+            _ => f64::INFINITY,
+        };
+        Ok(gaps.iter().filter(|g| g.count > 0).map(error).fold(0.0, f64::max))
+    }
+}
