@@ -67,7 +67,9 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
 fn cut_off(row: &[f32], importance: Option<&[f64]>, scale: f32, kind: IntKind) -> f64 {
     let end = scale * limits(kind).1;
     let beyond = row.iter().enumerate().filter(|(_, x)| x.abs() > end);
-    beyond.map(|(i, x)| importance.map_or(1.0, |h| h[i]) * f64::from(x.abs() - end).powi(2)).sum()
+    beyond
+        .map(|(i, x)| importance.map_or(1.0, |h| h[i]) * f64::from(x.abs() - end).powi(2))
+        .sum()
 }
 
 /// `Σ h (w − s q)²` in f64, four strands; may stop as soon as it is above `enough`.

@@ -41,7 +41,12 @@ impl Gram {
             let end = dim.min(start + BAND);
             vec![0.0; (end - start) * end]
         });
-        Gram { n: 0, broken: 0, sum: Array1::zeros(dim), bands: bands.collect() }
+        Gram {
+            n: 0,
+            broken: 0,
+            sum: Array1::zeros(dim),
+            bands: bands.collect(),
+        }
     }
 
     /// Bytes that the sums over rows of `dim` numbers take; `None` when that is no number.

@@ -65,7 +65,12 @@ impl Rounding {
             let stack = MemStack::new(&mut memory);
             if llt::factor::cholesky_in_place(factor.as_mut(), Default::default(), Par::Seq, stack, params).is_ok() {
                 let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)] as f32);
-                return Some(Rounding { order, factor, mean, damping });
+                return Some(Rounding {
+                    order,
+                    factor,
+                    mean,
+                    damping,
+                });
             }
             damping *= 10.0;
         }
@@ -89,7 +94,10 @@ impl Rounding {
         };
         let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        Ok(Codes { codes: Array2::from_shape_vec(w.dim(), codes.concat())?, energies: energies.concat() })
+        Ok(Codes {
+            codes: Array2::from_shape_vec(w.dim(), codes.concat())?,
+            energies: energies.concat(),
+        })
     }
 
     /// Codes row by row, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
@@ -107,9 +115,9 @@ impl Rounding {
             for j in (start..end).rev() {
                 let column = self.factor.col_as_slice(j);
                 let mut feels = felt.col_as_slice(j).to_vec();
-                for k in j + 1..end {
+                for (k, l) in (j + 1..end).zip(&column[j + 1..]) {
                     let others = errors.col_as_slice(k);
-                    feels.iter_mut().zip(others).for_each(|(f, e)| *f += column[k] * e);
+                    feels.iter_mut().zip(others).for_each(|(f, e)| *f += l * e);
                 }
                 let own = errors.col_as_slice_mut(j);
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
@@ -151,7 +159,13 @@ pub fn energies(errors: ArrayView2<f32>, second: ArrayView2<f64>) -> Vec<f64> {
         let part = Mat::from_fn(n, part.nrows(), |i, r| f64::from(part[[r, i]]));
         let mut product = Mat::<f64>::zeros(n, part.ncols());
         matmul(product.as_mut(), Accum::Replace, second, part.as_ref(), 1.0, Par::Seq);
-        let dot = |r| part.col_as_slice(r).iter().zip(product.col_as_slice(r)).map(|(a, b)| a * b).sum::<f64>();
+        let dot = |r| {
+            part.col_as_slice(r)
+                .iter()
+                .zip(product.col_as_slice(r))
+                .map(|(a, b)| a * b)
+                .sum::<f64>()
+        };
         (0..part.ncols()).map(|r| dot(r).max(0.0)).collect()
     };
     let parts: Vec<Vec<f64>> = firsts.par_iter().map(task).collect();

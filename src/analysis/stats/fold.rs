@@ -74,7 +74,8 @@ impl Moments {
     /// The sums of all rows.
     pub fn finish(mut self) -> Result<Vec<Gram>> {
         let all = self.grams.par_iter_mut().zip(&mut self.waiting);
-        all.map(|(gram, waiting)| flush(gram, waiting)).collect::<Result<()>>()?;
+        all.map(|(gram, waiting)| flush(gram, waiting))
+            .collect::<Result<()>>()?;
         Ok(self.grams)
     }
 }
@@ -187,7 +188,10 @@ pub fn gram_bytes(dims: &[usize], patch: &Patch, samples: usize, waiting: usize)
     let (dim, groups) = rows::shape(dims, patch)?;
     let most = rows::most_rows(dim, samples).saturating_mul(waiting);
     let per_group = Gram::bytes(dim).and_then(|moment| {
-        let rows = most.checked_add(2 * worth_adding(dim))?.checked_mul(dim)?.checked_mul(4)?;
+        let rows = most
+            .checked_add(2 * worth_adding(dim))?
+            .checked_mul(dim)?
+            .checked_mul(4)?;
         moment.checked_add(rows)
     });
     per_group.and_then(|n| n.checked_mul(groups)).context("rows too long")

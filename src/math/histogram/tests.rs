@@ -193,7 +193,10 @@ fn the_range_is_that_of_all_when_only_some_values_are_counted() {
     let mut range = Range::default();
     range.add(&all);
     let some = Histogram::of_some(&all[..2000], range);
-    assert_eq!((some.minmax(), some.count(), some.range.count), (Some((-3.0, 9.0)), 2000, 5002));
+    assert_eq!(
+        (some.minmax(), some.count(), some.range.count),
+        (Some((-3.0, 9.0)), 2000, 5002)
+    );
     let (first, counts) = some.bins();
     assert!(f64::from(first) * some.resolution() <= -3.0 && counts.iter().sum::<u64>() == 2000);
     let mut merged = some.clone();
