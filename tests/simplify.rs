@@ -314,6 +314,20 @@ fn a_pad_of_zeros_before_a_max_pool_stays() {
 }
 
 #[test]
+fn a_pad_goes_into_a_conv_unless_its_window_is_long() {
+    for (kernel, left) in [(3, 1), (64, 2)] {
+        let mut n = Net::new(13);
+        let x = n.input(&[1, 1, 80, 8]);
+        let pads = n.ints(&[0, 0, 1, 0, 0, 0, 1, 0]);
+        let y = n.op("Pad", &[x, pads], vec![]);
+        let w = n.floats(&[2, 1, kernel, 1], &vec![0.5; 2 * kernel]);
+        let y = n.op("Conv", &[y, w], vec![]);
+        n.output(y);
+        assert_eq!(n.simplified().len(), left, "{kernel}");
+    }
+}
+
+#[test]
 fn a_shape_that_a_sub_graph_computes_becomes_a_constant_around_a_dynamic_batch() {
     let mut n = Net::new(13);
     let x = n.input(&[-1, 6, 4]);

@@ -13,6 +13,7 @@ mod emit;
 mod place;
 mod prepare;
 mod ranges;
+mod tables;
 mod target;
 mod time;
 mod units;
@@ -130,7 +131,8 @@ impl Pass for Int8 {
                 cx.note(NoteKind::Skip, String::new(), what);
                 return Ok(());
             }
-        if self.quantize(&mut work, cx)? {
+        let tables = tables::quantize(&mut work, cx, |label| self.skips(label))?;
+        if self.quantize(&mut work, cx)? || tables {
             *model = work;
         }
         Ok(())
@@ -138,13 +140,17 @@ impl Pass for Int8 {
 }
 
 impl Int8 {
+    /// The user wants this node left alone.
+    fn skips(&self, label: &str) -> bool {
+        self.skip.iter().any(|glob| matches(glob, label))
+    }
+
     /// Quantizes a model of opset 13 or later; false when there is nothing to quantize.
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let order = model.topological(model.main_id());
         let order = order.map_err(|_| anyhow!("the graph has a cycle"))?;
         prepare::prepare(model, &order)?;
-        let skipped = |label: &str| self.skip.iter().any(|glob| matches(glob, label));
-        let units = units::find(model, &order, self.target, skipped);
+        let units = units::find(model, &order, self.target, |label| self.skips(label));
         for (node, why) in &units.refused {
             cx.skip(model, *node, why);
         }

@@ -1,0 +1,107 @@
+//! Embedding tables in int8: `Gather(T, i)` becomes `DequantizeLinear(Gather(T_q, i))`, so that only rows that are read are ever
+//! turned into floats.
+//!
+//! `T ≈ T_q · s`, one scale for each column, which is the last axis of what the Gather gives out. Elements are gathered, not
+//! summed: the error of an element stays its own, so rounding to the nearest code is the best there is. A table is left alone when
+//! something other than a Gather along its rows reads it (a tied output layer), or its columns do not fit 8 bits.
+
+use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
+use crate::math::affine::IntKind;
+use crate::math::channel::{channel_scales, dequantize_per_channel, quantize_per_channel};
+use crate::passes::Context;
+use anyhow::Result;
+use ndarray::ArrayView2;
+use std::collections::BTreeMap;
+
+/// Smaller tables are not worth a node.
+const LEAST: usize = 4096;
+/// Below this signal to noise of the elements a table stays as it is, dB.
+const GOOD: f64 = 30.0;
+
+/// Quantizes all tables of the main graph; true when there was one. `skipped` says which nodes are to be left alone.
+///
+/// # Errors
+/// When a table cannot be read.
+pub fn quantize(model: &mut Model, cx: &mut Context, skipped: impl Fn(&str) -> bool) -> Result<bool> {
+    let mut any = false;
+    for (table, gathers) in tables(model) {
+        if gathers.iter().any(|g| skipped(&model.label(*g))) {
+            continue;
+        }
+        let Some(t) = model.constant(table) else { continue };
+        let (rows, columns) = (t.dims()[0], t.dims()[1]);
+        let Some(floats) = t.floats() else { continue };
+        let first = gathers[0];
+        if floats.iter().any(|x| !x.is_finite()) {
+            cx.skip(model, first, "its table is not finite: stays in floating point");
+            continue;
+        }
+        let by_column = ArrayView2::from_shape((rows, columns), &floats)?.reversed_axes();
+        let scales = channel_scales(by_column, IntKind::S8)?;
+        let codes = quantize_per_channel(by_column, &scales, IntKind::S8)?;
+        let back = dequantize_per_channel(codes.view(), &scales)?;
+        let (mut signal, mut noise) = (0.0f64, 0.0f64);
+        for (x, y) in by_column.iter().zip(&back) {
+            signal += f64::from(*x).powi(2);
+            noise += f64::from(x - y).powi(2);
+        }
+        let sqnr = 10.0 * (signal / noise).log10();
+        if sqnr < GOOD {
+            cx.skip(model, first, format!("its table would have {sqnr:.1} dB in 8 bits: stays in floating point"));
+            continue;
+        }
+        let codes: Vec<i8> = codes.t().iter().copied().collect();
+        let codes = Tensor::new(&[rows, columns], codes);
+        cx.did(model, first, format!("table of {rows} × {columns} in int8, {sqnr:.1} dB"));
+        replace(model, table, &gathers, codes, scales);
+        any = true;
+    }
+    Ok(any)
+}
+
+/// Constant float tables that only Gathers along axis 0 in the main graph read, and these.
+fn tables(model: &Model) -> BTreeMap<ValueId, Vec<NodeId>> {
+    let mut all: BTreeMap<ValueId, Vec<NodeId>> = BTreeMap::new();
+    for (id, n) in model.nodes() {
+        let Some(table) = n.input(0).filter(|_| n.is("Gather") && n.graph() == model.main_id()) else { continue };
+        let Some(t) = model.constant(table).filter(|t| t.dtype() == DType::Float) else { continue };
+        let rows = matches!(n.int_or("axis", 0), 0 | -2) && !n.has_attr_refs();
+        if rows && t.dims().len() == 2 && t.dims()[0].saturating_mul(t.dims()[1]) >= LEAST {
+            all.entry(table).or_default().push(id);
+        }
+    }
+    all.retain(|table, gathers| {
+        let known = |u: &Use| matches!(u, Use::Node(n, 0) if gathers.contains(n));
+        model.value(*table).uses().iter().all(known)
+    });
+    all
+}
+
+fn replace(model: &mut Model, table: ValueId, gathers: &[NodeId], codes: Tensor, scales: Vec<f32>) {
+    let graph = model.main_id();
+    let name = model.value(table).name.clone();
+    let columns = scales.len();
+    let mut constant = |suffix: &str, t: Tensor| {
+        let name = model.fresh_name(&format!("{name}_{suffix}"));
+        model.add_const(graph, &name, t)
+    };
+    let codes = constant("quantized", codes);
+    let scale = constant("scale", Tensor::new(&[columns], scales));
+    let zero = constant("zero_point", Tensor::new(&[columns], vec![0i8; columns]));
+    for &gather in gathers {
+        model.set_input(gather, 0, Some(codes));
+        let Some(out) = model.node(gather).output(0) else { continue };
+        let name = model.value(out).name.clone();
+        let node = format!("{}_DequantizeLinear", model.label(gather));
+        let inputs = [Some(out), Some(scale), Some(zero)];
+        let axis = vec![Attr::int("axis", -1)];
+        let floats = model.fresh_name(&format!("{name}_DequantizeLinear_Output"));
+        let (made, dq) = model.add_node(graph, &node, "DequantizeLinear", &inputs, &[&floats], axis);
+        model.replace_uses_where(out, dq[0], |u| !matches!(u, Use::Node(n, _) if *n == made));
+        let inner = model.fresh_name(&format!("{name}_quantized"));
+        model.forget_type(out);
+        model.rename(out, inner);
+        model.rename(dq[0], name);
+    }
+    model.erase_const(table);
+}
