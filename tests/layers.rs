@@ -11,7 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ir", &["pb"]),
     ("onnx", &["pb", "ir"]),
     ("ops", &["pb", "ir", "math"]),
-    ("data", &["pb", "ir", "onnx"]),
+    ("data", &["pb", "ir", "onnx", "math"]),
     ("engine", &["pb", "ir", "onnx", "ops", "data", "parallel"]),
     (
         "analysis",

@@ -13,6 +13,7 @@ mod synthetic;
 pub use spec::{InputSpec, inputs_of};
 
 use crate::ir::{DType, Model, Tensor};
+use crate::math::hash::splitmix;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -146,12 +147,9 @@ impl Dataset {
     }
 }
 
-/// One of `0..among`, by a hash of the run's number (SplitMix64; Steele, Lea, Flood 2014).
+/// One of `0..among`, by a hash of the run's number.
 fn picked(run: usize, among: usize) -> usize {
-    let x = (run as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 32) as usize % among
+    (splitmix(run as u64) >> 32) as usize % among
 }
 
 /// Some of the samples of a [`Dataset`].

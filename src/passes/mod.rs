@@ -5,6 +5,7 @@
 //! [`Context::skip`].
 
 mod context;
+mod noise;
 mod options;
 
 pub use context::{Context, Note, NoteKind};

@@ -6,6 +6,7 @@
 //! the width of the map, and is the same in every run of the program.
 
 use super::Patch;
+use crate::math::hash::splitmix;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
 
@@ -106,17 +107,9 @@ fn choose(total: usize, most: usize, sample: usize) -> Vec<usize> {
     let edge = |j: usize| (j as u128 * total as u128 / most as u128) as usize;
     let pick = |j: usize| {
         let (start, end) = (edge(j), edge(j + 1));
-        start + (hash((sample as u64) << 32 | j as u64) % (end - start) as u64) as usize
+        start + (splitmix((sample as u64) << 32 | j as u64) % (end - start) as u64) as usize
     };
     (0..most).map(pick).collect()
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-fn hash(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// The windows of a convolution over one value `[N, C, spatial…]`.

@@ -13,6 +13,7 @@ mod emit;
 mod place;
 mod prepare;
 mod ranges;
+mod settle;
 mod tables;
 mod target;
 mod time;
@@ -25,9 +26,10 @@ use crate::ir::{Model, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::opset::raise_opset;
 use crate::ops::quant::is_quantized_op;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
+use settle::{Harm, Pair};
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
 use units::Units;
@@ -75,6 +77,12 @@ const OPTIONS: &[Opt] = &[
         doc: "round weights so that errors cancel on the calibration data, and correct biases; or each to the nearest code",
     },
     Opt {
+        name: "error",
+        default: "0.05",
+        values: "a part of the output's power, such as 0.01",
+        doc: "when an output errs by more on calibration data, what does most harm stays in floating point",
+    },
+    Opt {
         name: "prefer",
         default: "speed",
         values: "speed|size",
@@ -93,10 +101,13 @@ struct Int8 {
     ranges: Method,
     scheme: Scheme,
     prefer: Prefer,
+    error: f64,
     skip: Vec<String>,
 }
 
 fn build(o: &Options) -> Result<Int8> {
+    let error: f64 = o.get("error")?;
+    ensure!(error > 0.0, "int8(error={error}): give a number above 0, such as 0.01");
     let name = o.text("target");
     let target = target::ALL.iter().find(|t| t.name == name);
     Ok(Int8 {
@@ -107,6 +118,7 @@ fn build(o: &Options) -> Result<Int8> {
             per_channel: o.text("per_channel") == "on",
             rounding: if o.text("rounding") == "data" { Choice::Data } else { Choice::Nearest },
         },
+        error,
         prefer: if o.text("prefer") == "size" { Prefer::Size } else { Prefer::Speed },
         skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
     })
@@ -114,6 +126,9 @@ fn build(o: &Options) -> Result<Int8> {
 
 /// A value more of whose nonzero elements would become zero is not quantized.
 const MOST_LOST: f64 = 0.5;
+
+/// How often less is put into integers because an output errs too much.
+const ROUNDS: u32 = 9;
 
 /// The first default-domain opset with per-channel Q/DQ.
 const OPSET: i64 = 13;
@@ -165,14 +180,47 @@ impl Int8 {
         }
         let stats = cx.stats(model, &wanted)?;
         let elements = self.elements(model, &values, &stats, cx);
-        let placement = place::choose(model, &units, &elements, self.prefer);
-        slower(model, &units, &placement, &elements, cx);
-        if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
-            cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
-            return Ok(false);
+        self.settle(model, &units, elements, &stats, cx)
+    }
+
+    /// Writes Q/DQ pairs; where an output errs too much, again with less in integers.
+    fn settle(
+        &self,
+        model: &mut Model,
+        units: &Units,
+        mut elements: BTreeMap<ValueId, u64>,
+        stats: &Stats,
+        cx: &mut Context,
+    ) -> Result<bool> {
+        let kept = cx.notes.len();
+        let mut given_up: Vec<Harm> = Vec::new();
+        for round in 0.. {
+            cx.notes.truncate(kept);
+            let placement = place::choose(model, units, &elements, self.prefer);
+            for harm in &given_up {
+                let what = format!("its inputs stay in floating point: integers would add {:.2e} to its relative error", harm.added);
+                cx.skip(model, harm.node, what);
+            }
+            slower(model, units, &placement, &elements, cx);
+            if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
+                cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
+                return Ok(false);
+            }
+            let scales = ranges::choose(model, units, &placement, stats, self.ranges)?;
+            let mut quantized = model.clone();
+            let moved = self.write(&mut quantized, units, &placement, &scales, stats, cx)?;
+            let pair = Pair { float: model, quantized: &quantized, moved: &moved };
+            if round < ROUNDS && pair.error(cx)? > self.error {
+                let worst = pair.worst(units, &placement, round, cx)?;
+                for (_, v) in worst.iter().flat_map(|h| &units.all[h.unit].inputs) {
+                    elements.remove(v);
+                }
+                given_up.extend(worst);
+                continue;
+            }
+            *model = quantized;
+            break;
         }
-        let scales = ranges::choose(model, &units, &placement, &stats, self.ranges)?;
-        self.write(model, &units, &placement, &scales, &stats, cx)?;
         Ok(true)
     }
 
@@ -184,7 +232,7 @@ impl Int8 {
         scales: &ranges::Scales,
         stats: &Stats,
         cx: &mut Context,
-    ) -> Result<()> {
+    ) -> Result<BTreeMap<ValueId, ValueId>> {
         let mut emitter = emit::Emitter::new(model, units, placement, scales);
         for (unit, _) in units.all.iter().zip(&placement.integer).filter(|(_, i)| **i) {
             emitter.constants(unit)?;
@@ -218,7 +266,7 @@ impl Int8 {
             emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
         }
         summary(emitter.model, units, placement, cx);
-        Ok(())
+        Ok(moved)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::engine::{NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::compare::Gap;
 use crate::parallel::in_order;
-use crate::passes::Context;
+use crate::passes::{Context, noise};
 use anyhow::{Result, anyhow};
 
 /// Not more samples than this.
@@ -174,21 +174,8 @@ impl<'a> Reference<'a> {
             self.samples.len().min(most),
             cx.threads,
             |i| session.run(&self.samples[i]),
-            |i, outputs| {
-                for ((gap, x), y) in gaps.iter_mut().zip(&self.wanted[i]).zip(&outputs) {
-                    match (x.floats(), y.floats()) {
-                        (Some(x), Some(y)) if x.len() == y.len() => gap.add(&x, &y)?,
-                        (Some(_), _) => gap.broken += 1,
-                        (None, _) => {}
-                    }
-                }
-                Ok(())
-            },
+            |i, outputs| noise::add(&mut gaps, &self.wanted[i], &outputs),
         )?;
-        let error = |gap: &Gap| match gap.broken {
-            0 => 10f64.powf(-gap.sqnr_db() / 10.0),
-            _ => f64::INFINITY,
-        };
-        Ok(gaps.iter().filter(|g| g.count > 0).map(error).fold(0.0, f64::max))
+        Ok(gaps.iter().filter_map(noise::ratio).fold(0.0, f64::max))
     }
 }
