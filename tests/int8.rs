@@ -7,6 +7,7 @@ use onnxzip::passes::{Context, Note, NoteKind, parse_list};
 use onnxzip::{onnx, pb, progress};
 
 mod opsets;
+mod settle;
 mod tables;
 
 fn model(opset: i64) -> Model {

@@ -1,7 +1,7 @@
 //! Where the bytes of tensors lie: in a mapped file, on the heap, or in a mapped temporary file once the heap holds much.
 //!
 //! A model may be larger than the memory. Its weights stay in the mapped file, and what passes make of them goes to
-//! temporary files beyond [`HEAP`] bytes. Pages of a mapped file count as memory once they were read: whoever reads a
+//! temporary files beyond `HEAP` bytes. Pages of a mapped file count as memory once they were read: whoever reads a
 //! large tensor through does so with [`stream`], which gives the pages back chunk by chunk.
 
 use bytes::Bytes;

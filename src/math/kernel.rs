@@ -9,7 +9,7 @@
 //! `V` is the best projection for `Σ_b W_bᵀ W_b` under the mean second moment of the blocks, as if blocks were independent
 //! (they are not; `K` makes good for that). The rows of `V` are sorted, so that a smaller r takes the first ones, and `Z G Zᵀ` for
 //! it is a leading block of the larger one, and so is its Cholesky factor. Single taps: 1×1 then k×k (the input half of Tucker-2; Kim et al. 2016). Columns: k×1 then
-//! 1×k (Jaderberg, Vedaldi, Zisserman 2014). [`Projection::outputs`] parts `K` once more by its output directions, `K = U (Uᵀ K)`:
+//! 1×k (Jaderberg, Vedaldi, Zisserman 2014). `Projection::outputs` parts `K` once more by its output directions, `K = U (Uᵀ K)`:
 //! 1×1, k×k, 1×1, which is Tucker-2.
 
 use anyhow::Result;

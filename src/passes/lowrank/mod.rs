@@ -2,11 +2,11 @@
 //!
 //! Dense layers and 1×1 convolutions: `h = V x`, `y = U h + b'`, of rank `r`. The best `Ŵ = U V` under data is an eigenproblem of
 //! `W C Wᵀ`, with `C` the covariance of the layer's input; the mean error goes into the bias (`math::lowrank`). Larger
-//! kernels: the cheapest of four forms ([`conv`], `math::kernel`). What is lost is predicted on samples that had no part in the
-//! choice of directions ([`known`]); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
+//! kernels: the cheapest of four forms (`conv`, `math::kernel`). What is lost is predicted on samples that had no part in the
+//! choice of directions (`known`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
-//! more than what was allowed for a layer, the most harmful changes are taken back ([`trial`]).
+//! more than what was allowed for a layer, the most harmful changes are taken back (`trial`).
 //!
 //! Does nothing where weights and multiply-adds would not both fall by `gain`. Costs one run over the calibration samples,
 //! one to try the result, and per layer two eigendecompositions of order `min(out, …)`; of large layers (order above 1,024) only
@@ -31,7 +31,7 @@ use ladder::{Ladder, Rung};
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
     name: "lowrank",
-    summary: "splits dense layers and 1×1 convolutions into two thin ones, as the data allow",
+    summary: "splits dense layers and convolutions into thin ones, as the data allow",
     doc: DOC,
     lossy: true,
     options: OPTIONS,

@@ -1,0 +1,40 @@
+//! What harms the outputs stays in floating point.
+
+use super::{Model, Tensor, input, numbers, output, run, sqnr};
+
+/// Two layers; the second ignores the channel that stretches the range of what lies between.
+fn stretched() -> Model {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[1, 64]);
+    let mut w = numbers(64 * 64, 3);
+    w.iter_mut().step_by(64).for_each(|w| *w *= 160.0);
+    let w = m.add_const(m.main_id(), "w1", Tensor::new(&[64, 64], w));
+    let y = super::node(&mut m, "MatMul", "first", &[x, w], "y", vec![]);
+    let mut w = numbers(64 * 64, 4);
+    w[..64].fill(0.0);
+    let w = m.add_const(m.main_id(), "w2", Tensor::new(&[64, 64], w));
+    let z = super::node(&mut m, "MatMul", "second", &[y, w], "z", vec![]);
+    output(&mut m, z, &[1, 64]);
+    m
+}
+
+#[test]
+fn a_range_that_drowns_what_the_output_needs_is_not_quantized() {
+    let original = stretched();
+    let mut careless = original.clone();
+    run(&mut careless, "int8(prefer=size, error=1)");
+    assert!(sqnr(&original, &careless) < 13.0, "{}", sqnr(&original, &careless));
+    let mut careful = original.clone();
+    let notes = run(&mut careful, "int8(prefer=size)");
+    assert!(sqnr(&original, &careful) > 25.0, "{}", sqnr(&original, &careful));
+    let left = notes
+        .iter()
+        .find(|n| n.node == "second" && n.what.contains("stay in floating point"));
+    assert!(left.is_some(), "{notes:?}");
+}
+
+#[test]
+fn an_error_of_nothing_is_refused() {
+    let e = onnxzip::passes::parse_list("int8(error=0)").err().expect("refused");
+    assert!(e.to_string().contains("above 0"), "{e}");
+}
