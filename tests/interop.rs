@@ -132,14 +132,18 @@ fn layers_that_simplify_recognises_give_the_same_numbers() {
     report("simplify(fuse=on)", &script(python, "fuse.py", &[tool, &folder]));
 }
 
-/// The backend tests of the onnx package, laid out below `target/`.
-fn backend(python: &Path) -> PathBuf {
-    let folder = target().join("backend");
-    if !folder.join("ready").exists() {
-        let out = script(python, "gen_backend.py", &[&folder]);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
-    folder
+/// The backend tests of the onnx package, laid out below `target/` by the first test that asks for them.
+fn backend(python: &Path) -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = target().join("backend");
+        if !folder.join("ready").exists() {
+            std::fs::remove_dir_all(&folder).ok(); // what an interrupted run left
+            let out = script(python, "gen_backend.py", &[&folder]);
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        folder
+    })
 }
 
 /// Reads, writes and simplifies one backend model; gives what went wrong.
