@@ -7,6 +7,7 @@ use onnxzip::passes::{Context, Note, NoteKind, parse_list};
 use onnxzip::{onnx, pb, progress};
 
 mod opsets;
+mod prepare;
 mod settle;
 mod tables;
 

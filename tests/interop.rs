@@ -190,7 +190,7 @@ fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
     let Some(python) = python() else { return };
     let folder = backend(python);
     let results = target().join("backend_out");
-    let (all, faults) = each_backend_model(&folder, &results, backend_model);
+    let (all, faults) = each_backend_model(folder, &results, backend_model);
     say(&format!(
         "{} of {all} backend models read, written with the same bytes, and simplified",
         all - faults.len(),
@@ -198,7 +198,7 @@ fn backend_tests_come_back_byte_for_byte_and_simplified_still_pass() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
     report(
         "backend tests after simplify",
-        &script(python, "check_backend.py", &[&folder, &results]),
+        &script(python, "check_backend.py", &[folder, &results]),
     );
 }
 
@@ -228,9 +228,9 @@ fn backend_tests_raised_to_newer_operator_sets_still_pass() {
             let bytes = onnx::to_bytes(&model).map_err(|e| format!("not written: {e:#}"))?;
             std::fs::write(out, bytes).map_err(|e| e.to_string())
         };
-        let (_, faults) = each_backend_model(&folder, &results, raise);
+        let (_, faults) = each_backend_model(folder, &results, raise);
         assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
-        let checked = script(python, "check_backend.py", &[&folder, &results]);
+        let checked = script(python, "check_backend.py", &[folder, &results]);
         report(&format!("backend tests raised to operator set {to}"), &checked);
     }
 }

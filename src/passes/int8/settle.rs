@@ -50,7 +50,7 @@ impl Pair<'_> {
     /// When a sample fails.
     pub fn error(&self, cx: &Context) -> Result<f64> {
         let outputs = |m: &Model| m.main().outputs().iter().map(|p| p.value).collect::<Vec<_>>();
-        let all = self.noise(&outputs(self.float), &outputs(self.quantized), cx)?;
+        let all = self.noise(&outputs(self.float), &outputs(self.quantized), cx.threads, cx)?;
         Ok(all.into_iter().flatten().fold(0.0, f64::max))
     }
 
@@ -65,7 +65,8 @@ impl Pair<'_> {
             .collect();
         let values: Vec<ValueId> = values.into_iter().collect();
         let there: Vec<ValueId> = values.iter().map(|v| *self.moved.get(v).unwrap_or(v)).collect();
-        let noise = self.noise(&values, &there, cx)?;
+        // Two models with many values each: one sample at a time.
+        let noise = self.noise(&values, &there, 1, cx)?;
         let noise: BTreeMap<ValueId, f64> = values.into_iter().zip(noise).filter_map(|(v, n)| Some((v, n?))).collect();
         let most = |values: &mut dyn Iterator<Item = ValueId>| {
             values.filter_map(|v| noise.get(&v)).copied().fold(0.0, f64::max)
@@ -84,7 +85,13 @@ impl Pair<'_> {
     }
 
     /// Noise over signal of values, `None` where they are no floats; infinite when a number is lost.
-    fn noise(&self, float: &[ValueId], quantized: &[ValueId], cx: &Context) -> Result<Vec<Option<f64>>> {
+    fn noise(
+        &self,
+        float: &[ValueId],
+        quantized: &[ValueId],
+        threads: usize,
+        cx: &Context,
+    ) -> Result<Vec<Option<f64>>> {
         let samples: Samples = cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0);
         let first = samples.get(0)?;
         let load = |model, values: &[ValueId]| {
@@ -96,8 +103,7 @@ impl Pair<'_> {
             let sample = samples.get(i)?;
             Ok((one.run(&sample)?, other.run(&sample)?))
         };
-        // Two models with many values each: one sample at a time.
-        in_order(samples.len(), 1, run, |_, (a, b)| noise::add(&mut gaps, &a, &b))?;
+        in_order(samples.len(), threads, run, |_, (a, b)| noise::add(&mut gaps, &a, &b))?;
         Ok(gaps.iter().map(noise::ratio).collect())
     }
 }

@@ -76,7 +76,8 @@ pub const ORT: Target = Target {
         runs("Transpose", each(0.3, 0.1)),
         runs("Expand", each(0.3, 0.1)),
         runs("Tile", each(0.3, 0.1)),
-        if_so("Slice", each(0.15, 0.1), is_dense, ""),
+        if_so("Slice", each(0.15, 0.1), |m, n| !has_steps(m, n, |_| true), ""),
+        if_so("Slice", each(1.2, 1.2), |m, n| !has_steps(m, n, |axis| axis == 1), ""),
         runs("Slice", each(1.2, 5.4)),
         runs("Split", each(0.15, 0.1)),
         runs("Gather", each(0.3, 0.2)),
@@ -117,11 +118,17 @@ fn one_output(model: &Model, node: NodeId) -> bool {
     model.node(node).outputs().iter().skip(1).all(Option::is_none)
 }
 
-/// ONNX Runtime keeps channels last between integer convolutions, where steps over channels are single bytes.
-fn is_dense(model: &Model, node: NodeId) -> bool {
+/// True when a Slice leaves elements out between those that it takes, along one of some axes. ONNX Runtime keeps channels last
+/// between integer convolutions, where steps over channels are single bytes.
+fn has_steps(model: &Model, node: NodeId, axes: fn(i64) -> bool) -> bool {
     let n = model.node(node);
-    let steps = n.input(4).map(|_| model.constant_input(node, 4).and_then(|t| t.ints()));
-    steps.is_none_or(|s| s.is_some_and(|s| s.iter().all(|&x| x == 1)))
+    if n.input(4).is_none() {
+        return false;
+    }
+    let given = |slot| model.constant_input(node, slot).and_then(|t| t.ints());
+    let Some(steps) = given(4) else { return true };
+    let along = given(3).unwrap_or_else(|| (0..steps.len() as i64).collect());
+    steps.iter().zip(along).any(|(&step, axis)| step != 1 && axes(axis))
 }
 
 fn is_nearest(model: &Model, node: NodeId) -> bool {
