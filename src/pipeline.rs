@@ -126,15 +126,7 @@ pub fn rewrite(
     let lossy = requests.iter().any(|r| r.info.lossy);
     let (calib, held) = data.split();
     let mut report = Report::new(engine.name());
-    let like = match data.get(0) {
-        Err(e) if !data.synthetic => return Err(e),
-        first => first,
-    };
-    let dims = like
-        .iter()
-        .flatten()
-        .map(|(n, t)| (n.clone(), t.dims().to_vec()))
-        .collect();
+    let dims = data.dims()?;
     report.before = Size::of(&original, &dims);
     report.data = DataUsed {
         origin: data.origin.clone(),
@@ -170,7 +162,7 @@ pub fn rewrite(
         report.unverified = true;
         return Ok(report);
     }
-    if let Err(e) = like {
+    if let (true, Err(e)) = (data.synthetic, data.get(0)) {
         report.verdict = Verdict::NotRun(format!("{e:#}"));
         return Ok(report);
     }

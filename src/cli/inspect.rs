@@ -40,10 +40,7 @@ fn shape(text: &str) -> Result<(String, Vec<usize>)> {
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
     let model = onnx::read(&args.model)?;
-    let mut inputs = BTreeMap::new();
-    if let Ok(sample) = Dataset::synthetic(&model, 0, 1).get(0) {
-        inputs.extend(sample.into_iter().map(|(n, t)| (n, t.dims().to_vec())));
-    }
+    let mut inputs = Dataset::synthetic(&model, 0, 1).dims().unwrap_or_default();
     inputs.extend(args.shape.iter().cloned());
     let named = || format!("{}", args.model.display());
     let types = infer_for(&model, &inputs).with_context(named)?;

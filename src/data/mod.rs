@@ -26,6 +26,10 @@ pub type Sample = BTreeMap<String, Tensor>;
 trait Source: Send + Sync {
     fn len(&self) -> usize;
     fn read(&self, i: usize) -> Result<Sample>;
+    /// The dimensions of a sample's inputs, where they are known without reading one.
+    fn dims(&self) -> Option<BTreeMap<String, Vec<usize>>> {
+        None
+    }
 }
 
 /// Samples for one model.
@@ -122,6 +126,18 @@ impl Dataset {
                 .with_context(named)?;
         }
         Ok(sample)
+    }
+
+    /// The dimensions of the first sample's inputs, by name.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`], for samples that are read from a file.
+    pub fn dims(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        if let Some(dims) = self.source.dims() {
+            return Ok(dims);
+        }
+        let first = self.get(0)?;
+        Ok(first.into_iter().map(|(name, t)| (name, t.dims().to_vec())).collect())
     }
 
     /// All samples.

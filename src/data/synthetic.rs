@@ -6,6 +6,7 @@ use super::{InputSpec, Sample, Source};
 use crate::ir::{DType, Tensor};
 use anyhow::{Result, bail};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 /// Seeded samples for these inputs.
 pub struct Synthetic {
@@ -62,6 +63,9 @@ impl Source for Synthetic {
         let mut random = Random(self.seed ^ (i as u64).wrapping_mul(0xd134_2543_de82_ef95));
         let one = |spec: &InputSpec| Ok((spec.name.clone(), make(spec, &mut random)?));
         self.specs.iter().map(one).collect()
+    }
+    fn dims(&self) -> Option<BTreeMap<String, Vec<usize>>> {
+        Some(self.specs.iter().map(|s| (s.name.clone(), guess(s))).collect())
     }
 }
 
