@@ -162,7 +162,9 @@ pub fn rewrite(
         report.unverified = true;
         return Ok(report);
     }
-    if let (true, Err(e)) = (data.synthetic, data.get(0)) {
+    if data.synthetic
+        && let Err(e) = data.get(0)
+    {
         report.verdict = Verdict::NotRun(format!("{e:#}"));
         return Ok(report);
     }

@@ -4,6 +4,7 @@
 
 use super::{InputSpec, Sample, Source};
 use crate::ir::{DType, Tensor};
+use crate::math::hash;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -34,16 +35,12 @@ fn guess(spec: &InputSpec) -> Vec<usize> {
     dims.iter().enumerate().map(of).collect()
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
+/// A stream of numbers.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        hash::next(&mut self.0)
     }
     fn uniform(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64

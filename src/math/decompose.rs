@@ -243,11 +243,7 @@ pub fn range_finder(a: ArrayView2<f64>, rank: usize, power_iterations: usize, se
 /// Sum of four uniform 16-bit numbers of one splitmix64 step, centred, of variance 1: near enough to a normal number for
 /// a random projection, and made of integers, so no platform's `ln` or `cos` shows in the bits.
 pub(super) fn nearly_normal(state: &mut u64) -> f64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
+    let z = super::hash::next(state);
     let sum: u64 = (0..4).map(|lane| (z >> (16 * lane)) & 0xffff).sum();
     (sum as f64 - 2.0 * 65535.0) / 65536.0 * 3f64.sqrt()
 }

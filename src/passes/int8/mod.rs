@@ -22,7 +22,8 @@ mod weights;
 
 use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
 use crate::analysis::stats::{Measure, Stats};
-use crate::ir::{Model, ValueId};
+use crate::analysis::sites::Site;
+use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::opset::raise_opset;
 use crate::ops::quant::is_quantized_op;
@@ -30,9 +31,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
 use settle::{Harm, Pair};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
-use units::Units;
+use units::{Unit, Units};
 use weights::{Choice, Known, Scheme};
 
 /// The pass's row in the table.
@@ -194,6 +196,7 @@ impl Int8 {
     ) -> Result<bool> {
         let kept = cx.notes.len();
         let mut given_up: Vec<Harm> = Vec::new();
+        let mut weights = Weights::new();
         for round in 0.. {
             cx.notes.truncate(kept);
             let placement = place::choose(model, units, &elements, self.prefer);
@@ -202,13 +205,16 @@ impl Int8 {
                 cx.skip(model, harm.node, what);
             }
             slower(model, units, &placement, &elements, cx);
-            if !units.all.iter().zip(&placement.integer).any(|(u, i)| *i && u.is_weighted()) {
+            if !integer(units, &placement).any(Unit::is_weighted) {
                 cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
                 return Ok(false);
             }
             let scales = ranges::choose(model, units, &placement, stats, self.ranges)?;
+            for unit in integer(units, &placement) {
+                self.round(model, unit, &scales, stats, &mut weights)?;
+            }
             let mut quantized = model.clone();
-            let moved = self.write(&mut quantized, units, &placement, &scales, stats, cx)?;
+            let moved = write(&mut quantized, units, &placement, &scales, &weights, cx)?;
             let pair = Pair { float: model, quantized: &quantized, moved: &moved };
             if round < ROUNDS && pair.error(cx)? > self.error {
                 let worst = pair.worst(units, &placement, round, cx)?;
@@ -224,50 +230,78 @@ impl Int8 {
         Ok(true)
     }
 
-    fn write(
+    /// Rounds the weight of a unit, if it has one that was not rounded for this scale of its input.
+    fn round(
         &self,
-        model: &mut Model,
-        units: &Units,
-        placement: &place::Placement,
+        model: &Model,
+        unit: &Unit,
         scales: &ranges::Scales,
         stats: &Stats,
-        cx: &mut Context,
-    ) -> Result<BTreeMap<ValueId, ValueId>> {
-        let mut emitter = emit::Emitter::new(model, units, placement, scales);
-        for (unit, _) in units.all.iter().zip(&placement.integer).filter(|(_, i)| **i) {
-            emitter.constants(unit)?;
-            let Some(site) = &unit.site else { continue };
-            let input = scales.of(site.input).context("its input is quantized")?;
-            let bias = site.bias.filter(|b| b.node == site.node);
-            let values = match bias {
-                Some(_) => site.bias_values(emitter.model).context("its bias is constant")?,
-                None => vec![0.0; site.outputs()],
-            };
-            let slot = bias.map_or(2, |b| b.slot);
+        weights: &mut Weights,
+    ) -> Result<()> {
+        let Some(site) = &unit.site else { return Ok(()) };
+        let input = scales.of(site.input).context("its input is quantized")?;
+        if let Entry::Vacant(place) = weights.entry((site.node, input.scale.to_bits())) {
+            let node = model.node(site.node);
             let known = Known {
-                bias: &values,
-                movable: emitter.model.node(site.node).is("Conv") || emitter.model.node(site.node).is("Gemm"),
+                bias: &bias_of(model, site)?,
+                movable: node.is("Conv") || node.is("Gemm"),
                 input_scale: input.scale,
                 moments: stats.gram(site.input, &site.patch),
             };
-            let label = || emitter.model.label(site.node);
-            let weight = weights::quantize(emitter.model, site, &known, self.scheme).with_context(label)?;
-            let output = unit.results.first().and_then(|v| scales.of(*v));
-            cx.did(emitter.model, unit.node, describe(input, output, &weight));
-            let moved: Vec<f32> = match weight.shift.is_empty() {
-                true => values.clone(),
-                false => values.iter().zip(&weight.shift).map(|(b, s)| b + s).collect(),
-            };
-            let wanted = bias.is_some() || !weight.shift.is_empty();
-            emitter.weight(unit, weight, wanted.then_some((slot, &moved[..])), input.scale)?;
+            let weight = weights::quantize(model, site, &known, self.scheme);
+            place.insert(weight.with_context(|| model.label(site.node))?);
         }
-        let moved = emitter.absorb_clips();
-        for &v in &placement.quantized {
-            emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
-        }
-        summary(emitter.model, units, placement, cx);
-        Ok(moved)
+        Ok(())
     }
+}
+
+/// Rounded weights, by operator and scale of its input (bits): nothing else that they depend on changes between rounds.
+type Weights = BTreeMap<(NodeId, u32), weights::Weight>;
+
+/// The units that run in integers.
+fn integer<'a>(units: &'a Units, placement: &'a place::Placement) -> impl Iterator<Item = &'a Unit> {
+    units.all.iter().zip(&placement.integer).filter(|(_, i)| **i).map(|(u, _)| u)
+}
+
+/// What is added to the products of a site: its own bias, or zeros.
+fn bias_of(model: &Model, site: &Site) -> Result<Vec<f32>> {
+    match site.bias.filter(|b| b.node == site.node) {
+        Some(_) => site.bias_values(model).context("its bias is constant"),
+        None => Ok(vec![0.0; site.outputs()]),
+    }
+}
+
+/// Writes the Q/DQ pairs; gives what stands in place of values whose clips are gone.
+fn write(
+    model: &mut Model,
+    units: &Units,
+    placement: &place::Placement,
+    scales: &ranges::Scales,
+    weights: &Weights,
+    cx: &mut Context,
+) -> Result<BTreeMap<ValueId, ValueId>> {
+    let mut emitter = emit::Emitter::new(model, units, placement, scales);
+    for unit in integer(units, placement) {
+        emitter.constants(unit)?;
+        let Some(site) = &unit.site else { continue };
+        let input = scales.of(site.input).context("its input is quantized")?;
+        let weight = weights.get(&(site.node, input.scale.to_bits())).context("its weight was rounded")?;
+        let output = unit.results.first().and_then(|v| scales.of(*v));
+        cx.did(emitter.model, unit.node, describe(input, output, weight));
+        let bias = site.bias.filter(|b| b.node == site.node);
+        let mut moved = bias_of(emitter.model, site)?;
+        moved.iter_mut().zip(&weight.shift).for_each(|(b, s)| *b += s);
+        let wanted = bias.is_some() || !weight.shift.is_empty();
+        let slot = bias.map_or(2, |b| b.slot);
+        emitter.weight(unit, weight.clone(), wanted.then_some((slot, &moved[..])), input.scale)?;
+    }
+    let moved = emitter.absorb_clips();
+    for &v in &placement.quantized {
+        emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
+    }
+    summary(emitter.model, units, placement, cx);
+    Ok(moved)
 }
 
 /// The second moments of the inputs of all weights that are small enough to be worth it.

@@ -4,7 +4,7 @@
 //! `ORT_ENABLE_EXTENDED`, and the operators counted in the graph that it built. `Conv` fuses only when a Q follows; `Gemm`
 //! and `MatMul` also give out floats (`QGemm`, `MatMulIntegerToFloat`); `Relu` and `Clip` do not fuse at all and must go.
 
-use super::time::{CONV, MATMUL, Times, each, read};
+use super::time::{Kernel, each, read};
 use crate::ir::{Model, NodeId};
 
 /// One operator that a target runs in integers.
@@ -15,7 +15,7 @@ pub struct Runs {
     /// The kernel needs no Q on its output: it may give out floats.
     pub free_output: bool,
     /// How long it takes.
-    pub times: Times,
+    pub kernel: Kernel,
     /// Beyond the operator: what else must hold, and what to say when it does not.
     pub when: Option<Condition>,
 }
@@ -35,16 +35,16 @@ pub struct Target {
     pub joins: &'static [(&'static str, &'static [&'static str])],
 }
 
-const fn runs(op: &'static str, times: Times) -> Runs {
-    Runs { op, free_output: false, times, when: None }
+const fn runs(op: &'static str, kernel: Kernel) -> Runs {
+    Runs { op, free_output: false, kernel, when: None }
 }
 
-const fn if_so(op: &'static str, times: Times, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
-    Runs { op, free_output: false, times, when: Some((when, why_not)) }
+const fn if_so(op: &'static str, kernel: Kernel, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
+    Runs { op, free_output: false, kernel, when: Some((when, why_not)) }
 }
 
-const fn free(op: &'static str, times: Times) -> Runs {
-    Runs { op, free_output: true, times, when: None }
+const fn free(op: &'static str, kernel: Kernel) -> Runs {
+    Runs { op, free_output: true, kernel, when: None }
 }
 
 /// What ONNX Runtime's GemmActivationFusion takes.
@@ -57,9 +57,9 @@ pub const ORT: Target = Target {
     name: "ort",
     joins: &[("Gemm", GEMM_ACTIVATIONS)],
     runs: &[
-        runs("Conv", CONV),
-        free("Gemm", MATMUL),
-        free("MatMul", MATMUL),
+        runs("Conv", Kernel::Conv),
+        free("Gemm", Kernel::Product),
+        free("MatMul", Kernel::Product),
         runs("Add", each(0.4, 0.23)),
         runs("Mul", each(0.4, 0.36)),
         runs("Concat", each(0.4, 0.1)),

@@ -6,7 +6,7 @@
 //! changes nothing.
 
 /// What a kernel costs, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rate {
     /// For each multiply-add.
     pub mac: f64,
@@ -19,12 +19,23 @@ pub struct Rate {
 }
 
 /// One operator in both forms.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// In floating point.
     pub float: Rate,
     /// In integers.
     pub int: Rate,
+}
+
+/// How the rates of an operator follow from its shape.
+#[derive(Clone, Copy, Debug)]
+pub enum Kernel {
+    /// Not at all.
+    Plain(Times),
+    /// A convolution: one whose windows see a single channel has rates of its own.
+    Conv,
+    /// A product with a matrix: one of a single row has rates of its own, since reading the matrix is what takes time.
+    Product,
 }
 
 /// What a kernel has to do.
@@ -54,25 +65,38 @@ impl Rate {
     }
 }
 
+impl Kernel {
+    /// The rates; `depthwise`: every window sees a single channel of several, `vector`: a single row is multiplied.
+    pub fn times(self, depthwise: bool, vector: bool) -> Times {
+        match self {
+            Kernel::Plain(times) => times,
+            Kernel::Conv if depthwise => DEPTHWISE,
+            Kernel::Conv => CONV,
+            Kernel::Product if vector => VECTOR,
+            Kernel::Product => MATMUL,
+        }
+    }
+}
+
 const fn rate(mac: f64, out: f64, input: f64, tap: f64) -> Rate {
     Rate { mac, out, input, tap }
 }
 
 /// An operator that costs so much for each element that it gives out.
-pub const fn each(float: f64, int: f64) -> Times {
-    Times { float: rate(0.0, float, 0.0, 0.0), int: rate(0.0, int, 0.0, 0.0) }
+pub const fn each(float: f64, int: f64) -> Kernel {
+    Kernel::Plain(Times { float: rate(0.0, float, 0.0, 0.0), int: rate(0.0, int, 0.0, 0.0) })
 }
 
 /// An operator that costs so much for each element of its input.
-pub const fn read(float: f64, int: f64) -> Times {
-    Times { float: rate(0.0, 0.0, float, 0.0), int: rate(0.0, 0.0, int, 0.0) }
+pub const fn read(float: f64, int: f64) -> Kernel {
+    Kernel::Plain(Times { float: rate(0.0, 0.0, float, 0.0), int: rate(0.0, 0.0, int, 0.0) })
 }
 
 /// A convolution whose windows see several channels.
-pub const CONV: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0045, 0.2, 0.0, 4.5) };
+const CONV: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0045, 0.2, 0.0, 4.5) };
 /// A depthwise convolution.
-pub const DEPTHWISE: Times = Times { float: rate(0.045, 0.1, 0.0, 0.0), int: rate(0.03, 0.75, 0.0, 0.0) };
+const DEPTHWISE: Times = Times { float: rate(0.045, 0.1, 0.0, 0.0), int: rate(0.03, 0.75, 0.0, 0.0) };
 /// A product of matrices.
-pub const MATMUL: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0035, 0.6, 0.0, 0.0) };
-/// A product of a vector and a matrix: reading the matrix is what takes time.
-pub const VECTOR: Times = Times { float: rate(0.15, 0.1, 0.0, 0.0), int: rate(0.07, 0.6, 0.0, 0.0) };
+const MATMUL: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0035, 0.6, 0.0, 0.0) };
+/// A product of a vector and a matrix.
+const VECTOR: Times = Times { float: rate(0.15, 0.1, 0.0, 0.0), int: rate(0.07, 0.6, 0.0, 0.0) };

@@ -1,7 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::Target;
-use super::time::{self, Times, Work};
+use super::time::{Kernel, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
@@ -29,7 +29,7 @@ pub struct Unit {
     /// It may give out floats.
     pub free_output: bool,
     /// How long it takes.
-    pub times: Times,
+    pub kernel: Kernel,
 }
 
 impl Unit {
@@ -44,7 +44,7 @@ impl Unit {
         let out: f64 = self.results.iter().map(count).sum();
         let input = self.inputs.iter().map(|i| count(&i.1)).sum();
         let mut work = Work { out, input, ..Work::default() };
-        let mut times = self.times;
+        let (mut depthwise, mut vector) = (false, false);
         if let Some(site) = &self.site {
             let columns = site.inputs() / site.layout.groups * site.taps();
             let positions = out / site.outputs().max(1) as f64;
@@ -52,12 +52,10 @@ impl Unit {
             if site.taps() > 1 {
                 work.taps = positions * site.taps() as f64;
             }
-            times = match times {
-                time::CONV if columns == site.taps() && site.layout.groups > 1 => time::DEPTHWISE,
-                time::MATMUL if positions < 2.0 => time::VECTOR,
-                other => other,
-            };
+            depthwise = columns == site.taps() && site.layout.groups > 1;
+            vector = positions < 2.0;
         }
+        let times = self.kernel.times(depthwise, vector);
         (times.float.of(&work), times.int.of(&work))
     }
 
@@ -144,7 +142,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         clips: Vec::new(),
         limits: (f32::NEG_INFINITY, f32::INFINITY),
         free_output: row.free_output && !swallowed,
-        times: row.times,
+        kernel: row.kernel,
     }))
 }
 

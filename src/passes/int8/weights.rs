@@ -39,6 +39,7 @@ pub enum Choice {
 }
 
 /// A weight in integers.
+#[derive(Clone)]
 pub struct Weight {
     /// int8, with the dimensions of the original.
     pub codes: Tensor,

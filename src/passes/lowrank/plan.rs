@@ -22,6 +22,52 @@ const RUNGS: [f64; 4] = [1.0, 0.5, 0.25, 0.1];
 /// Seed of the blocks that the search for directions starts from.
 const SEED: u64 = 0x6f6e_6e78;
 
+/// A site, and what was found out about it.
+struct Found<'a> {
+    site: &'a Site,
+    shape: &'a Shape,
+    weight: &'a Weight,
+    known: Option<&'a Known>,
+    fit: &'a Fit,
+}
+
+impl Found<'_> {
+    /// The ladder of these choices.
+    fn ladder(&self, ways: Option<&Ways>, choices: Vec<(Form, f64)>) -> Result<Ladder> {
+        let ranks: Vec<usize> = choices
+            .iter()
+            .filter_map(|(form, _)| match form {
+                Form::Pair(r) => Some(*r),
+                _ => None,
+            })
+            .collect();
+        let mut pairs = self.fit.chains(self.weight, self.known, &ranks).into_iter();
+        let mut rungs = Vec::new();
+        for (form, error) in choices {
+            let made: Option<(Chain, Option<Chain>)> = match (form, ways) {
+                (Form::Pair(_), _) => pairs.next(),
+                (_, Some(ways)) => ways.chains(form)?.map(|[all, half]| (all, Some(half))),
+                _ => None,
+            };
+            let Some((chain, trial)) = made else { continue };
+            let cost = self.shape.cost(form);
+            rungs.push(Rung {
+                what: form.words(),
+                params: cost.params,
+                macs: cost.macs,
+                error,
+                chain,
+                trial,
+            });
+        }
+        Ok(Ladder {
+            site: self.site.clone(),
+            measured: self.known.is_some(),
+            rungs,
+        })
+    }
+}
+
 impl LowRank {
     /// What could be done at a site, or why nothing.
     fn ladder(&self, model: &Model, site: &Site, known: Option<&Known>) -> Result<std::result::Result<Ladder, String>> {
@@ -33,8 +79,9 @@ impl LowRank {
             _ => 0.0,
         };
         let fit = Fit::new(&weight, known, most, allowed, SEED)?;
+        let found = Found { site, shape: &shape, weight: &weight, known, fit: &fit };
         let choices: Vec<(Form, f64)> = match self.choice {
-            Choice::Error(e) => return self.by_error(site, &shape, &weight, known, &fit, e),
+            Choice::Error(e) => return self.by_error(&found, e),
             Choice::Rank(r) => vec![(Form::Pair(r), fit.error(r))],
             Choice::Ratio(part) => {
                 let whole = shape.cost(Form::Pair(1)).params;
@@ -50,18 +97,11 @@ impl LowRank {
                 decibel(*error)
             )));
         }
-        self.build(site, &shape, &weight, known, &fit, None, choices).map(Ok)
+        found.ladder(None, choices).map(Ok)
     }
 
-    fn by_error(
-        &self,
-        site: &Site,
-        shape: &Shape,
-        weight: &Weight,
-        known: Option<&Known>,
-        fit: &Fit,
-        allowed: f64,
-    ) -> Result<std::result::Result<Ladder, String>> {
+    fn by_error(&self, found: &Found, allowed: f64) -> Result<std::result::Result<Ladder, String>> {
+        let &Found { site, shape, weight, known, fit } = found;
         let cheap = |c: Cost| self.cheap(c);
         let round = |r: usize| r.next_multiple_of(self.round_to);
         let ways = match known {
@@ -88,52 +128,7 @@ impl LowRank {
                 decibel(fit.error(most))
             )));
         }
-        self.build(site, shape, weight, known, fit, ways.as_ref(), choices).map(Ok)
-    }
-
-    /// The ladder of these choices.
-    #[allow(clippy::too_many_arguments)]
-    fn build(
-        &self,
-        site: &Site,
-        shape: &Shape,
-        weight: &Weight,
-        known: Option<&Known>,
-        fit: &Fit,
-        ways: Option<&Ways>,
-        choices: Vec<(Form, f64)>,
-    ) -> Result<Ladder> {
-        let ranks: Vec<usize> = choices
-            .iter()
-            .filter_map(|(form, _)| match form {
-                Form::Pair(r) => Some(*r),
-                _ => None,
-            })
-            .collect();
-        let mut pairs = fit.chains(weight, known, &ranks).into_iter();
-        let mut rungs = Vec::new();
-        for (form, error) in choices {
-            let made: Option<(Chain, Option<Chain>)> = match (form, ways) {
-                (Form::Pair(_), _) => pairs.next(),
-                (_, Some(ways)) => ways.chains(form)?.map(|[all, half]| (all, Some(half))),
-                _ => None,
-            };
-            let Some((chain, trial)) = made else { continue };
-            let cost = shape.cost(form);
-            rungs.push(Rung {
-                what: form.words(),
-                params: cost.params,
-                macs: cost.macs,
-                error,
-                chain,
-                trial,
-            });
-        }
-        Ok(Ladder {
-            site: site.clone(),
-            measured: known.is_some(),
-            rungs,
-        })
+        found.ladder(ways.as_ref(), choices).map(Ok)
     }
 
     /// The ladders of a group of sites that were measured together.

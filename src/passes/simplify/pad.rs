@@ -34,10 +34,10 @@ pub(super) fn fold(w: &mut Work, id: NodeId) -> Option<String> {
         Some(own) => own.iter().zip(&more).map(|(a, b)| a.checked_add(*b)).collect::<Option<Vec<i64>>>()?,
         None => more.clone(),
     };
-    match op == "Conv" {
-        true if is_long(w, id, &more)? => return None,
-        true => {}
-        false => pool_allows(w, id, &pads)?,
+    if op != "Conv" {
+        pool_allows(w, id, &pads)?;
+    } else if is_long(w, id, &more)? {
+        return None;
     }
     let x = w.model.node(pad).input(0);
     w.model.set_input(id, 0, x);
