@@ -23,6 +23,8 @@ pub mod histogram;
 pub mod kernel;
 /// The best map of a given rank under the second moment of its input.
 pub mod lowrank;
+/// How many decisions a noise is expected to change.
+pub mod margins;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
 /// Rounding of weights so that errors cancel under the second moment of the input.

@@ -149,6 +149,14 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     Ok(encode(model)?.encode_to_vec())
 }
 
+/// The length of [`to_bytes`].
+///
+/// # Errors
+/// When the graph has a cycle.
+pub fn encoded_len(model: &Model) -> Result<u64> {
+    Ok(encode(model)?.encoded_len() as u64)
+}
+
 fn temp_in(folder: &Path) -> Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".onnxzip-");

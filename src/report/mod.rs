@@ -65,6 +65,25 @@ pub struct PassRun {
     pub notes: Vec<Note>,
 }
 
+/// A result that a search measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// The passes, as `--passes` takes them.
+    pub passes: String,
+    /// Bytes of the result.
+    pub bytes: u64,
+    /// Multiply-accumulate operations for one sample, where they are known.
+    pub macs: Option<u64>,
+    /// What it used up of the budget on the tuning samples: 1 is all.
+    pub used: f64,
+    /// The lowest SQNR of an output, dB.
+    pub sqnr_db: f64,
+    /// Wall time.
+    pub seconds: f64,
+    /// True for the one that was taken.
+    pub chosen: bool,
+}
+
 /// The whole account.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -88,6 +107,10 @@ pub struct Report {
     pub data: DataUsed,
     /// The passes, in order.
     pub passes: Vec<PassRun>,
+    /// What a search measured before it chose the passes; empty when they were given.
+    pub search: Vec<Tried>,
+    /// Calibration samples on which the search measured.
+    pub tuning_samples: usize,
     /// What was allowed to be lost.
     pub budget: Budget,
     /// What was lost, output by output.
@@ -116,7 +139,9 @@ impl Report {
             after: Size::default(),
             data: DataUsed::default(),
             passes: Vec::new(),
-            budget: Budget::LOSSLESS,
+            search: Vec::new(),
+            tuning_samples: 0,
+            budget: Budget::lossless(),
             gaps: Vec::new(),
             verdict: Verdict::NotRun("not yet".into()),
             culprit: None,

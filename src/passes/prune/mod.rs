@@ -17,7 +17,7 @@ mod fold;
 mod masks;
 mod ratio;
 
-use super::{Context, Opt, Options, Pass, PassInfo};
+use super::{Context, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
 use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
@@ -34,6 +34,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "remove channels that are zero or constant, with everything tied to them; fold masks into weights",
     doc: DOC,
     lossy: true,
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

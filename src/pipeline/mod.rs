@@ -1,5 +1,9 @@
 //! The main job: read, rewrite pass by pass, verify, put into place, account for it.
 
+mod targets;
+
+pub use targets::{Amount, Targets};
+
 use crate::data::{Dataset, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
@@ -7,8 +11,8 @@ use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, find};
 use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size};
-use crate::verify::{Budget, OutputGap, Verdict, compare, judge};
-use anyhow::{Context as _, Result};
+use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge};
+use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,8 +30,10 @@ pub struct Options {
     pub simplify_first: bool,
     /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
     pub calib: Option<PathBuf>,
-    /// What may be lost; by default [`Budget::LOSSLESS`] or [`Budget::LOSSY`], as the passes are.
+    /// What may be lost; by default [`Budget::lossless`] or [`Budget::lossy`], as the passes are.
     pub budget: Option<Budget>,
+    /// How small the result has to be.
+    pub targets: Targets,
     /// Write the output even when the verdict is against it.
     pub keep: bool,
     /// Compare the result with the original before it is let out.
@@ -48,6 +54,7 @@ impl Options {
             simplify_first: true,
             calib: None,
             budget: None,
+            targets: Targets::default(),
             keep: false,
             verify: true,
             seed: 0,
@@ -56,7 +63,8 @@ impl Options {
         }
     }
 
-    fn requests(&self) -> Vec<Request> {
+    /// The passes that run, `simplify` included.
+    pub fn requests(&self) -> Vec<Request> {
         let mut all = self.passes.clone();
         let first = all.iter().take_while(|r| r.info.name == "opset").count();
         let named = all.get(first).is_some_and(|r| r.info.name == "simplify");
@@ -100,6 +108,13 @@ pub fn optimize(
         report
             .warnings
             .push(format!("the output is {grown} bytes larger than the input"));
+    }
+    if let (true, Some(missed)) = (
+        report.may_leave(),
+        options.targets.missed(&report.before, &report.after),
+    ) {
+        report.verdict = Verdict::Outside(missed);
+        report.unverified = false;
     }
     if options.keep || report.may_leave() {
         staged.commit()?;
@@ -145,18 +160,14 @@ pub fn rewrite(
             .warnings
             .push(format!("only {n} sample(s): the verdict rests on one of them"));
     }
-    report.budget = options
-        .budget
-        .unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
-    let snapshots = run_passes(model, &requests, &calib, options, engine, progress, &mut report)?;
+    if let Some(budget) = &options.budget {
+        check_budget(budget, &original, data)?;
+    }
+    let usual = if lossy { Budget::lossy } else { Budget::lossless };
+    report.budget = options.budget.clone().unwrap_or_else(usual);
+    let applied = apply(model, &requests, &calib, options, engine, progress)?;
+    report.passes = applied.runs;
     report.after = Size::of(model, &dims);
-    let trial = Trial {
-        original: &original,
-        held: &held,
-        options,
-        engine,
-        progress,
-    };
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());
         report.unverified = true;
@@ -168,7 +179,18 @@ pub fn rewrite(
         report.verdict = Verdict::NotRun(format!("{e:#}"));
         return Ok(report);
     }
-    match trial.gaps(model) {
+    let mut trial = Trial {
+        original: &original,
+        held: &held,
+        decisions: None,
+        options,
+        engine,
+        progress,
+    };
+    let measured = trial
+        .look_at_decisions(&report.budget, data)
+        .and_then(|()| trial.gaps(model));
+    match measured {
         Ok(gaps) => {
             report.verdict = judge(&gaps, &report.budget);
             report.gaps = gaps;
@@ -179,28 +201,57 @@ pub fn rewrite(
         },
     }
     if let Verdict::Outside(_) = report.verdict {
-        report.culprit = trial.culprit(&snapshots, &report.budget)?;
+        report.culprit = trial.culprit(&applied.snapshots, &report.budget)?;
     }
     Ok(report)
 }
 
-/// Runs the passes and gives the model as it was after each one that changed it.
-fn run_passes(
+/// Whether a budget can be about this model and these data.
+///
+/// # Errors
+/// When it names an output that the model does not have, or needs labels and there are none.
+pub fn check_budget(budget: &Budget, model: &Model, data: &Dataset) -> Result<()> {
+    let names: Vec<&str> = model.main().outputs().iter().map(|p| p.name()).collect();
+    if let Some(unknown) = budget.unknown_output(&names) {
+        bail!(
+            "--budget: there is no output {unknown:?}; there are: {}",
+            names.join(", ")
+        );
+    }
+    if budget.needs_labels() {
+        data.labels().context("--budget accuracy")?;
+    }
+    Ok(())
+}
+
+/// What passes did.
+pub struct Applied {
+    /// Their account.
+    pub runs: Vec<PassRun>,
+    /// The model as it was after each pass that changed it.
+    snapshots: Vec<(String, Model)>,
+}
+
+/// Runs passes, which may look at these samples.
+///
+/// # Errors
+/// When a request is bad, or the engine cannot run the model where a pass needs it.
+pub fn apply(
     model: &mut Model,
     requests: &[Request],
-    calib: &Samples,
+    samples: &Samples,
     options: &Options,
     engine: &dyn Engine,
     progress: &dyn Progress,
-    report: &mut Report,
-) -> Result<Vec<(String, Model)>> {
+) -> Result<Applied> {
+    let mut runs = Vec::new();
     let mut snapshots = Vec::new();
     for request in requests {
         let start = Instant::now();
         let revision = model.revision();
         let mut cx = Context {
             engine,
-            samples: calib,
+            samples,
             threads: options.threads,
             seed: options.seed,
             progress,
@@ -215,29 +266,43 @@ fn run_passes(
         if changed {
             snapshots.push((request.spelled(), model.clone()));
         }
-        report.passes.push(PassRun {
+        runs.push(PassRun {
             pass: request.spelled(),
             changed,
             seconds: start.elapsed().as_secs_f64(),
             notes: cx.notes,
         });
     }
-    Ok(snapshots)
+    Ok(Applied { runs, snapshots })
 }
 
 /// What is needed to try a changed model on held-back samples.
 struct Trial<'a> {
     original: &'a Model,
     held: &'a Samples,
+    decisions: Option<Decisions>,
     options: &'a Options,
     engine: &'a dyn Engine,
     progress: &'a dyn Progress,
 }
 
 impl Trial<'_> {
+    /// Looks at the original's decisions on all samples, where the budget is about such: passes had no part in them.
+    fn look_at_decisions(&mut self, budget: &Budget, data: &Dataset) -> Result<()> {
+        if budget.about_decisions() {
+            let (all, threads) = (data.all(), self.options.threads);
+            self.decisions = Some(Decisions::of(self.original, &all, self.engine, threads, self.progress)?);
+        }
+        Ok(())
+    }
+
     fn gaps(&self, model: &Model) -> Result<Vec<OutputGap>> {
         let threads = self.options.threads;
-        compare(self.original, model, self.held, self.engine, threads, self.progress)
+        let mut gaps = compare(self.original, model, self.held, self.engine, threads, self.progress)?;
+        if let Some(decisions) = &self.decisions {
+            decisions.refine(&mut gaps);
+        }
+        Ok(gaps)
     }
 
     /// The first pass after which the budget no longer held.
