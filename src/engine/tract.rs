@@ -11,6 +11,7 @@ mod branches;
 mod convert;
 mod dequantize;
 mod graph;
+mod nbits;
 mod ops;
 mod prepare;
 

@@ -53,6 +53,7 @@ passes! {
     prune,
     lowrank,
     int8,
+    weights,
 }
 
 /// The pass called `name`.

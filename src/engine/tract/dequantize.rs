@@ -2,11 +2,12 @@
 //!
 //! * DequantizeLinear of a constant is replaced by its float values: any integer type down to 2 bits, per tensor, axis or
 //!   block. They are the same numbers that a runtime computes from them.
+//! * MatMulNBits becomes a MatMul with the float values of its weight (`nbits`).
 //! * QuantizeLinear followed by DequantizeLinear of the same parameters becomes one operator ([`ops::FAKE`]); others go to
 //!   operators of our own.
 
 use super::graph::{Flat, label};
-use super::ops;
+use super::{nbits, ops};
 use crate::ir::{DType, Tensor};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
@@ -37,6 +38,12 @@ pub fn rewrite(flat: &mut Flat) -> Result<()> {
                     None => {}
                 }
                 n.domain = None;
+            }
+            "MatMulNBits" if n.domain() == "com.microsoft" => {
+                if let Some(plain) = nbits::rewrite(&n, flat).with_context(|| label(&n))? {
+                    kept.extend(plain);
+                    continue;
+                }
             }
             _ => {}
         }
