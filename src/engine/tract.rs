@@ -14,6 +14,7 @@ mod graph;
 mod nbits;
 mod ops;
 mod prepare;
+mod shadow;
 
 use super::{Engine, NotRun, Session};
 use crate::data::Sample;

@@ -54,6 +54,7 @@ passes! {
     lowrank,
     int8,
     weights,
+    dynamic,
 }
 
 /// The pass called `name`.

@@ -32,28 +32,28 @@ pub fn bytes(w: &Weight, view: &View, scheme: Scheme) -> usize {
     codes + 4 * parameters + if scheme.zeros { zero } else { 0 }
 }
 
+/// Adds to the bias what keeps the mean of the outputs.
+///
+/// # Errors
+/// When the bias is not constant.
+pub fn shift(model: &mut Model, w: &Weight, fitted: &Fitted) -> Result<()> {
+    let Some(bias) = w.sites.first().and_then(|s| s.bias).filter(|_| !fitted.shift.is_empty()) else {
+        return Ok(());
+    };
+    let alpha = w.sites[0].layout.scale;
+    let old = model.constant(bias.value).context("its bias is constant")?;
+    let mut data = old.to_f32().context("its bias is float")?.into_owned();
+    data.iter_mut().zip(&fitted.shift).for_each(|(b, s)| *b += alpha * s);
+    let new = float_tensor(old.dtype(), old.dims(), data)?;
+    model.set_const(bias.value, new);
+    Ok(())
+}
+
 impl<'a> Emitter<'a> {
     /// Ready to write.
     pub fn new(model: &'a mut Model) -> Emitter<'a> {
         let nodes = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
         Emitter { model, nodes }
-    }
-
-    /// Adds to the bias what keeps the mean of the outputs.
-    ///
-    /// # Errors
-    /// When the bias is not constant.
-    pub fn shift(&mut self, w: &Weight, fitted: &Fitted) -> Result<()> {
-        let Some(bias) = w.sites.first().and_then(|s| s.bias).filter(|_| !fitted.shift.is_empty()) else {
-            return Ok(());
-        };
-        let alpha = w.sites[0].layout.scale;
-        let old = self.model.constant(bias.value).context("its bias is constant")?;
-        let mut data = old.to_f32().context("its bias is float")?.into_owned();
-        data.iter_mut().zip(&fitted.shift).for_each(|(b, s)| *b += alpha * s);
-        let new = float_tensor(old.dtype(), old.dims(), data)?;
-        self.model.set_const(bias.value, new);
-        Ok(())
     }
 
     /// Puts a DequantizeLinear in the place of a weight.

@@ -6,11 +6,11 @@
 //! Does nothing to a model that is quantized already. Costs one run over the calibration samples and the second moments of
 //! the inputs of all weights.
 
-mod emit;
-mod find;
-mod fit;
+pub(super) mod emit;
+pub(super) mod find;
+pub(super) mod fit;
 mod nbits;
-mod view;
+pub(super) mod view;
 
 use super::int8::{matches, tables};
 use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
@@ -261,7 +261,7 @@ impl Weights {
         };
         let what = format!("weight in {} bits, {blocks}, {:.1} dB", scheme.kind.bits(), fitted.sqnr);
         cx.note(NoteKind::Did, label, what);
-        emitter.shift(w, &fitted)?;
+        emit::shift(emitter.model, w, &fitted)?;
         match nbits {
             true => nbits::emit(emitter, w, &fitted)?,
             false => emitter.dequantized(w, &view, scheme, &fitted)?,
