@@ -15,6 +15,8 @@ pub mod compare;
 pub mod decompose;
 /// First and second moments of a stream of rows.
 pub mod gram;
+/// Scales and zero points for blocks of weights.
+pub mod grid;
 /// A hash of a number, for choices that are spread out.
 pub mod hash;
 /// Streaming histogram over an unknown range, in bounded memory.

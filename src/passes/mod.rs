@@ -70,6 +70,8 @@ passes! {
     prune,
     lowrank,
     int8,
+    weights,
+    dynamic,
 }
 
 /// The pass called `name`.

@@ -14,7 +14,7 @@ mod place;
 mod prepare;
 mod ranges;
 mod settle;
-mod tables;
+pub(super) mod tables;
 mod target;
 mod time;
 mod units;
@@ -408,7 +408,7 @@ fn summary(model: &Model, units: &Units, placement: &place::Placement, cx: &mut 
 }
 
 /// `*` stands for any characters, `?` for one.
-fn matches(glob: &str, text: &str) -> bool {
+pub(super) fn matches(glob: &str, text: &str) -> bool {
     let (g, t): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
     let (mut i, mut j, mut star) = (0, 0, None);
     while j < t.len() {
