@@ -82,6 +82,8 @@ pub struct Tried {
     pub seconds: f64,
     /// True for the one that was taken.
     pub chosen: bool,
+    /// Why the held-back samples refused it, when it was to be taken.
+    pub refused: Option<String>,
 }
 
 /// The whole account.

@@ -25,7 +25,7 @@ use crate::onnx;
 use crate::pipeline::{self, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
-use crate::verify::{Budget, Decisions, Metric, compare};
+use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
 use anyhow::{Context, Result};
 use plan::{Knob, knobs, precisions};
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ pub fn optimize(
         tried: Vec::new(),
     };
     search.run().with_context(|| format!("{}", input.display()))?;
-    let (choices, tried, samples) = (search.choices(), search.tried, search.tune.len());
+    let (choices, mut tried, samples) = (search.choices(), search.tried, search.tune.len());
     let mut chances = choices.into_iter().take(1 + SECOND_CHANCES).peekable();
     while let Some(k) = chances.next() {
         let mut job = options.clone();
@@ -102,6 +102,9 @@ pub fn optimize(
             report.tuning_samples = samples;
             report.seconds = start.elapsed().as_secs_f64();
             return Ok(report);
+        }
+        if let Verdict::Outside(why) = report.verdict {
+            tried[k].tried.refused = Some(why);
         }
     }
     unreachable!("run() measures at least one result, and choices() gives at least one of them")
@@ -277,6 +280,7 @@ impl Search<'_> {
                 .fold(f64::INFINITY, f64::min),
             seconds: start.elapsed().as_secs_f64(),
             chosen: false,
+            refused: None,
         };
         self.tried.push(Measured { plan, tried });
         Ok(&self.tried[self.tried.len() - 1].tried)
