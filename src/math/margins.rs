@@ -17,6 +17,9 @@ const LEAST: f32 = 1e-20;
 /// How much more noise few margins mean.
 const FEW: f64 = 6.0;
 
+/// Changes that count as seen, half of them losses, before any is.
+const PRIOR: f64 = 4.0;
+
 /// What a change of a decision does to the accuracy.
 #[derive(Clone, Copy, PartialEq)]
 enum Stake {
@@ -89,22 +92,27 @@ impl Margins {
         self.mean(noise, |_| 1.0)
     }
 
-    /// The expected share of decisions that were right and become wrong, less those that become right.
+    /// The expected share of decisions that were right and become wrong, less those that become right. Until
+    /// a few changes are to be expected, half of them are taken to be losses.
     pub fn loss(&self, noise: f64) -> Option<f64> {
-        self.mean(noise, |stake| match stake {
+        let changes = self.changes(noise)?;
+        let lost = self.mean(noise, |stake| match stake {
             Stake::None => 0.0,
             Stake::Loses => 1.0,
             Stake::Gains => -1.0,
-        })
+        })?;
+        let n = self.all.len() as f64;
+        Some(changes * (lost * n + 0.5 * PRIOR) / (changes * n + PRIOR))
     }
 
     fn mean(&self, noise: f64, weight: impl Fn(Stake) -> f64) -> Option<f64> {
         if self.all.is_empty() || noise == 0.0 {
             return (!self.all.is_empty()).then_some(0.0);
         }
-        let noise = noise * (1.0 + FEW / (self.all.len() as f64).sqrt());
+        let n = self.all.len() as f64;
+        let noise = noise * (1.0 + FEW / n.sqrt());
         let of = |(m, stake): &(f32, Stake)| weight(*stake) * normal_tail(f64::from(*m) / noise);
-        Some(self.all.iter().map(of).sum::<f64>() / self.all.len() as f64)
+        Some(self.all.iter().map(of).sum::<f64>() / n)
     }
 }
 
@@ -218,7 +226,6 @@ mod tests {
         }
         let [a, b] = [0, 1].map(|k| all[k].changes(noise[k].rms().expect("some")).expect("some"));
         assert!((a - b).abs() < 1e-4 && a > 0.001, "{a} {b}");
-        assert_eq!(all[0].loss(0.1), Some(0.0));
         assert_eq!((Margins::default().changes(1.0), Noise::default().rms()), (None, None));
     }
 }

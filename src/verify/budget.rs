@@ -123,9 +123,7 @@ impl Condition {
             Metric::Accuracy => {
                 let a = g.accuracy.as_ref()?;
                 let counted = a.before - a.after - slack(a.samples);
-                // Gains and losses that cancel here need not cancel on other samples.
-                let risk = g.top1_expected_change.unwrap_or(0.0) / CANCELLED;
-                part(a.expected_loss.max(risk).max(counted))
+                part(a.expected_loss.max(counted))
             }
         })
     }
@@ -149,22 +147,22 @@ impl Condition {
             }
             Metric::Accuracy => {
                 let a = g.accuracy.as_ref()?;
-                let lost = a.loss_beside(limit);
+                let (lost, counted) = a.loss_beside(limit);
                 let (before, after, most) = (a.before * 100.0, a.after * 100.0, limit * 100.0);
-                (lost > limit).then(|| {
-                    format!(
-                        "output {name:?}: accuracy {before:.2} % → {after:.2} % on {} samples, more than {most} points lost",
+                let how = match counted {
+                    true => format!("accuracy {before:.2} % → {after:.2} % on {} samples", a.samples),
+                    false => format!(
+                        "{:.2} points of accuracy are expected to be lost, by the margins of decisions ({} samples are too few to count)",
+                        lost * 100.0,
                         a.samples
-                    )
-                })
+                    ),
+                };
+                (lost > limit).then(|| format!("output {name:?}: {how}, more than {most} points"))
             }
             _ => None,
         }
     }
 }
-
-/// Of so many changed decisions, one is taken to be lost.
-const CANCELLED: f64 = 2.0;
 
 impl FromStr for Budget {
     type Err = anyhow::Error;

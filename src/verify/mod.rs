@@ -59,13 +59,14 @@ pub struct Accuracy {
 }
 
 impl Accuracy {
-    /// The loss to hold against a limit: what was counted, or what is expected where a single sample is more than the limit.
-    fn loss_beside(&self, limit: f64) -> f64 {
+    /// The loss to hold against a limit, and whether it was counted: where a single sample is more than the limit, it is what
+    /// is expected.
+    fn loss_beside(&self, limit: f64) -> (f64, bool) {
         let counted = self.before - self.after;
         let one = 1.0 / self.samples.max(1) as f64;
         match limit < one && counted < 1.5 * one {
-            true => self.expected_loss,
-            false => counted,
+            true => (self.expected_loss, false),
+            false => (counted, true),
         }
     }
 }
