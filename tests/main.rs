@@ -10,6 +10,7 @@ mod large;
 mod layers;
 mod lowrank;
 mod opset;
+mod precision;
 mod proto;
 mod prune;
 mod roundtrip;

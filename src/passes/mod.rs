@@ -72,6 +72,7 @@ passes! {
     int8,
     weights,
     dynamic,
+    fp16,
 }
 
 /// The pass called `name`.

@@ -10,16 +10,14 @@ mod lstm;
 
 use super::int8::{matches, tables};
 use super::weights::find::{self, Weight};
-use super::weights::fit::{Fitted, Scheme, fit};
+use super::weights::fit::{Data, Fitted, Scheme, fit};
 use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
-use crate::analysis::stats::Stats;
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
 use crate::ops::quant::is_quantized_op;
 use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result};
 use emit::Emitter;
-use std::sync::Arc;
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -142,11 +140,11 @@ impl Dynamic {
                 Some(why) => cx.skip(model, w.nodes[0], why),
             }
         }
-        let stats = self.measure(model, &chosen, cx)?;
+        let data = if self.data { Data::measure(model, &chosen, cx)? } else { None };
         let mut changed = false;
         let mut emitter = Emitter::new(model);
         for w in &chosen {
-            changed |= self.one(&mut emitter, w, stats.as_deref(), cx)?;
+            changed |= self.one(&mut emitter, w, data.as_ref(), cx)?;
         }
         Ok(self.recurrent(&mut emitter, &others, cx)? || changed)
     }
@@ -172,26 +170,12 @@ impl Dynamic {
         w.sites.iter().find_map(|s| emit::refuses(model, s)).map(str::to_owned)
     }
 
-    /// The second moments of the inputs; `None` where codes are to be the nearest.
-    fn measure(&self, model: &Model, weights: &[Weight], cx: &mut Context) -> Result<Option<Arc<Stats>>> {
-        let mut wanted = Vec::new();
-        for m in weights.iter().flat_map(|w| w.measures(model)) {
-            if !wanted.contains(&m) {
-                wanted.push(m);
-            }
-        }
-        if !self.data || cx.samples.synthetic() || wanted.is_empty() {
-            return Ok(None);
-        }
-        cx.stats(model, &wanted).map(Some)
+    fn fit(&self, model: &Model, w: &Weight, view: &super::weights::view::View, data: Option<&Data>) -> Result<Fitted> {
+        fit(model, w, view, self.scheme, data).with_context(|| model.label(w.nodes[0]))
     }
 
-    fn fit(&self, model: &Model, w: &Weight, view: &super::weights::view::View, stats: Option<&Stats>) -> Result<Fitted> {
-        fit(model, w, view, self.scheme, stats).with_context(|| model.label(w.nodes[0]))
-    }
-
-    fn one(&self, emitter: &mut Emitter, w: &Weight, stats: Option<&Stats>, cx: &mut Context) -> Result<bool> {
-        let fitted = self.fit(emitter.model, w, &w.channels, stats)?;
+    fn one(&self, emitter: &mut Emitter, w: &Weight, data: Option<&Data>, cx: &mut Context) -> Result<bool> {
+        let fitted = self.fit(emitter.model, w, &w.channels, data)?;
         if fitted.sqnr.is_nan() {
             cx.skip(emitter.model, w.nodes[0], "its weight is all zeros");
             return Ok(false);

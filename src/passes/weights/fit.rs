@@ -2,16 +2,19 @@
 //!
 //! The grid that is best when inputs are uncorrelated comes first; where the second moment `G` of the input is known, codes
 //! are rounded on it so that errors cancel (`math::rounding`), scales are fitted to the codes under `G`, codes rounded anew, as long as it
-//! helps. Every row (every output) keeps the best that it saw. Where a constant bias can take up the mean error,
+//! helps. Every row (every output) keeps the best that it saw. `G` is estimated from two halves of the samples and shrunk as far as they
+//! disagree (`math::shrink`): few samples show correlations that are none. Where a constant bias can take up the mean error,
 //! the covariance stands in for `G`.
 
 use super::find::Weight;
 use super::view::View;
-use crate::analysis::stats::Stats;
+use crate::analysis::stats::{Stats, measure};
 use crate::ir::Model;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
 use crate::math::rounding::{Rounding, energies};
+use crate::math::shrink::{Shrunk, shrunk};
+use crate::passes::Context;
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
@@ -40,9 +43,36 @@ pub struct Fitted {
     pub sqnr: f64,
 }
 
-/// What is known of the inputs of a weight: one second moment for each group of rows.
+/// Second moments over two halves of the samples; the second half may be empty.
+pub struct Data([Stats; 2]);
+
+impl Data {
+    /// Measures the inputs of weights; `None` when there is nothing to measure, or no real data to measure with.
+    ///
+    /// # Errors
+    /// When the engine cannot run the model, or a sample fails.
+    pub fn measure(model: &Model, weights: &[Weight], cx: &Context) -> Result<Option<Data>> {
+        let mut wanted = Vec::new();
+        for m in weights.iter().flat_map(|w| w.measures(model)) {
+            if !wanted.contains(&m) {
+                wanted.push(m);
+            }
+        }
+        if cx.samples.synthetic() || wanted.is_empty() {
+            return Ok(None);
+        }
+        let over = |samples: &crate::data::Samples| match samples.is_empty() {
+            true => Ok(Stats::default()),
+            false => measure(model, &wanted, cx.engine, samples, cx.threads, cx.progress),
+        };
+        let [one, other] = cx.samples.halves();
+        Ok(Some(Data([over(&one)?, over(&other)?])))
+    }
+}
+
+/// What is known of the inputs of a weight: moments for each group of rows.
 struct Known {
-    moments: Vec<Gram>,
+    moments: Vec<Shrunk>,
     /// A bias can take up the mean error.
     movable: bool,
 }
@@ -51,11 +81,11 @@ struct Known {
 ///
 /// # Errors
 /// When the weight is not finite.
-pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, stats: Option<&Stats>) -> Result<Fitted> {
+pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<&Data>) -> Result<Fitted> {
     let tensor = model.constant(w.value).context("a constant")?;
     let floats = tensor.floats().context("float32")?;
     let matrix = view.matrix(&w.dims, &floats)?;
-    let known = stats.and_then(|s| known(model, w, s));
+    let known = data.and_then(|d| known(model, w, d));
     let natural: Vec<usize> = (0..w.dims.len()).filter(|a| *a != w.axis).collect();
     let order = view.order(&natural, &w.dims);
     let span = match scheme.block {
@@ -78,15 +108,15 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, stats: Option
     };
     let rows = matrix.nrows() / known.moments.len().max(1);
     let (mut parts, mut signal, mut noise, mut shift) = (Vec::new(), 0.0, 0.0, Vec::new());
-    for (g, gram) in known.moments.iter().enumerate() {
-        let second = if known.movable { gram.covariance() } else { gram.moment() };
+    for (g, moments) in known.moments.iter().enumerate() {
+        let second = if known.movable { moments.covariance.clone() } else { moments.moment() };
         let second = second.select(Axis(0), &order).select(Axis(1), &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let best = data_aware(part, form, second.view())?;
         signal += energies(part, second.view()).iter().sum::<f64>();
         noise += best.wrong.iter().sum::<f64>();
         if known.movable {
-            let mean = gram.mean();
+            let mean = &moments.mean;
             let error = &part - &best.grid.values(best.codes.view());
             shift.extend(error.rows().into_iter().map(|r| {
                 r.iter().zip(&order).map(|(e, &i)| f64::from(*e) * mean[i]).sum::<f64>() as f32
@@ -106,20 +136,27 @@ fn decibels(signal: f64, noise: f64) -> f64 {
 }
 
 /// The moments of a weight: those of its sites added up, when their rows mean the same.
-fn known(model: &Model, w: &Weight, stats: &Stats) -> Option<Known> {
-    let mut all: Option<Vec<Gram>> = None;
-    for site in &w.sites {
-        let grams = stats.gram(site.input, &site.patch)?;
-        match &mut all {
-            None => all = Some(grams.to_vec()),
-            Some(sums) if sums.len() == grams.len() => {
-                for (sum, g) in sums.iter_mut().zip(grams) {
-                    sum.merge(g).ok()?;
+fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
+    let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
+    for (sums, stats) in halves.iter_mut().zip(&data.0).filter(|(_, s)| s.samples > 0) {
+        for site in &w.sites {
+            let grams = stats.gram(site.input, &site.patch)?;
+            match sums {
+                None => *sums = Some(grams.to_vec()),
+                Some(sums) if sums.len() == grams.len() => {
+                    for (sum, g) in sums.iter_mut().zip(grams) {
+                        sum.merge(g).ok()?;
+                    }
                 }
+                Some(_) => return None,
             }
-            Some(_) => return None,
         }
     }
+    let [one, other] = halves;
+    let one = one?;
+    let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
+    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| shrunk(a, b)).collect();
+    let all = Some(all.ok()?);
     let [site] = &w.sites[..] else { return Some(Known { moments: all?, movable: false }) };
     let movable = w.nodes.len() == 1
         && !site.shared

@@ -14,15 +14,13 @@ pub(super) mod view;
 
 use super::int8::{matches, tables};
 use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
-use crate::analysis::stats::Stats;
 use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::ops::quant::is_quantized_op;
 use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
-use fit::{Scheme, fit};
-use std::sync::Arc;
+use fit::{Data, Scheme, fit};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -171,12 +169,12 @@ impl Weights {
         if weights.is_empty() {
             return Ok(false);
         }
-        let stats = self.measure(model, &weights, cx)?;
+        let data = if self.data { Data::measure(model, &weights, cx)? } else { None };
         let mut bytes = (0usize, 0usize);
         let mut changed = false;
         let mut emitter = emit::Emitter::new(model);
         for w in &weights {
-            let Some((before, after)) = self.one(&mut emitter, w, stats.as_deref(), cx)? else { continue };
+            let Some((before, after)) = self.one(&mut emitter, w, data.as_ref(), cx)? else { continue };
             bytes = (bytes.0 + before, bytes.1 + after);
             changed = true;
         }
@@ -205,29 +203,12 @@ impl Weights {
         true
     }
 
-    /// The second moments of the inputs; `None` where codes are to be the nearest.
-    fn measure(&self, model: &Model, weights: &[Weight], cx: &mut Context) -> Result<Option<Arc<Stats>>> {
-        if !self.data || cx.samples.synthetic() {
-            return Ok(None);
-        }
-        let mut wanted = Vec::new();
-        for m in weights.iter().flat_map(|w| w.measures(model)) {
-            if !wanted.contains(&m) {
-                wanted.push(m);
-            }
-        }
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        cx.stats(model, &wanted).map(Some)
-    }
-
     /// Quantizes one weight; gives its bytes before and after.
     fn one(
         &self,
         emitter: &mut emit::Emitter,
         w: &Weight,
-        stats: Option<&Stats>,
+        data: Option<&Data>,
         cx: &mut Context,
     ) -> Result<Option<(usize, usize)>> {
         let model = &*emitter.model;
@@ -251,7 +232,7 @@ impl Weights {
             cx.skip(model, w.nodes[0], "its weight would not become smaller");
             return Ok(None);
         }
-        let fitted = fit(model, w, &view, scheme, stats).with_context(|| label.clone())?;
+        let fitted = fit(model, w, &view, scheme, data).with_context(|| label.clone())?;
         if fitted.sqnr.is_nan() {
             cx.skip(model, w.nodes[0], "its weight is all zeros");
             return Ok(None);
