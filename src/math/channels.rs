@@ -7,7 +7,7 @@
 //!
 //! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows).
 
-use super::decompose::solve_spd;
+use super::decompose::{inverse_spd, solve_spd};
 use anyhow::{Result, ensure};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
@@ -34,7 +34,7 @@ impl Surgeon {
             weight.dim(),
             covariance.dim()
         );
-        let inverse = solve_spd(covariance, Array2::eye(n).view(), damping)?;
+        let inverse = inverse_spd(covariance, damping)?;
         let power = power(weight.view(), covariance);
         Ok(Surgeon {
             weight,
@@ -59,6 +59,16 @@ impl Surgeon {
                 }
             })
             .collect()
+    }
+
+    /// How far two blocks stand for each other given all others: the squared partial correlation, from 0 to 1, for single inputs.
+    pub fn related(&self, a: &[usize], b: &[usize]) -> f64 {
+        let square = |a: &[usize], b: &[usize]| {
+            let of_row = |i: &usize| b.iter().map(|j| self.inverse[[*i, *j]].powi(2)).sum::<f64>();
+            a.iter().map(of_row).sum::<f64>()
+        };
+        let whole = (square(a, a) * square(b, b)).sqrt();
+        if whole > 0.0 { square(a, b) / whole } else { 0.0 }
     }
 
     /// `((C⁻¹)_RR)⁻¹`.

@@ -51,6 +51,7 @@ passes! {
     opset,
     simplify,
     prune,
+    sparsify,
     lowrank,
     int8,
 }
