@@ -33,5 +33,7 @@ pub mod ranges;
 pub mod rounding;
 /// A covariance from few samples, shrunk towards its diagonal.
 pub mod shrink;
+/// Which weights become zero, and what the others take over.
+pub mod sparse;
 /// The strongest directions of a large layer's output.
 pub mod subspace;

@@ -68,6 +68,7 @@ passes! {
     opset,
     simplify,
     prune,
+    sparsify,
     lowrank,
     int8,
     weights,
