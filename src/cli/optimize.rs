@@ -117,6 +117,7 @@ pub fn run(args: &Args) -> Result<u8> {
     options.budget = args.budget.clone();
     options.targets = targets;
     options.keep = args.keep;
+    options.layers = args.json.is_some() || args.verbose;
     options.verify = !args.no_verify;
     options.seed = args.seed;
     options.threads = args.threads.map_or(options.threads, usize::from);

@@ -5,6 +5,7 @@ mod encode;
 mod external;
 mod names;
 mod sink;
+mod temp;
 mod write;
 
 pub use decode::{decode, default_domain};

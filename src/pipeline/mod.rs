@@ -11,7 +11,7 @@ use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, find};
 use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size};
-use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge};
+use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge, layers};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -38,6 +38,8 @@ pub struct Options {
     pub keep: bool,
     /// Compare the result with the original before it is let out.
     pub verify: bool,
+    /// Say in the report how much noise came in at each layer, even when the budget holds.
+    pub layers: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// Number of threads; results do not depend on it.
@@ -57,6 +59,7 @@ impl Options {
             targets: Targets::default(),
             keep: false,
             verify: true,
+            layers: false,
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             write: WriteOptions::default(),
@@ -202,6 +205,10 @@ pub fn rewrite(
     }
     if let Verdict::Outside(_) = report.verdict {
         report.culprit = trial.culprit(&applied.snapshots, &report.budget)?;
+    }
+    if matches!(report.verdict, Verdict::Outside(_)) || options.layers && lossy && !report.gaps.is_empty() {
+        // An account, not the verdict: what cannot be had is left out.
+        report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }
     Ok(report)
 }

@@ -6,7 +6,7 @@ use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
 use crate::ir::Model;
 use crate::passes::Note;
-use crate::verify::{Budget, OutputGap, Verdict};
+use crate::verify::{Budget, LayerDamage, OutputGap, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -117,6 +117,8 @@ pub struct Report {
     pub budget: Budget,
     /// What was lost, output by output.
     pub gaps: Vec<OutputGap>,
+    /// Noise that came in layer by layer, the worst first; empty when nobody asked for it and the budget holds.
+    pub layers: Vec<LayerDamage>,
     /// The judgement.
     pub verdict: Verdict,
     /// The first pass after which the budget no longer held.
@@ -145,6 +147,7 @@ impl Report {
             tuning_samples: 0,
             budget: Budget::lossless(),
             gaps: Vec::new(),
+            layers: Vec::new(),
             verdict: Verdict::NotRun("not yet".into()),
             culprit: None,
             warnings: Vec::new(),

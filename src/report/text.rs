@@ -2,7 +2,7 @@
 
 use super::{PassRun, Report, Size};
 use crate::passes::NoteKind;
-use crate::verify::{OutputGap, Verdict};
+use crate::verify::{OutputGap, Verdict, worst};
 use std::fmt::Write;
 
 /// Renders a report; `verbose` adds what the passes say of every node.
@@ -158,11 +158,12 @@ fn verdict(r: &Report) -> String {
         .culprit
         .as_ref()
         .map_or(String::new(), |c| format!("\n  first broken {c}"));
+    let layers = worst(&r.layers, 5).map_or(String::new(), |w| format!("\n  most noise comes in at {w}"));
     let (seconds, budget) = (r.seconds, &r.budget);
     match &r.verdict {
         Verdict::Same => format!("OK: outputs are equal bit for bit; {placed} in {seconds:.1} s"),
         Verdict::Within => format!("OK: within budget {budget}; {placed} in {seconds:.1} s"),
-        Verdict::Outside(why) => format!("FAILED: {why}{culprit}\n  {placed}"),
+        Verdict::Outside(why) => format!("FAILED: {why}{culprit}{layers}\n  {placed}"),
         Verdict::Vacuous(why) => format!("NOT VERIFIED: {why}\n  {placed}"),
         Verdict::NotRun(why) if r.unverified => format!("NOT VERIFIED: {why}\n  {placed} in {seconds:.1} s"),
         Verdict::NotRun(why) => {

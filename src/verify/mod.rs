@@ -2,10 +2,12 @@
 
 mod budget;
 mod decisions;
+mod layers;
 mod meter;
 
 pub use budget::{Budget, Condition, Metric};
 pub use decisions::Decisions;
+pub use layers::{LayerDamage, layers, worst};
 
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun};

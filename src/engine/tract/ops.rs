@@ -101,7 +101,9 @@ impl Expansion for Own {
     ) -> InferenceResult {
         s.equals(&outputs[0].shape, &inputs[0].shape)?;
         match &self.kind {
-            Kind::Fake(..) | Kind::Dequantize | Kind::Round(_) => s.equals(&outputs[0].datum_type, f32::datum_type())?,
+            Kind::Fake(..) | Kind::Dequantize | Kind::Round(_) => {
+                s.equals(&outputs[0].datum_type, f32::datum_type())?
+            }
             Kind::Quantize(to) => s.equals(&outputs[0].datum_type, *to)?,
             Kind::Reverse => s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?,
             Kind::Cast => s.equals(&outputs[0].datum_type, i64::datum_type())?,
@@ -179,7 +181,10 @@ impl EvalOp for Own {
                     true => *x = half::bf16::from_f32(*x).to_f32(),
                     false => *x = half::f16::from_f32(*x).to_f32(),
                 };
-                x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?.iter_mut().for_each(round);
+                x.try_as_plain_ram_mut()?
+                    .as_slice_mut::<f32>()?
+                    .iter_mut()
+                    .for_each(round);
                 x
             }
             Kind::Cast => x.cast_to::<i64>()?.into_owned(),

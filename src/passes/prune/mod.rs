@@ -39,7 +39,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "remove channels that are zero or constant, with everything tied to them; fold masks into weights",
     doc: DOC,
     lossy: true,
-    part: Part::Aside,
+    part: Part::Structure { error: "error" },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
