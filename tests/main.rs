@@ -14,5 +14,6 @@ mod precision;
 mod proto;
 mod prune;
 mod roundtrip;
+mod search;
 mod simplify;
 mod tool;

@@ -4,10 +4,11 @@ use super::progress::Bar;
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
 use crate::pipeline::{self, Amount, Options, Targets};
-use crate::report::text;
+use crate::report::{Baseline, Report, html, markdown, text};
 use crate::search::{self, Effort};
 use crate::verify::Budget;
 use anyhow::{Context, Result, ensure};
+use std::io::Write;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -57,6 +58,18 @@ pub struct Args {
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the report as a page that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Append the report as Markdown, for the summary of a CI job
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// The --json report of an earlier run: fail when size, MACs, SQNR or accuracy are worse than there
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// By how much they may be worse
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = percent, requires = "baseline")]
+    tolerance: f64,
     /// Write the output even when the verdict is against it
     #[arg(long)]
     keep: bool,
@@ -89,6 +102,13 @@ pub struct Args {
     output: PathBuf,
 }
 
+fn percent(text: &str) -> Result<f64> {
+    let wrong = || format!("{text:?}: write 1%");
+    let x: f64 = text.trim().trim_end_matches('%').trim().parse().with_context(wrong)?;
+    ensure!(x.is_finite() && x >= 0.0, "{}", wrong());
+    Ok(x / 100.0)
+}
+
 /// `4x` as a part of the original's bytes.
 fn ratio(text: &str) -> Result<Amount> {
     let wrong = || format!("{text:?}: write 4x");
@@ -117,7 +137,7 @@ pub fn run(args: &Args) -> Result<u8> {
     options.budget = args.budget.clone();
     options.targets = targets;
     options.keep = args.keep;
-    options.layers = args.json.is_some() || args.verbose;
+    options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
     options.verify = !args.no_verify;
     options.seed = args.seed;
     options.threads = args.threads.map_or(options.threads, usize::from);
@@ -125,8 +145,16 @@ pub fn run(args: &Args) -> Result<u8> {
         external_data: args.external_data,
         ..WriteOptions::default()
     };
-    if let Some(path) = &args.json {
-        check_target(path).context("--json")?; // before any work is done and any output let out
+    let read = |path| Baseline::read(path, args.tolerance).context("--baseline");
+    options.baseline = args.baseline.as_deref().map(read).transpose()?;
+    for (name, path) in [
+        ("--json", &args.json),
+        ("--report", &args.report),
+        ("--summary", &args.summary),
+    ] {
+        if let Some(path) = path {
+            check_target(path).context(name)?; // before any work is done and any output let out
+        }
     }
     let engine = super::engine()?;
     let (input, output, bar) = (&args.input, &args.output, Bar::new());
@@ -141,9 +169,25 @@ pub fn run(args: &Args) -> Result<u8> {
         )?,
         false => pipeline::optimize(input, output, &options, &*engine, &bar)?,
     };
-    if let Some(path) = &args.json {
-        std::fs::write(path, report.json()?).with_context(|| format!("{}", path.display()))?;
-    }
+    write_reports(args, &report)?;
     print!("{}", text::render(&report, args.verbose));
     Ok(report.exit_code())
+}
+
+fn write_reports(args: &Args, report: &Report) -> Result<()> {
+    let named = |path: &PathBuf| format!("{}", path.display());
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json()?).with_context(|| named(path))?;
+    }
+    if let Some(path) = &args.report {
+        std::fs::write(path, html::render(report)).with_context(|| named(path))?;
+    }
+    if let Some(path) = &args.summary {
+        // A job's summary has several authors.
+        let mut file = std::fs::OpenOptions::new();
+        let mut file = file.create(true).append(true).open(path).with_context(|| named(path))?;
+        file.write_all(markdown::render(report).as_bytes())
+            .with_context(|| named(path))?;
+    }
+    Ok(())
 }

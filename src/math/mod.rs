@@ -37,3 +37,5 @@ pub mod shrink;
 pub mod sparse;
 /// The strongest directions of a large layer's output.
 pub mod subspace;
+/// Quantiles of times, and their ratio with its confidence interval.
+pub mod timing;

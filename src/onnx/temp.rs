@@ -93,7 +93,10 @@ mod nameless {
         let mut taken = named(folder)?;
         let free = taken.path().with_extension("new");
         if linkat(CWD, path.as_str(), CWD, &free, AtFlags::SYMLINK_FOLLOW).is_ok() {
-            return Ok(NamedTempFile::from_parts(file.try_clone()?, TempPath::try_from_path(free)?));
+            return Ok(NamedTempFile::from_parts(
+                file.try_clone()?,
+                TempPath::try_from_path(free)?,
+            ));
         }
         file.rewind()?;
         io::copy(file, taken.as_file_mut())?;

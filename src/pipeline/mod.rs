@@ -10,7 +10,7 @@ use crate::ir::{Model, check::check};
 use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, find};
 use crate::progress::Progress;
-use crate::report::{DataUsed, PassRun, Report, Size};
+use crate::report::{Baseline, DataUsed, PassRun, Report, Size, weights};
 use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge, layers};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub struct Options {
     pub budget: Option<Budget>,
     /// How small the result has to be.
     pub targets: Targets,
+    /// An earlier result that this one must not fall behind.
+    pub baseline: Option<Baseline>,
     /// Write the output even when the verdict is against it.
     pub keep: bool,
     /// Compare the result with the original before it is let out.
@@ -57,6 +59,7 @@ impl Options {
             calib: None,
             budget: None,
             targets: Targets::default(),
+            baseline: None,
             keep: false,
             verify: true,
             layers: false,
@@ -112,10 +115,9 @@ pub fn optimize(
             .warnings
             .push(format!("the output is {grown} bytes larger than the input"));
     }
-    if let (true, Some(missed)) = (
-        report.may_leave(),
-        options.targets.missed(&report.before, &report.after),
-    ) {
+    let missed = options.targets.missed(&report.before, &report.after);
+    let missed = missed.or_else(|| options.baseline.as_ref()?.worse(&report));
+    if let (true, Some(missed)) = (report.may_leave(), missed) {
         report.verdict = Verdict::Outside(missed);
         report.unverified = false;
     }
@@ -170,6 +172,8 @@ pub fn rewrite(
     report.budget = options.budget.clone().unwrap_or_else(usual);
     let applied = apply(model, &requests, &calib, options, engine, progress)?;
     report.passes = applied.runs;
+    (report.weights_before, report.weights_after) = (weights(&original), weights(model));
+    report.seed = options.seed;
     report.after = Size::of(model, &dims);
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());

@@ -1,6 +1,13 @@
-//! The account of a run: one structure; text and JSON are renderings of it.
+//! The account of a run: one structure; text, JSON, Markdown and HTML are renderings of it.
 
+mod baseline;
+pub mod html;
+pub mod markdown;
 pub mod text;
+mod weights;
+
+pub use baseline::Baseline;
+pub use weights::{WeightSize, weights};
 
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
@@ -105,6 +112,12 @@ pub struct Report {
     pub before: Size,
     /// The result.
     pub after: Size,
+    /// The original's weights, largest first.
+    pub weights_before: Vec<WeightSize>,
+    /// The result's weights, largest first.
+    pub weights_after: Vec<WeightSize>,
+    /// Seed of everything random.
+    pub seed: u64,
     /// The samples.
     pub data: DataUsed,
     /// The passes, in order.
@@ -141,6 +154,9 @@ impl Report {
             unverified: false,
             before: Size::default(),
             after: Size::default(),
+            weights_before: Vec::new(),
+            weights_after: Vec::new(),
+            seed: 0,
             data: DataUsed::default(),
             passes: Vec::new(),
             search: Vec::new(),
@@ -170,11 +186,36 @@ impl Report {
         }
     }
 
+    /// The command that gives the same bytes again, without a search.
+    pub fn command(&self) -> String {
+        let passes: Vec<&str> = self.passes.iter().map(|p| p.pass.as_str()).collect();
+        let calib = match self.data.synthetic {
+            true => String::new(),
+            false => format!(" --calib {}", quoted(&self.data.origin)),
+        };
+        let (passes, seed, budget) = (quoted(&passes.join(",")), self.seed, self.budget.to_string());
+        format!(
+            "onnxzip optimize --passes {passes}{calib} --budget {} --seed {seed} {} {}",
+            quoted(&budget),
+            quoted(&self.input),
+            quoted(&self.output)
+        )
+    }
+
     /// The account as JSON. Infinite and undefined numbers are `null`.
     ///
     /// # Errors
     /// Never for a report made by this crate.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self).map(|s| s + "\n")
+    }
+}
+
+/// A word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }

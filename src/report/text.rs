@@ -27,7 +27,7 @@ pub fn render(report: &Report, verbose: bool) -> String {
     for w in &report.warnings {
         let _ = writeln!(out, "warning: {w}");
     }
-    let _ = writeln!(out, "{}", verdict(report));
+    let _ = writeln!(out, "{}", outcome(report));
     out
 }
 
@@ -56,7 +56,8 @@ fn searched(out: &mut String, r: &Report) {
     out.push('\n');
 }
 
-fn db(x: f64) -> String {
+/// A ratio in dB.
+pub fn db(x: f64) -> String {
     match x == f64::INFINITY {
         true => "equal".into(),
         false => format!("{x:.1} dB"),
@@ -148,7 +149,8 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
     }
 }
 
-fn verdict(r: &Report) -> String {
+/// The verdict, why, and what was written.
+pub fn outcome(r: &Report) -> String {
     let placed = match (r.written, r.may_leave()) {
         (true, true) => format!("wrote {}", r.output),
         (true, false) => format!("wrote {} all the same (--keep)", r.output),

@@ -198,23 +198,21 @@ impl Search<'_> {
         probes: usize,
     ) -> Result<Option<f64>> {
         let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
-        let targets = self.options.targets;
+        let targets = self.options.targets.any();
         let mut best = None;
         for _ in 0..probes {
-            let t = self.measure(Plan::new(structure, e, precision))?;
-            let size = Size {
-                bytes: t.bytes,
-                macs: t.macs,
-                ..Size::default()
+            let t = self.measure(Plan::new(structure, e, precision))?.clone();
+            let used = t.used;
+            let met = self.misses(&t).is_none();
+            let (good, up) = match targets {
+                true => (met, !met),
+                false => (used <= FIT, used <= FIT),
             };
-            let (used, fits) = (t.used, t.used <= FIT);
-            let met = targets.missed(&self.before, &size).is_none();
-            let up = if targets.any() { !met } else { fits };
             *(if up { &mut low } else { &mut high }) = Some(e);
-            if if targets.any() { met } else { fits } {
+            if good {
                 best = Some(e);
             }
-            let step = match (targets.any(), up) {
+            let step = match (targets, up) {
                 (true, true) => 3.0,
                 (true, false) => 1.0 / 3.0,
                 _ if (NEAR..=FIT).contains(&used) => break,
@@ -223,7 +221,7 @@ impl Search<'_> {
             let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
             let next = match (low, high) {
                 (Some(l), Some(h)) if h / l < 1.25 => break,
-                (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets.any() => (l * h).sqrt(),
+                (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
                 _ => guess,
             };
             if (next / e - 1.0).abs() < 0.1 {
@@ -308,46 +306,92 @@ impl Search<'_> {
 
     /// What was measured, the best first, then what is more careful.
     fn choices(&self) -> Vec<usize> {
-        let targets = self.options.targets;
-        let met = |m: &Measured| {
-            let size = Size {
-                bytes: m.tried.bytes,
-                macs: m.tried.macs,
-                ..Size::default()
-            };
-            targets.missed(&self.before, &size).is_none()
+        let all: Vec<&Tried> = self.tried.iter().map(|m| &m.tried).collect();
+        let met: Vec<bool> = all.iter().map(|t| self.misses(t).is_none()).collect();
+        order(&all, &met, self.options.targets.any())
+    }
+
+    /// The target that a result misses.
+    fn misses(&self, t: &Tried) -> Option<String> {
+        let size = Size {
+            bytes: t.bytes,
+            macs: t.macs,
+            ..Size::default()
         };
-        let mut order: Vec<usize> = (0..self.tried.len()).collect();
-        order.sort_by(|&a, &b| {
-            let key = |k: usize| {
-                let m = &self.tried[k];
-                let (misses, exceeds) = (!met(m), m.tried.used > FIT);
-                (
-                    misses,
-                    exceeds,
-                    if targets.any() || exceeds {
-                        m.tried.used
-                    } else {
-                        m.tried.bytes as f64
-                    },
-                )
-            };
-            let ((a1, a2, a3), (b1, b2, b3)) = (key(a), key(b));
-            (a1, a2).cmp(&(b1, b2)).then(a3.total_cmp(&b3))
-        });
-        let mut chosen: Vec<usize> = Vec::new();
-        for k in order {
-            let used = self.tried[k].tried.used;
-            let careful = chosen
-                .last()
-                .is_none_or(|l| used <= CAREFUL * self.tried[*l].tried.used);
-            if chosen.is_empty() || careful && met(&self.tried[k]) {
-                chosen.push(k);
-            }
-        }
-        chosen
+        self.options.targets.missed(&self.before, &size)
     }
 }
 
+/// Which results to take, the best first: those that meet the targets and fit the budget; of these the smallest, or (with
+/// targets) the one that uses least of the budget. Each next one uses much less of it than the one before.
+fn order(all: &[&Tried], met: &[bool], targets: bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by(|&a, &b| {
+        let flaws = |k: usize| (!met[k], all[k].used > FIT);
+        let cost = |k: usize| match targets || all[k].used > FIT {
+            true => all[k].used,
+            false => all[k].bytes as f64,
+        };
+        flaws(a).cmp(&flaws(b)).then(cost(a).total_cmp(&cost(b)))
+    });
+    let mut chosen: Vec<usize> = Vec::new();
+    for k in order {
+        let careful = chosen
+            .last()
+            .is_none_or(|l| met[k] && all[k].used <= CAREFUL * all[*l].used);
+        if careful {
+            chosen.push(k);
+        }
+    }
+    chosen
+}
+
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn tried(bytes: u64, used: f64) -> Tried {
+        Tried {
+            passes: String::new(),
+            bytes,
+            macs: None,
+            used,
+            sqnr_db: 20.0,
+            seconds: 0.0,
+            chosen: false,
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn the_smallest_that_fits_comes_first_and_careful_ones_after_it() {
+        let all = [
+            tried(100, 0.0),
+            tried(50, 0.5),
+            tried(40, 0.8),
+            tried(30, 1.2),
+            tried(60, 0.7),
+        ];
+        let all: Vec<&Tried> = all.iter().collect();
+        assert_eq!(
+            order(&all, &[true; 5], false),
+            [2, 0],
+            "50 bytes use more than a second chance may"
+        );
+        assert_eq!(order(&all[1..4], &[true; 3], false), [1]);
+        assert_eq!(
+            order(&all[3..4], &[true], false),
+            [0],
+            "something is always taken: the verdict refuses it"
+        );
+    }
+
+    #[test]
+    fn with_targets_the_best_that_meets_them_comes_first() {
+        let all = [tried(100, 0.0), tried(50, 0.5), tried(40, 0.8), tried(30, 1.2)];
+        let all: Vec<&Tried> = all.iter().collect();
+        assert_eq!(order(&all, &[false, true, true, true], true)[0], 1);
+        assert_eq!(order(&all, &[false, false, false, true], true), [3]);
+        assert_eq!(order(&all, &[false; 4], true), [0], "none meets them");
+    }
+}
