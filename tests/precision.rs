@@ -95,7 +95,11 @@ fn count(m: &Model, op: &str) -> usize {
 
 fn dtype(m: &Model, name: &str) -> DType {
     let v = m.values().find(|(_, v)| v.name == name);
-    v.unwrap_or_else(|| panic!("there is no {name}")).1.tensor().expect("a constant").dtype()
+    v.unwrap_or_else(|| panic!("there is no {name}"))
+        .1
+        .tensor()
+        .expect("a constant")
+        .dtype()
 }
 
 /// Signal to noise of all outputs, in dB, over a few samples.
@@ -104,9 +108,13 @@ fn sqnr(a: &Model, b: &Model) -> f64 {
     let first = data.get(0).expect("a sample");
     let run = |m: &Model, s: &Sample| -> Vec<f32> {
         let wanted: Vec<_> = m.main().outputs().iter().map(|p| p.value).collect();
-        let session = Tract.load(m, &wanted, &first).unwrap_or_else(|e| panic!("tract: {}", e.0));
+        let session = Tract
+            .load(m, &wanted, &first)
+            .unwrap_or_else(|e| panic!("tract: {}", e.0));
         let all = session.run(s).expect("it runs");
-        all.iter().flat_map(|t| t.to_f32().expect("numbers").into_owned()).collect()
+        all.iter()
+            .flat_map(|t| t.to_f32().expect("numbers").into_owned())
+            .collect()
     };
     let (mut signal, mut noise) = (0.0, 0.0);
     for i in 0..data.len() {
@@ -148,7 +156,10 @@ fn a_quantized_model_is_left_alone_by_all() {
         for pass in ALL {
             let notes = run(&mut m, pass);
             assert!(skipped(&notes, "quantized already"), "{first}, {pass}: {notes:?}");
-            assert!(onnx::to_bytes(&m).expect("it can be written") == before, "{first}, {pass}");
+            assert!(
+                onnx::to_bytes(&m).expect("it can be written") == before,
+                "{first}, {pass}"
+            );
         }
     }
 }
@@ -162,7 +173,10 @@ fn every_pass_says_that_there_is_nothing_for_it() {
     for pass in ALL {
         let mut m = read(&proto);
         let notes = run(&mut m, pass);
-        assert!(matches!(&notes[..], [n] if n.kind == NoteKind::Skip), "{pass}: {notes:?}");
+        assert!(
+            matches!(&notes[..], [n] if n.kind == NoteKind::Skip),
+            "{pass}: {notes:?}"
+        );
     }
 }
 
@@ -179,15 +193,28 @@ fn odd_weights_give_numbers_or_reasons() {
     nan[7] = f32::NAN;
     let mut dead = numbers(1600, 7);
     dead.chunks_mut(40).step_by(2).for_each(|c| c.fill(0.0));
-    for (what, w) in [("zeros", vec![0.0; 1600]), ("huge", huge), ("NaN", nan), ("dead channels", dead), ("tiny", vec![1e-42; 1600])] {
+    for (what, w) in [
+        ("zeros", vec![0.0; 1600]),
+        ("huge", huge),
+        ("NaN", nan),
+        ("dead channels", dead),
+        ("tiny", vec![1e-42; 1600]),
+    ] {
         let nodes = vec![with(node("Gemm", &["x", "w"], &["y"]), [int("transB", 1)])];
-        let proto = model_with(nodes, vec![floats("w", &[40, 40], &w)], port("x", &[1, 40]), port("y", &[1, 40]));
+        let proto = model_with(
+            nodes,
+            vec![floats("w", &[40, 40], &w)],
+            port("x", &[1, 40]),
+            port("y", &[1, 40]),
+        );
         for pass in ALL {
             let mut m = read(&proto);
             let notes = run(&mut m, pass);
             assert!(!notes.is_empty(), "{what}, {pass}");
             for (_, v) in m.values() {
-                let Some(t) = v.tensor().filter(|_| v.name.contains("scale")) else { continue };
+                let Some(t) = v.tensor().filter(|_| v.name.contains("scale")) else {
+                    continue;
+                };
                 let scales = t.to_f32().expect("scales");
                 assert!(scales.iter().all(|s| s.is_normal()), "{what}, {pass}: {scales:?}");
             }
@@ -201,8 +228,17 @@ fn without_real_data_nothing_is_measured() {
         let (mut a, mut b) = (dense(), dense());
         let made_up = Dataset::synthetic(&a, 3, 16);
         run_on(&mut a, pass, &made_up);
-        run(&mut b, &format!("{}rounding=nearest)", pass.trim_end_matches(')').to_owned() + if pass.ends_with(')') { "," } else { "(" }));
-        assert!(onnx::to_bytes(&a).expect("written") == onnx::to_bytes(&b).expect("written"), "{pass}");
+        run(
+            &mut b,
+            &format!(
+                "{}rounding=nearest)",
+                pass.trim_end_matches(')').to_owned() + if pass.ends_with(')') { "," } else { "(" }
+            ),
+        );
+        assert!(
+            onnx::to_bytes(&a).expect("written") == onnx::to_bytes(&b).expect("written"),
+            "{pass}"
+        );
     }
 }
 

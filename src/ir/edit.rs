@@ -414,9 +414,18 @@ impl Model {
         let v = &self.values[value.index()];
         let (name, retyped) = (v.name.clone(), v.retyped);
         let graph = &mut self.graphs[v.graph.index()];
-        let ports = graph.inputs.iter_mut().chain(&mut graph.outputs).filter(|p| p.value == value);
+        let ports = graph
+            .inputs
+            .iter_mut()
+            .chain(&mut graph.outputs)
+            .filter(|p| p.value == value);
         let mut ports = ports.map(|p| &mut p.info).collect::<Vec<_>>();
-        let mut infos = graph.infos.iter_mut().filter(|i| i.value == Some(value)).map(|i| &mut i.info).collect::<Vec<_>>();
+        let mut infos = graph
+            .infos
+            .iter_mut()
+            .filter(|i| i.value == Some(value))
+            .map(|i| &mut i.info)
+            .collect::<Vec<_>>();
         let declared = !ports.is_empty() || !retyped && !infos.is_empty();
         for info in ports.iter_mut().chain(&mut infos) {
             if let Some(pb::type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
@@ -424,7 +433,10 @@ impl Model {
             }
         }
         if !declared {
-            let tensor = pb::type_proto::Tensor { elem_type: Some(dtype as i32), shape: None };
+            let tensor = pb::type_proto::Tensor {
+                elem_type: Some(dtype as i32),
+                shape: None,
+            };
             let info = pb::ValueInfoProto {
                 name: Some(name),
                 r#type: Some(pb::TypeProto {

@@ -6,8 +6,8 @@
 //! (`s = Σ h w k / Σ h k²`, `k = q − z`). The scale of a grid without zero points may be negative where that is allowed: −8 to 7 has one code
 //! more below than above, and the largest weight may be on either side.
 
-use super::affine::round_half_even;
 use super::affine::IntKind;
+use super::affine::round_half_even;
 use super::channel::best_scale_diag;
 use super::decompose::{matmul, solve_spd};
 use anyhow::{Result, ensure};
@@ -71,7 +71,12 @@ impl Grid {
             form.kind,
             form.block
         );
-        ensure!(w.ncols() % form.span == 0, "{} columns in spans of {}", w.ncols(), form.span);
+        ensure!(
+            w.ncols().is_multiple_of(form.span),
+            "{} columns in spans of {}",
+            w.ncols(),
+            form.span
+        );
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
         ensure!(
             importance.is_none_or(|h| h.len() == w.ncols()),
@@ -126,7 +131,11 @@ impl Grid {
     /// When sizes do not fit.
     pub fn refit(&self, w: ArrayView2<f32>, codes: ArrayView2<i8>, second: ArrayView2<f64>) -> Result<Grid> {
         let (rows, n) = w.dim();
-        ensure!(codes.dim() == w.dim() && second.dim() == (n, n), "a moment of {:?} for {n} columns", second.dim());
+        ensure!(
+            codes.dim() == w.dim() && second.dim() == (n, n),
+            "a moment of {:?} for {n} columns",
+            second.dim()
+        );
         let firsts: Vec<usize> = (0..rows).step_by(REFIT_ROWS).collect();
         let task = |&first: &usize| self.fitted(w, codes, second, first..rows.min(first + REFIT_ROWS));
         let parts: Vec<Array2<f64>> = firsts.par_iter().map(task).collect();
@@ -143,7 +152,13 @@ impl Grid {
     }
 
     /// The best scales of some rows; 0 where there are none.
-    fn fitted(&self, w: ArrayView2<f32>, codes: ArrayView2<i8>, second: ArrayView2<f64>, at: Range<usize>) -> Array2<f64> {
+    fn fitted(
+        &self,
+        w: ArrayView2<f32>,
+        codes: ArrayView2<i8>,
+        second: ArrayView2<f64>,
+        at: Range<usize>,
+    ) -> Array2<f64> {
         let (n, blocks) = (w.ncols(), self.scales.ncols());
         let mut ends = vec![0; blocks];
         (0..n).for_each(|j| ends[self.block_of(j)] = j + 1);
@@ -248,7 +263,9 @@ fn relative(importance: Option<&[f64]>, n: usize) -> Vec<f32> {
 }
 
 /// Ranges tried, as parts of the one that holds all weights.
-const PARTS: [f32; 14] = [1.0, 0.98, 0.96, 0.94, 0.92, 0.89, 0.86, 0.83, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6];
+const PARTS: [f32; 14] = [
+    1.0, 0.98, 0.96, 0.94, 0.92, 0.89, 0.86, 0.83, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6,
+];
 
 struct Search<'a> {
     row: &'a [f32],
@@ -337,13 +354,21 @@ mod tests {
         let mut state = seed;
         (0..n)
             .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (state >> 40) as f32 / 8388608.0 - 1.0
             })
             .collect()
     }
 
-    const FORM: Form = Form { kind: IntKind::S4, block: 32, span: 100, zeros: true, negative: false };
+    const FORM: Form = Form {
+        kind: IntKind::S4,
+        block: 32,
+        span: 100,
+        zeros: true,
+        negative: false,
+    };
 
     fn power(a: &Array2<f32>) -> f64 {
         a.iter().map(|x| f64::from(*x).powi(2)).sum()
@@ -361,7 +386,11 @@ mod tests {
         });
         let of = |form| error(&w, &Grid::best(w.view(), form, None).expect("finite"));
         let zero = of(FORM);
-        let sign = of(Form { zeros: false, negative: true, ..FORM });
+        let sign = of(Form {
+            zeros: false,
+            negative: true,
+            ..FORM
+        });
         let plain = of(Form { zeros: false, ..FORM });
         let row = of(Form { block: 100, ..FORM });
         assert!(zero < sign && sign < plain && zero < row, "{zero} {sign} {plain} {row}");
@@ -369,11 +398,24 @@ mod tests {
 
     #[test]
     fn odd_blocks_have_parameters_that_are_numbers() {
-        let cases = [vec![0.0f32; 5], vec![1e-42; 5], vec![f32::MAX, f32::MIN, 1.0], vec![3.0], vec![-3.0], vec![1e30, 1.0, 1.0]];
+        let cases = [
+            vec![0.0f32; 5],
+            vec![1e-42; 5],
+            vec![f32::MAX, f32::MIN, 1.0],
+            vec![3.0],
+            vec![-3.0],
+            vec![1e30, 1.0, 1.0],
+        ];
         for case in cases {
             let w = Array2::from_shape_vec((1, case.len()), case.clone()).expect("a row");
             for (zeros, negative) in [(true, false), (false, true), (false, false)] {
-                let form = Form { zeros, negative, block: 2, span: case.len(), ..FORM };
+                let form = Form {
+                    zeros,
+                    negative,
+                    block: 2,
+                    span: case.len(),
+                    ..FORM
+                };
                 let grid = Grid::best(w.view(), form, Some(&vec![0.0; case.len()])).expect("finite");
                 assert!(grid.scales.iter().all(|s| s.is_normal()), "{case:?} {grid:?}");
                 let back = grid.values(grid.nearest(w.view()).view());
@@ -388,6 +430,11 @@ mod tests {
     #[test]
     fn weights_on_one_side_and_alone_are_exact() {
         let w = Array2::from_shape_vec((1, 3), vec![0.5f32, 0.5, 0.5]).expect("a row");
-        assert!(error(&w, &Grid::best(w.view(), Form { span: 3, ..FORM }, None).expect("finite")) < 1e-12);
+        assert!(
+            error(
+                &w,
+                &Grid::best(w.view(), Form { span: 3, ..FORM }, None).expect("finite")
+            ) < 1e-12
+        );
     }
 }

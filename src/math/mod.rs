@@ -25,6 +25,8 @@ pub mod histogram;
 pub mod kernel;
 /// The best map of a given rank under the second moment of its input.
 pub mod lowrank;
+/// Rounding to float16 and bfloat16.
+pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
 /// Rounding of weights so that errors cancel under the second moment of the input.

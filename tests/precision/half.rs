@@ -12,7 +12,10 @@ fn everything_that_may_is_float16_between_two_casts() {
         assert_eq!(dtype(&m, w), DType::Float16, "{w}");
     }
     let gap = sqnr(&original, &m);
-    assert!((50.0..80.0).contains(&gap), "{gap} dB: rounding is seen, and little is lost");
+    assert!(
+        (50.0..80.0).contains(&gap),
+        "{gap} dB: rounding is seen, and little is lost"
+    );
     assert!(bytes(&m) < bytes(&original) * 6 / 10);
     assert_eq!((m.main().inputs()[0].name(), m.main().outputs()[0].name()), ("x", "y"));
 }
@@ -30,20 +33,33 @@ fn inputs_and_outputs_change_their_types_only_when_asked() {
     run(&mut m, "fp16(keep_io=off)");
     assert_eq!(count(&m, "Cast"), 0);
     let half = DType::Float16 as i32;
-    assert_eq!((port_type(&m.main().inputs()[0]), port_type(&m.main().outputs()[0])), (half, half));
+    assert_eq!(
+        (port_type(&m.main().inputs()[0]), port_type(&m.main().outputs()[0])),
+        (half, half)
+    );
     assert!(sqnr(&dense(), &m) > 50.0);
 }
 
 #[test]
 fn weights_alone_have_a_cast_behind_each_and_keep_their_names() {
     let original = dense();
-    for (pass, kind, least) in [("fp16(only=weights)", DType::Float16, 65.0), ("fp16(only=weights,type=bfloat16)", DType::Bfloat16, 45.0)] {
+    for (pass, kind, least) in [
+        ("fp16(only=weights)", DType::Float16, 65.0),
+        ("fp16(only=weights,type=bfloat16)", DType::Bfloat16, 45.0),
+    ] {
         let mut m = original.clone();
         run(&mut m, pass);
         assert_eq!(count(&m, "Cast"), 2, "biases are too small to count");
-        let name = if kind == DType::Float16 { "w1_float16" } else { "w1_bfloat16" };
+        let name = if kind == DType::Float16 {
+            "w1_float16"
+        } else {
+            "w1_bfloat16"
+        };
         assert_eq!(dtype(&m, name), kind);
-        assert!(m.nodes().any(|(_, n)| n.name() == "w1_Cast" && m.value(n.output(0).expect("one")).name == "w1"));
+        assert!(
+            m.nodes()
+                .any(|(_, n)| n.name() == "w1_Cast" && m.value(n.output(0).expect("one")).name == "w1")
+        );
         let gap = sqnr(&original, &m);
         assert!(gap > least, "{pass}: {gap} dB");
     }
@@ -76,7 +92,10 @@ fn what_overflows_on_the_data_stays_in_float32_with_what_reads_it() {
     let original = after(nodes, vec![floats("small", &[1], &[1e-3])], 6e4);
     let mut m = original.clone();
     let notes = run(&mut m, "fp16");
-    assert!(notes.iter().any(|n| n.node == "mul" && n.what.contains("reaches")), "{notes:?}");
+    assert!(
+        notes.iter().any(|n| n.node == "mul" && n.what.contains("reaches")),
+        "{notes:?}"
+    );
     assert_eq!(count(&m, "Cast"), 2, "into the Sigmoid and out of it");
     assert!(sqnr(&original, &m) > 45.0);
 }
@@ -84,16 +103,35 @@ fn what_overflows_on_the_data_stays_in_float32_with_what_reads_it() {
 #[test]
 fn epsilons_masks_and_sums_stay_in_float32() {
     let cases: Vec<(&str, pb::NodeProto, Vec<pb::TensorProto>)> = vec![
-        ("eps", node("Add", &["h", "e"], &["v"]), vec![floats("e", &[], &[1e-12])]),
-        ("mask", node("Add", &["h", "e"], &["v"]), vec![floats("e", &[], &[-3.4e38])]),
-        ("squares", with(node("ReduceSumSquare", &["h"], &["v"]), [ints("axes", &[1])]), vec![]),
+        (
+            "eps",
+            node("Add", &["h", "e"], &["v"]),
+            vec![floats("e", &[], &[1e-12])],
+        ),
+        (
+            "mask",
+            node("Add", &["h", "e"], &["v"]),
+            vec![floats("e", &[], &[-3.4e38])],
+        ),
+        (
+            "squares",
+            with(node("ReduceSumSquare", &["h"], &["v"]), [ints("axes", &[1])]),
+            vec![],
+        ),
     ];
     for (what, n, weights) in cases {
-        let nodes = vec![named(what, n), named("back", node("Tanh", &["v"], &["w"])), named("out", node("Add", &["w", "h"], &["y"]))];
+        let nodes = vec![
+            named(what, n),
+            named("back", node("Tanh", &["v"], &["w"])),
+            named("out", node("Add", &["w", "h"], &["y"])),
+        ];
         let mut m = after(nodes, weights, 100.0);
         let notes = run(&mut m, "fp16");
         let stays = notes.iter().find(|n| n.node == what);
-        assert!(stays.is_some_and(|n| n.what.contains("stays in float32")), "{what}: {notes:?}");
+        assert!(
+            stays.is_some_and(|n| n.what.contains("stays in float32")),
+            "{what}: {notes:?}"
+        );
     }
 }
 
@@ -119,7 +157,12 @@ fn what_onnx_wants_in_float32_stays_so() {
     let mut m = original.clone();
     let notes = run(&mut m, "fp16");
     assert_eq!(dtype(&m, "scales"), DType::Float);
-    assert!(notes.iter().any(|n| n.node == "range" && n.what.contains("Range does not compute in float16")), "{notes:?}");
+    assert!(
+        notes
+            .iter()
+            .any(|n| n.node == "range" && n.what.contains("Range does not compute in float16")),
+        "{notes:?}"
+    );
     assert!(sqnr(&original, &m) > 45.0);
 }
 
@@ -159,7 +202,10 @@ fn a_branch_reads_float32() {
     let original = super::integers::branches();
     let mut m = original.clone();
     let notes = run(&mut m, "fp16");
-    assert!(notes.iter().any(|n| n.node == "if" && n.what.contains("control flow")), "{notes:?}");
+    assert!(
+        notes.iter().any(|n| n.node == "if" && n.what.contains("control flow")),
+        "{notes:?}"
+    );
     assert_eq!(dtype(&m, "w"), DType::Float16);
     assert_eq!(dtype(&m, "w8"), DType::Float);
     assert!(sqnr(&original, &m) > 45.0);

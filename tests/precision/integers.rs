@@ -21,7 +21,12 @@ fn eight_bits_are_near_lossless_and_four_bits_close() {
         run(&mut m, pass);
         let gap = sqnr(&original, &m);
         assert!(gap > least, "{pass}: {gap} dB");
-        assert!(bytes(&m) < most_bytes, "{pass}: {} bytes of {}", bytes(&m), bytes(&original));
+        assert!(
+            bytes(&m) < most_bytes,
+            "{pass}: {} bytes of {}",
+            bytes(&m),
+            bytes(&original)
+        );
     }
 }
 
@@ -34,7 +39,12 @@ fn rounding_under_the_data_beats_the_nearest_codes() {
             run(&mut m, &format!("{pass},rounding={rounding})"));
             sqnr(&original, &m)
         };
-        assert!(gap("data") > gap("nearest"), "{pass}: {} dB, {} dB", gap("data"), gap("nearest"));
+        assert!(
+            gap("data") > gap("nearest"),
+            "{pass}: {} dB, {} dB",
+            gap("data"),
+            gap("nearest")
+        );
     }
 }
 
@@ -43,24 +53,60 @@ fn weights_have_the_layout_that_was_asked_for() {
     let mut m = dense();
     run(&mut m, "weights");
     assert_eq!(m.opset(""), 17);
-    assert_eq!((dtype(&m, "w1_quantized"), dtype(&m, "w2_quantized")), (DType::Int8, DType::Int8));
-    let dq = m.nodes().find(|(_, n)| n.name() == "w2_DequantizeLinear").expect("a DequantizeLinear").1;
-    assert_eq!((dq.int("axis"), dq.int("block_size"), dq.inputs().len()), (Some(1), None, 2));
+    assert_eq!(
+        (dtype(&m, "w1_quantized"), dtype(&m, "w2_quantized")),
+        (DType::Int8, DType::Int8)
+    );
+    let dq = m
+        .nodes()
+        .find(|(_, n)| n.name() == "w2_DequantizeLinear")
+        .expect("a DequantizeLinear")
+        .1;
+    assert_eq!(
+        (dq.int("axis"), dq.int("block_size"), dq.inputs().len()),
+        (Some(1), None, 2)
+    );
 
     let mut m = dense();
     run(&mut m, "weights(bits=4)");
     assert!(m.opset("") >= 21 && m.rest.ir_version() >= 10);
     assert_eq!(dtype(&m, "w1_quantized"), DType::Int4);
-    let (_, dq) = m.nodes().find(|(_, n)| n.name() == "w1_DequantizeLinear").expect("a DequantizeLinear");
-    assert_eq!((dq.int("axis"), dq.int("block_size"), dq.inputs().len()), (Some(1), Some(32), 3));
-    let dims = |name: &str| m.values().find(|(_, v)| v.name == name).and_then(|(_, v)| v.tensor()).expect("a constant").dims().to_vec();
+    let (_, dq) = m
+        .nodes()
+        .find(|(_, n)| n.name() == "w1_DequantizeLinear")
+        .expect("a DequantizeLinear");
+    assert_eq!(
+        (dq.int("axis"), dq.int("block_size"), dq.inputs().len()),
+        (Some(1), Some(32), 3)
+    );
+    let dims = |name: &str| {
+        m.values()
+            .find(|(_, v)| v.name == name)
+            .and_then(|(_, v)| v.tensor())
+            .expect("a constant")
+            .dims()
+            .to_vec()
+    };
     assert_eq!((dims("w1_scale"), dims("w2_scale")), (vec![48, 2], vec![2, 24]));
 
     let mut m = dense();
     run(&mut m, "weights(bits=4,form=matmulnbits)");
-    assert_eq!((count(&m, "MatMulNBits"), count(&m, "Gemm"), m.opset("com.microsoft")), (2, 0, 1));
-    let dims = |name: &str| m.values().find(|(_, v)| v.name == name).and_then(|(_, v)| v.tensor()).expect("a constant").dims().to_vec();
-    assert_eq!((dims("w1_Q4"), dims("w1_scales"), dims("w1_zero_points")), (vec![48, 2, 16], vec![48, 2], vec![48, 1]));
+    assert_eq!(
+        (count(&m, "MatMulNBits"), count(&m, "Gemm"), m.opset("com.microsoft")),
+        (2, 0, 1)
+    );
+    let dims = |name: &str| {
+        m.values()
+            .find(|(_, v)| v.name == name)
+            .and_then(|(_, v)| v.tensor())
+            .expect("a constant")
+            .dims()
+            .to_vec()
+    };
+    assert_eq!(
+        (dims("w1_Q4"), dims("w1_scales"), dims("w1_zero_points")),
+        (vec![48, 2, 16], vec![48, 2], vec![48, 1])
+    );
 }
 
 #[test]
@@ -70,7 +116,14 @@ fn dynamic_has_the_layout_of_onnx_runtime() {
     run(&mut m, "dynamic");
     let of = |op| count(&m, op);
     assert_eq!(
-        (of("DynamicQuantizeLinear"), of("MatMulInteger"), of("Mul"), of("Add"), of("Gemm"), of("MatMul")),
+        (
+            of("DynamicQuantizeLinear"),
+            of("MatMulInteger"),
+            of("Mul"),
+            of("Add"),
+            of("Gemm"),
+            of("MatMul")
+        ),
         (2, 2, 4, 2, 0, 0)
     );
     assert!(m.nodes().any(|(_, n)| n.name() == "fc2_quant_output_scale_mul"));
@@ -98,7 +151,11 @@ fn shared(gather: bool) -> Model {
 
 #[test]
 fn a_shared_weight_is_stored_once() {
-    for (pass, op) in [("weights(bits=4)", "DequantizeLinear"), ("dynamic", "MatMulInteger"), ("weights(form=matmulnbits)", "MatMulNBits")] {
+    for (pass, op) in [
+        ("weights(bits=4)", "DequantizeLinear"),
+        ("dynamic", "MatMulInteger"),
+        ("weights(form=matmulnbits)", "MatMulNBits"),
+    ] {
         let original = shared(false);
         let mut m = original.clone();
         run(&mut m, pass);
@@ -122,11 +179,29 @@ fn what_else_reads_a_weight_reads_the_same_numbers() {
 #[test]
 fn convolutions_in_blocks_and_by_channel_keep_their_numbers() {
     let nodes = vec![
-        named("first", with(node("Conv", &["x", "w1", "b1"], &["h"]), [ints("pads", &[1; 4])])),
+        named(
+            "first",
+            with(node("Conv", &["x", "w1", "b1"], &["h"]), [ints("pads", &[1; 4])]),
+        ),
         named("relu", node("Relu", &["h"], &["r"])),
-        named("depthwise", with(node("Conv", &["r", "w2"], &["d"]), [int("group", 32), ints("pads", &[1; 4])])),
-        named("grouped", with(node("Conv", &["d", "w3"], &["g"]), [int("group", 2), ints("pads", &[1; 4])])),
-        named("up", with(node("ConvTranspose", &["g", "w4"], &["y"]), [int("group", 2)])),
+        named(
+            "depthwise",
+            with(
+                node("Conv", &["r", "w2"], &["d"]),
+                [int("group", 32), ints("pads", &[1; 4])],
+            ),
+        ),
+        named(
+            "grouped",
+            with(
+                node("Conv", &["d", "w3"], &["g"]),
+                [int("group", 2), ints("pads", &[1; 4])],
+            ),
+        ),
+        named(
+            "up",
+            with(node("ConvTranspose", &["g", "w4"], &["y"]), [int("group", 2)]),
+        ),
     ];
     let weights = vec![
         weight("w1", &[32, 4, 3, 3], 1),
@@ -135,8 +210,17 @@ fn convolutions_in_blocks_and_by_channel_keep_their_numbers() {
         weight("w3", &[48, 16, 3, 3], 4),
         weight("w4", &[48, 8, 2, 2], 5),
     ];
-    let original = read(&model_with(nodes, weights, port("x", &[1, 4, 6, 6]), port("y", &[1, 16, 7, 7])));
-    for (pass, least) in [("weights(min=1)", 36.0), ("weights(bits=4,min=1)", 14.0), ("weights(bits=4,min=1,block=16)", 14.0)] {
+    let original = read(&model_with(
+        nodes,
+        weights,
+        port("x", &[1, 4, 6, 6]),
+        port("y", &[1, 16, 7, 7]),
+    ));
+    for (pass, least) in [
+        ("weights(min=1)", 36.0),
+        ("weights(bits=4,min=1)", 14.0),
+        ("weights(bits=4,min=1,block=16)", 14.0),
+    ] {
         let mut m = original.clone();
         run(&mut m, pass);
         assert_eq!(count(&m, "DequantizeLinear"), 4, "{pass}");
@@ -150,7 +234,10 @@ fn recurrent_weights_are_stored_or_run_in_integers() {
     let nodes = vec![
         named(
             "lstm",
-            with(node("LSTM", &["x", "w", "r", "b"], &["h", "", ""]), [int("hidden_size", 16)]),
+            with(
+                node("LSTM", &["x", "w", "r", "b"], &["h", "", ""]),
+                [int("hidden_size", 16)],
+            ),
         ),
         named("flat", node("Reshape", &["h", "dims"], &["f"])),
         named(
@@ -166,8 +253,17 @@ fn recurrent_weights_are_stored_or_run_in_integers() {
         weight("gw", &[1, 24, 16], 4),
         weight("gr", &[1, 24, 8], 5),
     ];
-    let original = read(&model_with(nodes, weights, port("x", &[5, 1, 20]), port("y", &[5, 1, 1, 8])));
-    for (pass, least) in [("weights(min=1)", 36.0), ("weights(bits=4,min=1,block=16)", 14.0), ("dynamic", 30.0)] {
+    let original = read(&model_with(
+        nodes,
+        weights,
+        port("x", &[5, 1, 20]),
+        port("y", &[5, 1, 1, 8]),
+    ));
+    for (pass, least) in [
+        ("weights(min=1)", 36.0),
+        ("weights(bits=4,min=1,block=16)", 14.0),
+        ("dynamic", 30.0),
+    ] {
         let mut m = original.clone();
         let notes = run(&mut m, pass);
         assert!(sqnr(&original, &m) > least, "{pass}: {} dB", sqnr(&original, &m));
@@ -185,7 +281,10 @@ pub(super) fn branches() -> Model {
         w.name = Some(format!("w{seed}"));
         pb::GraphProto {
             name: Some(format!("branch{seed}")),
-            node: vec![named(&format!("inner{seed}"), node("MatMul", &["h", &format!("w{seed}")], &[&format!("o{seed}")]))],
+            node: vec![named(
+                &format!("inner{seed}"),
+                node("MatMul", &["h", &format!("w{seed}")], &[&format!("o{seed}")]),
+            )],
             initializer: vec![w],
             output: vec![port(&format!("o{seed}"), &[1, 40])],
             ..Default::default()
@@ -201,7 +300,13 @@ pub(super) fn branches() -> Model {
         named("first", node("MatMul", &["x", "w"], &["h"])),
         named("total", with(node("ReduceSum", &["x"], &["sum"]), [int("keepdims", 0)])),
         named("test", node("Greater", &["sum", "zero"], &["c"])),
-        named("if", with(node("If", &["c"], &["y"]), [graph("then_branch", body(8)), graph("else_branch", body(9))])),
+        named(
+            "if",
+            with(
+                node("If", &["c"], &["y"]),
+                [graph("then_branch", body(8)), graph("else_branch", body(9))],
+            ),
+        ),
     ];
     let weights = vec![weight("w", &[40, 40], 1), floats("zero", &[], &[0.0])];
     read(&model_with(nodes, weights, port("x", &[1, 40]), port("y", &[1, 40])))

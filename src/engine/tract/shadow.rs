@@ -13,10 +13,18 @@ use std::collections::BTreeSet;
 
 /// The nodes that compute a MatMulInteger; `None` when its matrix is not constant, or a zero point is not a single number.
 /// `scalars`: computed values that are known to be single numbers.
-pub fn matmul_integer(n: &pb::NodeProto, flat: &mut Flat, scalars: &BTreeSet<String>) -> Result<Option<Vec<pb::NodeProto>>> {
+pub fn matmul_integer(
+    n: &pb::NodeProto,
+    flat: &mut Flat,
+    scalars: &BTreeSet<String>,
+) -> Result<Option<Vec<pb::NodeProto>>> {
     let input = |i: usize| n.input.get(i).filter(|v| !v.is_empty());
-    let (Some(a), Some(b), Some(output)) = (input(0), input(1), n.output.first()) else { return Ok(None) };
-    let Some(matrix) = flat.tensors.get(b) else { return Ok(None) };
+    let (Some(a), Some(b), Some(output)) = (input(0), input(1), n.output.first()) else {
+        return Ok(None);
+    };
+    let Some(matrix) = flat.tensors.get(b) else {
+        return Ok(None);
+    };
     let single = |v: &String| scalars.contains(v) || flat.tensors.get(v).is_some_and(|t| t.len() == 1);
     if matrix.dims().len() != 2 || !input(2).is_none_or(single) {
         return Ok(None);
@@ -29,7 +37,9 @@ pub fn matmul_integer(n: &pb::NodeProto, flat: &mut Flat, scalars: &BTreeSet<Str
             _ => return Ok(None),
         },
     };
-    let Some(mut values) = codes(matrix) else { return Ok(None) };
+    let Some(mut values) = codes(matrix) else {
+        return Ok(None);
+    };
     for (i, x) in values.iter_mut().enumerate() {
         *x -= zeros[if zeros.len() == 1 { 0 } else { i % columns }];
     }
@@ -45,10 +55,20 @@ pub fn matmul_integer(n: &pb::NodeProto, flat: &mut Flat, scalars: &BTreeSet<Str
     let mut left = name("floats");
     if let Some(z) = input(2) {
         nodes.push(cast(z, name("zero"), DType::Float));
-        nodes.push(plain_node("Sub", &name("centred"), vec![left, name("zero")], vec![name("centred")]));
+        nodes.push(plain_node(
+            "Sub",
+            &name("centred"),
+            vec![left, name("zero")],
+            vec![name("centred")],
+        ));
         left = name("centred");
     }
-    nodes.push(plain_node("MatMul", &name("product"), vec![left, name("matrix")], vec![name("product")]));
+    nodes.push(plain_node(
+        "MatMul",
+        &name("product"),
+        vec![left, name("matrix")],
+        vec![name("product")],
+    ));
     nodes.push(cast(&name("product"), output.clone(), DType::Int32));
     Ok(Some(nodes))
 }
@@ -58,7 +78,9 @@ pub fn lstm(n: &pb::NodeProto, flat: &mut Flat) -> Result<Option<pb::NodeProto>>
     let mut node = n.clone();
     for (slot, parameters) in [(1, 8), (2, 10)] {
         let of = |i: usize| n.input.get(i).and_then(|v| flat.tensors.get(v));
-        let (Some(w), Some(scale), Some(zero)) = (of(slot), of(parameters), of(parameters + 1)) else { return Ok(None) };
+        let (Some(w), Some(scale), Some(zero)) = (of(slot), of(parameters), of(parameters + 1)) else {
+            return Ok(None);
+        };
         let turned = turned(w, scale, zero)?;
         let name = format!("{}/weights", n.input[slot]);
         flat.tensors.insert(name.clone(), turned);
@@ -75,8 +97,13 @@ pub fn lstm(n: &pb::NodeProto, flat: &mut Flat) -> Result<Option<pb::NodeProto>>
 
 /// `[directions, gates, length]` floats of `[directions, length, gates]` codes; one scale for each direction, or each gate of each.
 fn turned(w: &Tensor, scale: &Tensor, zero: &Tensor) -> Result<Tensor> {
-    let &[directions, length, gates] = w.dims() else { anyhow::bail!("weights of {:?}", w.dims()) };
-    let (values, zeros) = (codes(w).context("integer weights")?, codes(zero).context("integer zero points")?);
+    let &[directions, length, gates] = w.dims() else {
+        anyhow::bail!("weights of {:?}", w.dims())
+    };
+    let (values, zeros) = (
+        codes(w).context("integer weights")?,
+        codes(zero).context("integer zero points")?,
+    );
     let scales = scale.to_f32().context("float scales")?;
     let per_gate = scales.len() == directions * gates;
     ensure!(

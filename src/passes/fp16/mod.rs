@@ -13,6 +13,7 @@ mod stored;
 use super::int8::matches;
 use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
 use crate::ir::{DType, Model, NodeId, Tensor};
+use crate::math::narrow;
 use crate::ops::quant::is_quantized_op;
 use crate::passes::opset::raise_opset;
 use anyhow::Result;
@@ -94,8 +95,8 @@ impl Half {
     /// The nearest number, as float32.
     pub fn round(self, x: f32) -> f32 {
         match self.wide() {
-            true => half::bf16::from_f32(x).to_f32(),
-            false => half::f16::from_f32(x).to_f32(),
+            true => narrow::bfloat16(x),
+            false => narrow::float16(x),
         }
     }
 
