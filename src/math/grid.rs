@@ -72,7 +72,7 @@ impl Grid {
             form.block
         );
         ensure!(
-            w.ncols() % form.span == 0,
+            w.ncols().is_multiple_of(form.span),
             "{} columns in spans of {}",
             w.ncols(),
             form.span

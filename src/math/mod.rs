@@ -27,6 +27,8 @@ pub mod kernel;
 pub mod lowrank;
 /// How many decisions a noise is expected to change.
 pub mod margins;
+/// Rounding to float16 and bfloat16.
+pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
 /// Rounding of weights so that errors cancel under the second moment of the input.

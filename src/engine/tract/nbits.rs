@@ -65,7 +65,7 @@ impl Blocks {
             block: get("block_size", None)?,
         };
         ensure!([2, 4, 8].contains(&all.bits), "{} bits", all.bits);
-        ensure!(all.block > 0 && all.block % 8 == 0, "blocks of {}", all.block);
+        ensure!(all.block > 0 && all.block.is_multiple_of(8), "blocks of {}", all.block);
         Ok(all)
     }
 

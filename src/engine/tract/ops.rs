@@ -11,6 +11,7 @@
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
 
+use crate::math::narrow;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
@@ -177,14 +178,13 @@ impl EvalOp for Own {
             Kind::Reverse => reversed(&x, self.axis)?,
             Kind::Round(wide) => {
                 let mut x = x.cast_to::<f32>()?.into_owned();
-                let round = |x: &mut f32| match wide {
-                    true => *x = half::bf16::from_f32(*x).to_f32(),
-                    false => *x = half::f16::from_f32(*x).to_f32(),
-                };
-                x.try_as_plain_ram_mut()?
-                    .as_slice_mut::<f32>()?
-                    .iter_mut()
-                    .for_each(round);
+                let mut data = x.try_as_plain_ram_mut()?;
+                let data = data.as_slice_mut::<f32>()?;
+                // Two loops, each of which becomes vector instructions.
+                match wide {
+                    true => data.iter_mut().for_each(|x| *x = narrow::bfloat16(*x)),
+                    false => data.iter_mut().for_each(|x| *x = narrow::float16(*x)),
+                }
                 x
             }
             Kind::Cast => x.cast_to::<i64>()?.into_owned(),

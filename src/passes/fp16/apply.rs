@@ -3,7 +3,7 @@
 //! A weight `w` becomes `w_float16` where something else still reads the float32 one, and keeps its name where not. The float16 copy of a value `v`
 //! is `v_float16`, the float32 one of a float16 value `v_float32`; what the world sees keeps its name.
 
-use super::decide::Plan;
+use super::decide::{self, Plan};
 use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +54,7 @@ pub fn apply(model: &mut Model, plan: &Plan) -> Result<Made> {
     for &v in &makes {
         work.widen(v, wants.get(&v).map_or(&[], Vec::as_slice));
     }
-    work.drop_idle_casts(&nodes);
+    work.drop_idle_casts(&nodes, &makes);
     Ok(work.made)
 }
 
@@ -113,7 +113,7 @@ impl Work<'_, '_> {
         let main = self.model.main_id();
         let wide = |u: &Use| match u {
             Use::Output(g, _) => *g != main || keep,
-            Use::Node(..) => !narrow.contains(u),
+            Use::Node(n, _) => !narrow.contains(u) && !decide::reads_shape(self.model.node(*n)),
         };
         let uses: Vec<Use> = self.model.value(v).uses().to_vec();
         let wanted: Vec<Use> = uses.into_iter().filter(wide).collect();
@@ -146,11 +146,12 @@ impl Work<'_, '_> {
     }
 
     /// Casts of the model that have become casts of float16 to float16 go.
-    fn drop_idle_casts(&mut self, nodes: &[NodeId]) {
+    fn drop_idle_casts(&mut self, nodes: &[NodeId], makes: &BTreeSet<ValueId>) {
         for &id in nodes {
             let n = self.model.node(id);
             let (Some(x), Some(y)) = (n.input(0).filter(|_| n.is("Cast")), n.output(0)) else { continue };
-            let from_half = self.plan.was_half(x) || self.plan.half_inputs(id).iter().any(|(slot, _)| *slot == 0);
+            let narrow = makes.contains(&x) || self.plan.was_half(x);
+            let from_half = narrow || self.plan.half_inputs(id).iter().any(|(slot, _)| *slot == 0);
             let to_half = n.int("to") == Some(self.plan.half.dtype() as i64);
             if from_half && to_half && !self.model.value(y).is_output() {
                 self.model.replace_uses(y, x);

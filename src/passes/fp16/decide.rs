@@ -2,21 +2,19 @@
 //!
 //! A node stays in float32 when ONNX says so, or when a rule about sizes does. Some rules are about values: one that is too large, or too small
 //! to divide by, keeps the node that makes it and all that read it in float32. A node that only moves elements between others
-//! that stay stays too: the two Casts would cost more.
+//! that stay stays too, and one that gives out no floats: the Casts would cost more.
 
 use super::{Half, LEAST};
 use crate::analysis::infer::{Types, infer};
 use crate::analysis::stats::{Measure, Stats};
-use crate::ir::{DType, Model, NodeId, Origin, Use, ValueId};
+use crate::ir::{DType, Model, Node, NodeId, Origin, Use, ValueId};
 use crate::math::histogram::Range;
 use crate::ops::half::{allowed, input_is_float, is_exact, output_is_float};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Half of the largest number: data that were not seen may be larger than those that were.
-const MOST: f32 = 32_752.0;
-/// Above this not every whole number has a code in float16.
-const WHOLE: f32 = 2048.0;
+/// Constants of so few elements cost nothing in float32.
+const FEW: usize = 16;
 
 /// Operators that add up many elements, and whether they square them.
 const SUMS: &[(&str, bool)] = &[
@@ -67,7 +65,7 @@ impl<'a> Plan<'a> {
             nodes: 0,
         };
         for &id in model.main().nodes() {
-            if !plan.has_floats(id) {
+            if !plan.has_floats(id) || reads_shape(model.node(id)) {
                 continue;
             }
             plan.nodes += 1;
@@ -182,9 +180,9 @@ impl<'a> Plan<'a> {
         for (v, _) in self.ranges_wanted() {
             let Some(r) = measured(v) else { continue };
             let name = &self.model.value(v).name;
-            if size(r) > MOST {
+            if size(r) > self.half.most() {
                 wide.insert(v, format!("stays in float32: {name} reaches {:.3e} on the data", size(r)));
-            } else if size(r) > WHOLE && self.becomes_integer(v) {
+            } else if size(r) > self.half.whole() && self.becomes_integer(v) {
                 wide.insert(v, format!("stays in float32: {name} is cast to an integer and reaches {:.0}", size(r)));
             }
         }
@@ -195,12 +193,13 @@ impl<'a> Plan<'a> {
                 && let Some(r) = measured(v)
                 && r.min > 0.0
                 && r.min < LEAST
+                && !self.half.wide()
             {
                 wide.insert(v, format!("stays in float32: {} comes down to {:.1e} on the data", self.model.value(v).name, r.min));
             }
             if let Some(&(_, squares)) = SUMS.iter().find(|(op, _)| n.is(op))
                 && let (Some(x), Some(y)) = (n.input(0).and_then(measured), n.output(0))
-                && let Some(sum) = inner_sum(x, measured(y), size(x), squares).filter(|s| *s > f64::from(MOST))
+                && let Some(sum) = inner_sum(x, measured(y), size(x), squares).filter(|s| *s > f64::from(self.half.most()))
             {
                 stays.push((id, format!("stays in float32: it adds up to {sum:.3e}")));
             }
@@ -233,7 +232,7 @@ impl<'a> Plan<'a> {
         false
     }
 
-    /// Nodes that only move elements between others that stay in float32 stay too.
+    /// Nodes that only move or compare elements, between others that stay in float32, stay too.
     pub fn settle(&mut self) {
         loop {
             let idle: Vec<NodeId> = self.able.iter().copied().filter(|n| self.is_idle(*n)).collect();
@@ -246,11 +245,11 @@ impl<'a> Plan<'a> {
 
     fn is_idle(&self, id: NodeId) -> bool {
         let n = self.model.node(id);
-        let outputs = self.half_outputs(id);
-        if !is_exact(&n.op.name) || outputs.is_empty() {
+        let (inputs, outputs) = (self.half_inputs(id), self.half_outputs(id));
+        let source = inputs.is_empty() && (n.is("Cast") || n.is("ConstantOfShape"));
+        if !source && (inputs.is_empty() || !is_exact(&n.op.name) && !outputs.is_empty()) {
             return false;
         }
-        let inputs = self.half_inputs(id);
         let from_float = |v: ValueId| match self.model.value(v).origin() {
             Origin::Node(p, _) => !self.able.contains(&p),
             Origin::Input => self.keep_io,
@@ -262,8 +261,10 @@ impl<'a> Plan<'a> {
             }
             Use::Output(..) => self.keep_io,
         };
-        inputs.iter().all(|(_, v)| from_float(*v))
-            && !inputs.is_empty()
+        let constant = |v: ValueId| self.model.constant(v).is_some();
+        let small = |v: ValueId| self.model.constant(v).is_some_and(|t| t.len() <= FEW);
+        inputs.iter().all(|(_, v)| from_float(*v) || small(*v))
+            && (source || inputs.iter().any(|(_, v)| !constant(*v)))
             && outputs.iter().all(|v| self.model.value(*v).uses().iter().all(to_float))
     }
 
@@ -276,6 +277,11 @@ impl<'a> Plan<'a> {
     pub fn count(&self) -> usize {
         self.nodes
     }
+}
+
+/// True for operators that look only at the dimensions: any type will do.
+pub fn reads_shape(n: &Node) -> bool {
+    n.is("Shape") || n.is("Size")
 }
 
 /// The largest sum that can come about inside: elements that are added up times the largest, or its square.

@@ -12,8 +12,8 @@ mod stored;
 
 use super::int8::matches;
 use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
-use crate::engine::NotRun;
 use crate::ir::{DType, Model, NodeId, Tensor};
+use crate::math::narrow;
 use crate::ops::quant::is_quantized_op;
 use crate::passes::opset::raise_opset;
 use anyhow::Result;
@@ -83,11 +83,21 @@ impl Half {
         self.0 == DType::Bfloat16
     }
 
+    /// Half of the largest number: data that were not seen may be larger than those that were.
+    pub fn most(self) -> f32 {
+        if self.wide() { 1.69e38 } else { 32_752.0 }
+    }
+
+    /// Above this not every whole number has a code.
+    pub fn whole(self) -> f32 {
+        if self.wide() { 256.0 } else { 2048.0 }
+    }
+
     /// The nearest number, as float32.
     pub fn round(self, x: f32) -> f32 {
         match self.wide() {
-            true => half::bf16::from_f32(x).to_f32(),
-            false => half::f16::from_f32(x).to_f32(),
+            true => narrow::bfloat16(x),
+            false => narrow::float16(x),
         }
     }
 
@@ -204,18 +214,11 @@ impl Fp16 {
         let mut plan = decide::Plan::new(&before, self.half, self.keep_io)?;
         plan.block(|node| self.blocks(&before.label(node)), "left in float32 as asked (block)");
         plan.constants();
-        if !self.half.wide() {
-            let wanted = plan.ranges_wanted();
-            if !wanted.is_empty() {
-                match cx.stats(&before, &wanted) {
-                    Ok(stats) => plan.ranges(&stats),
-                    Err(e) => match e.downcast_ref::<NotRun>() {
-                        Some(NotRun(why)) => {
-                            cx.warn(format!("ranges are not known, so nothing says what overflows: {why}"));
-                        }
-                        None => return Err(e),
-                    },
-                }
+        let wanted = plan.ranges_wanted();
+        if !wanted.is_empty() {
+            match cx.stats(&before, &wanted) {
+                Ok(stats) => plan.ranges(&stats),
+                Err(e) => cx.warn(format!("fp16: ranges are not known, so nothing says what overflows: {e:#}")),
             }
         }
         plan.settle();

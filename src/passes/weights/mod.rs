@@ -59,6 +59,12 @@ const OPTIONS: &[Opt] = &[
         doc: "standard operators everywhere, or MatMulNBits of ONNX Runtime for MatMul and Gemm",
     },
     Opt {
+        name: "compute",
+        default: "int8",
+        values: "int8|float",
+        doc: "with form=matmulnbits: the runtime may round activations to int8 in small blocks (faster), or computes in float",
+    },
+    Opt {
         name: "rounding",
         default: "data",
         values: "data|nearest",
@@ -87,6 +93,7 @@ const OPTIONS: &[Opt] = &[
 struct Weights {
     scheme: Scheme,
     nbits: bool,
+    int8: bool,
     data: bool,
     tables: bool,
     min: usize,
@@ -119,6 +126,7 @@ fn build(o: &Options) -> Result<Weights> {
             negative: false,
         },
         nbits,
+        int8: o.text("compute") == "int8",
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
         min: o.get("min")?,
@@ -245,7 +253,7 @@ impl Weights {
         cx.note(NoteKind::Did, label, what);
         emit::shift(emitter.model, w, &fitted)?;
         match nbits {
-            true => nbits::emit(emitter, w, &fitted)?,
+            true => nbits::emit(emitter, w, &fitted, self.int8)?,
             false => emitter.dequantized(w, &view, scheme, &fitted)?,
         }
         Ok(Some((before, after)))

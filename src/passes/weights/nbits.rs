@@ -3,6 +3,9 @@
 //!
 //! `B` is `[N, ⌈K / block⌉, block · bits / 8]` bytes, low bits first, the last block filled up with zero points; scales are `[N, ⌈K / block⌉]`,
 //! zero points `[N, ⌈⌈K / block⌉ · bits / 8⌉]` bytes; without them it is the middle, 8 or 128. Scales may be negative.
+//!
+//! `accuracy_level` 4 lets the runtime round activations to int8 in blocks: it has no fast kernel for 8 bits without that (8 × slower than float
+//! on a transformer, measured with 1.31), and `DequantizeLinear` in front of a MatMul gets it by default.
 
 use super::emit::{Emitter, packed};
 use super::find::Weight;
@@ -25,11 +28,11 @@ pub fn fits(model: &Model, w: &Weight) -> bool {
     })
 }
 
-/// Puts `MatMulNBits` in place of the readers of a weight, whose matrix is N × K.
+/// Puts `MatMulNBits` in place of the readers of a weight, whose matrix is N × K. `int8`: activations may be rounded inside.
 ///
 /// # Errors
 /// When the bias of a Gemm is not constant.
-pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted) -> Result<()> {
+pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted, int8: bool) -> Result<()> {
     let name = emitter.model.value(w.value).name.clone();
     let bits = if fitted.grid.limits.1 < 127 { 4 } else { 8 };
     let (n, k) = fitted.codes.dim();
@@ -56,7 +59,8 @@ pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted) -> Result<()> {
         emitter.constant(w.value, &format!("{name}_zero_points"), zeros)
     });
     let attrs = [("K", k), ("N", n), ("bits", bits), ("block_size", block)];
-    let attrs: Vec<Attr> = attrs.iter().map(|(a, x)| Attr::int(a, *x as i64)).collect();
+    let level = int8.then_some(("accuracy_level", 4));
+    let attrs: Vec<Attr> = attrs.into_iter().chain(level).map(|(a, x)| Attr::int(a, x as i64)).collect();
     for node in w.nodes.clone() {
         let bias = bias(emitter, w, node)?;
         let input = emitter.model.node(node).input(0);
