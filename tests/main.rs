@@ -14,4 +14,5 @@ mod proto;
 mod prune;
 mod roundtrip;
 mod simplify;
+mod sparsify;
 mod tool;

@@ -13,6 +13,8 @@ use std::path::Path;
 
 mod exact;
 mod lossy;
+mod picks;
+mod topologies;
 
 fn run(spec: &str, model: &mut Model) -> Vec<Note> {
     run_on(&Dataset::synthetic(model, 1, 4), spec, model)

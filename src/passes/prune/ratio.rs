@@ -114,7 +114,6 @@ fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fit
     let half = bench.fitted(choice, Part::Half, &mut Known::new(), cx)?;
     let before = bench.error(&half, cx)?;
     let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
-    eprintln!("repair {before:?} {after:?}");
     match (before, after) {
         (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
         _ => Ok(all),

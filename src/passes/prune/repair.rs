@@ -17,7 +17,7 @@ use crate::analysis::stats::Patch;
 use crate::data::Samples;
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
-use crate::math::decompose::solve_spd;
+use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
 use crate::parallel::in_order;
@@ -26,9 +26,9 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often values are measured anew.
-const WAVES: usize = 12;
+const WAVES: usize = 24;
 /// Samples that are run in each wave, of layers with many positions.
-const SAMPLES: usize = 32;
+const SAMPLES: usize = 48;
 /// Damping where there are many more rows than inputs, relative to the mean of the diagonal.
 const DAMPING: f64 = 0.01;
 
@@ -53,9 +53,9 @@ pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Contex
     cx.progress.start("repair", targets.len().div_ceil(size));
     for wave in targets.chunks(size) {
         let changed = bench.changed(&current.values().cloned().collect::<Vec<_>>());
-        let sums = measured(bench, &changed, wave, samples, cx)?;
+        let (sums, seen) = measured(bench, &changed, wave, samples, cx)?;
         for (t, sums) in wave.iter().zip(sums) {
-            if let Some(new) = sums.map(|g| solved(bench, t, current.get(&t.id), &g)).transpose()?.flatten() {
+            if let Some(new) = sums.map(|g| solved(bench, t, current.get(&t.id), (&g, seen))).transpose()?.flatten() {
                 current.insert(t.id, new);
             }
         }
@@ -79,7 +79,8 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &BTreeMap<NodeId, Fitted>) -> Vec<Targ
         tainted.extend(node.outputs().iter().flatten());
         let Some(Some(reader)) = bench.units.readers.get(id) else { continue };
         let Some(own) = &reader.patch else { continue };
-        if reader.dot.alpha != 1.0 {
+        // A recurrent layer's output is not its product.
+        if reader.dot.alpha != 1.0 || reader.dot.beta == 0.0 {
             continue;
         }
         let patch = match site(model, *id) {
@@ -109,8 +110,8 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
     sum().unwrap_or(out)
 }
 
-/// Sums over rows `[x', r]` for each target; `None` where rows do not correspond.
-fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, cx: &Context) -> Result<Vec<Option<Gram>>> {
+/// Sums over rows `[x', r]` for each target, `None` where rows do not correspond; and how many samples were run.
+fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, cx: &Context) -> Result<(Vec<Option<Gram>>, usize)> {
     let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
     let now = |t: &Target| shifted(changed, t.value);
     let inner: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), now(t)]).collect();
@@ -151,7 +152,8 @@ fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, 
             Ok(())
         },
     )?;
-    Ok(sums.into_iter().zip(misfits).map(|(g, misfit)| g.filter(|g| !misfit && g.n > 1)).collect())
+    let usable = |(g, misfit): (Option<Gram>, bool)| g.filter(|g| !misfit && g.n > 1);
+    Ok((sums.into_iter().zip(misfits).map(usable).collect(), n))
 }
 
 /// The value after the Add that took up a changed bias.
@@ -192,7 +194,7 @@ fn stacked(t: &Target, x: &Tensor, (was, is): (&Tensor, &Tensor), sample: usize,
 }
 
 /// A reader with what it lacks.
-fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, sums: &Gram) -> Result<Option<Fitted>> {
+fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, (sums, samples): (&Gram, usize)) -> Result<Option<Fitted>> {
     let Some(original) = constant(bench.model, t.reader.weight) else { return Ok(None) };
     let tensor = current.map_or_else(|| original.as_ref().clone(), |f| f.tensor.clone());
     let Some(map) = matrix(&tensor, t.reader) else { return Ok(None) };
@@ -208,8 +210,10 @@ fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, sums: &Gram) -> R
         return Ok(None);
     }
     let cross = second.slice(s![..n, n..]).select(Axis(0), &kept);
-    let damping = DAMPING + kept.len() as f64 / sums.n as f64;
-    let change = solve_spd(inner.view(), cross.view(), damping)?;
+    // Rows of one sample are evidence, but not independent: the geometric mean of samples and rows counts.
+    let evidence = (sums.n as f64 * samples as f64).sqrt();
+    let damping = DAMPING + kept.len() as f64 / evidence;
+    let change = solve(inner.view(), cross.view(), damping, sums.n)?;
     let mut new = map;
     for (k, &j) in kept.iter().enumerate() {
         let mut column = new.column_mut(j);
