@@ -35,6 +35,9 @@ pub struct Rounding {
     damping: f64,
 }
 
+/// In maps of which so much is exactly zero, zeros were meant and stay.
+const SPARSE: f64 = 0.25;
+
 /// Rows of codes, and what their errors cost.
 pub struct Codes {
     /// rows × dim.
@@ -87,10 +90,12 @@ impl Rounding {
         ensure!(w.nrows() == scales.len(), "{} rows, {} scales", w.nrows(), scales.len());
         ensure!(kind.signed() && kind.qmax() <= 127, "{kind:?} does not fit into int8");
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
+        let zeros = w.iter().filter(|x| **x == 0.0).count();
+        let keep_zeros = zeros as f64 >= SPARSE * w.len() as f64;
         let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
         let task = |&first: &usize| {
             let rows = first..w.nrows().min(first + ROWS);
-            self.task(w.slice(ndarray::s![rows.clone(), ..]), &scales[rows], kind)
+            self.task(w.slice(ndarray::s![rows.clone(), ..]), &scales[rows], (kind, keep_zeros))
         };
         let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -102,7 +107,7 @@ impl Rounding {
 
     /// Codes row by row, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
     /// block is felt at once, and by all places before the block when it is done.
-    fn task(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> (Vec<i8>, Vec<f64>) {
+    fn task(&self, w: ArrayView2<f32>, scales: &[f32], (kind, keep_zeros): (IntKind, bool)) -> (Vec<i8>, Vec<f64>) {
         let (n, rows) = (self.order.len(), w.nrows());
         let (low, high) = kind.symmetric_limits();
         let mut codes = vec![0i8; rows * n];
@@ -123,7 +128,10 @@ impl Rounding {
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
                     let weight = w[[r, self.order[j]]];
                     let target = (weight + felt / column[j]) / scales[r];
-                    let code = round_half_even(target.clamp(low as f32, high as f32));
+                    let code = match keep_zeros && weight == 0.0 {
+                        true => 0.0,
+                        false => round_half_even(target.clamp(low as f32, high as f32)),
+                    };
                     codes[r * n + self.order[j]] = code as i8;
                     *error = weight - scales[r] * code;
                     let term = f64::from(column[j] * *error + felt);
