@@ -13,6 +13,7 @@ use std::path::Path;
 
 mod exact;
 mod lossy;
+mod masks;
 mod picks;
 mod topologies;
 

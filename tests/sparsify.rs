@@ -37,7 +37,9 @@ fn notes(report: &Value) -> String {
 /// The weight matrices of the result.
 fn weights(path: &Path) -> Vec<(String, Tensor)> {
     let model: Model = onnx::read(path).expect("a model");
-    let matrices = model.values().filter_map(|(_, v)| Some((v.name.clone(), v.tensor()?.clone())));
+    let matrices = model
+        .values()
+        .filter_map(|(_, v)| Some((v.name.clone(), v.tensor()?.clone())));
     matrices.filter(|(_, t)| t.dims().len() == 2).collect()
 }
 
@@ -83,7 +85,12 @@ fn zeros_go_until_the_outputs_err_by_what_is_allowed_and_the_table_says_what_tha
     let (report, _) = run(dir.path(), "sparsify(error=0.01)");
     let got = sqnr(&report);
     assert!((18.5..26.0).contains(&got), "{got} dB for 20");
-    for part in ["weights remain; predicted error", "deflate to", "all weights:", "on samples that had no part"] {
+    for part in [
+        "weights remain; predicted error",
+        "deflate to",
+        "all weights:",
+        "on samples that had no part",
+    ] {
         assert!(notes(&report).contains(part), "{part}: {}", notes(&report));
     }
 }
@@ -108,7 +115,10 @@ fn zeros_stay_zeros_in_int8() {
     let dir = tempfile::tempdir().expect("a folder");
     let (_, out) = run(dir.path(), "sparsify(sparsity=0.8),int8(prefer=size)");
     let model = onnx::read(&out).expect("a model");
-    let codes = model.values().filter_map(|(_, v)| v.tensor()).find(|t| t.dims() == [512, 784] || t.dims() == [784, 512]);
+    let codes = model
+        .values()
+        .filter_map(|(_, v)| v.tensor())
+        .find(|t| t.dims() == [512, 784] || t.dims() == [784, 512]);
     let codes = codes.expect("a weight");
     let part = codes.raw().iter().filter(|c| **c == 0).count() as f64 / codes.len() as f64;
     assert!(part >= 0.79, "{part}");
@@ -116,7 +126,19 @@ fn zeros_stay_zeros_in_int8() {
 
 #[test]
 fn bad_options_are_refused_with_a_way_out() {
-    for bad in ["sparsity=1", "sparsity=-0.1", "error=0", "pattern=4:4", "pattern=x", "block=0", "pattern=2:4,block=4", "method=luck"] {
-        assert!(::onnxzip::passes::parse_list(&format!("sparsify({bad})")).is_err(), "{bad}");
+    for bad in [
+        "sparsity=1",
+        "sparsity=-0.1",
+        "error=0",
+        "pattern=4:4",
+        "pattern=x",
+        "block=0",
+        "pattern=2:4,block=4",
+        "method=luck",
+    ] {
+        assert!(
+            ::onnxzip::passes::parse_list(&format!("sparsify({bad})")).is_err(),
+            "{bad}"
+        );
     }
 }

@@ -160,7 +160,10 @@ pub fn refit(
     let mut new = Array2::zeros(weight.dim());
     let own = weight.select(Axis(1), kept);
     let takes = match gone.len() <= weight.nrows() {
-        true => super::decompose::matmul(lost_columns.view(), few::solve(inner.view(), cross.view(), damping, seen)?.t()),
+        true => super::decompose::matmul(
+            lost_columns.view(),
+            few::solve(inner.view(), cross.view(), damping, seen)?.t(),
+        ),
         false => {
             let right = super::decompose::matmul(cross.view(), lost_columns.t());
             few::solve(inner.view(), right.view(), damping, seen)?.reversed_axes()
@@ -216,7 +219,8 @@ mod tests {
                 .enumerate()
                 .for_each(|(k, &i)| full.column_mut(i).assign(&refit.column(k)));
             assert!((&surgeon.weight - &full).iter().all(|d| d.abs() < 1e-9));
-            let at_once = super::refit(w.view(), (c.view(), 99, power(w.view(), c.view())), &left, 0.0).expect("a solution");
+            let at_once =
+                super::refit(w.view(), (c.view(), 99, power(w.view(), c.view())), &left, 0.0).expect("a solution");
             assert!((&at_once.weight - &full).iter().all(|d| d.abs() < 1e-9));
             assert!((at_once.lost - told).abs() < 1e-9 * told.max(1.0));
             let lost = power((&w - &full).view(), c.view()) / power(w.view(), c.view());

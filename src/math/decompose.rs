@@ -336,9 +336,17 @@ pub fn inverse_spd(g: ArrayView2<f64>, damping: f64) -> Result<Array2<f64>> {
     let Triangle(factor) = Triangle::new(g, damping)?;
     let mut out = Mat::<f64>::zeros(n, n);
     let need = llt::inverse::inverse_scratch::<f64>(n, Par::Seq);
-    llt::inverse::inverse(out.as_mut(), factor.as_ref(), Par::Seq, MemStack::new(&mut MemBuffer::new(need)));
+    llt::inverse::inverse(
+        out.as_mut(),
+        factor.as_ref(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(need)),
+    );
     let inverse = Array2::from_shape_fn((n, n), |(i, j)| out[(i.max(j), i.min(j))]);
-    ensure!(inverse.iter().all(|x| x.is_finite()), "the inverse of a {n}×{n} matrix is not finite");
+    ensure!(
+        inverse.iter().all(|x| x.is_finite()),
+        "the inverse of a {n}×{n} matrix is not finite"
+    );
     Ok(inverse)
 }
 

@@ -51,7 +51,11 @@ impl Thin {
         if rank.saturating_mul(FEWER) > n || damping < 1e-6 || mean <= 0.0 {
             return Ok(None);
         }
-        ensure!(n == g.ncols() && mean.is_finite(), "a moment of {:?} is not usable", g.dim());
+        ensure!(
+            n == g.ncols() && mean.is_finite(),
+            "a moment of {:?} is not usable",
+            g.dim()
+        );
         let factor = factor(g, rank, 1e-6 * mean);
         let damping = damping * mean;
         let mut inner = matmul(factor.t(), factor.view());
@@ -85,7 +89,9 @@ fn factor(g: ArrayView2<f64>, rank: usize, least: f64) -> Array2<f64> {
     let mut used = 0;
     for k in 0..rank.min(n) {
         let largest = (0..n).max_by(|a, b| left[*a].total_cmp(&left[*b]).then(b.cmp(a)));
-        let Some(p) = largest.filter(|p| left[*p] > least) else { break };
+        let Some(p) = largest.filter(|p| left[*p] > least) else {
+            break;
+        };
         let mut column = g.row(p).to_owned();
         for j in 0..k {
             let at = columns[[j, p]];
@@ -116,7 +122,8 @@ mod tests {
         let x = Array2::from_shape_simple_fn((7, 40), &mut next);
         let b = Array2::from_shape_simple_fn((40, 3), &mut next);
         let g = x.t().dot(&x);
-        let close = |a: &Array2<f64>, b: &Array2<f64>| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs().max(1.0));
+        let close =
+            |a: &Array2<f64>, b: &Array2<f64>| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs().max(1.0));
         let (short, long) = (solve(g.view(), b.view(), 0.01, 7), solve_spd(g.view(), b.view(), 0.01));
         assert!(close(&short.expect("solved"), &long.expect("solved")));
         let (short, long) = (inverse(g.view(), 0.01, 7), inverse_spd(g.view(), 0.01));

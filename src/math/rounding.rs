@@ -95,7 +95,11 @@ impl Rounding {
         let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
         let task = |&first: &usize| {
             let rows = first..w.nrows().min(first + ROWS);
-            self.task(w.slice(ndarray::s![rows.clone(), ..]), &scales[rows], (kind, keep_zeros))
+            self.task(
+                w.slice(ndarray::s![rows.clone(), ..]),
+                &scales[rows],
+                (kind, keep_zeros),
+            )
         };
         let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();

@@ -42,7 +42,10 @@ impl Moment {
     pub fn new(mut second: Array2<f64>) -> Result<Moment> {
         let n = second.nrows();
         let mean = second.diag().sum() / n.max(1) as f64;
-        ensure!(mean > 0.0 && mean.is_finite(), "a moment of {n} inputs is zero or not finite");
+        ensure!(
+            mean > 0.0 && mean.is_finite(),
+            "a moment of {n} inputs is zero or not finite"
+        );
         second.diag_mut().iter_mut().for_each(|x| *x += DAMPING * mean);
         let inverse = inverse_spd(second.view(), 0.0)?.diag().to_owned();
         Ok(Moment { second, inverse })
@@ -63,7 +66,10 @@ impl Moment {
     /// `|w|·‖x‖`, squared (Wanda, Sun et al. 2023).
     pub fn products(&self, w: ArrayView2<f64>) -> Array2<f64> {
         let mut products = w.mapv(|x| x * x);
-        products.rows_mut().into_iter().for_each(|mut r| r *= &self.second.diag());
+        products
+            .rows_mut()
+            .into_iter()
+            .for_each(|mut r| r *= &self.second.diag());
         products
     }
 
@@ -73,7 +79,12 @@ impl Moment {
     /// # Errors
     /// When numbers are not finite or shapes do not fit.
     pub fn thinned(&self, w: ArrayView2<f64>, keep: usize, pattern: Pattern, most: f64) -> Result<Array2<f64>> {
-        ensure!(w.ncols() == self.second.nrows(), "{:?} against {:?}", w.dim(), self.second.dim());
+        ensure!(
+            w.ncols() == self.second.nrows(),
+            "{:?} against {:?}",
+            w.dim(),
+            self.second.dim()
+        );
         let (rows, n) = (w.nrows() as f64, w.ncols() as f64);
         let part = match pattern {
             Pattern::Free => keep as f64 / (rows * n).max(1.0),
@@ -102,11 +113,17 @@ impl Moment {
         let mut costs = self.costs(w);
         let mut thin = w.to_owned();
         for t in 1..=steps {
-            let count = if t == steps { keep } else { (part.powf(t as f64 / steps as f64) * whole) as usize };
+            let count = if t == steps {
+                keep
+            } else {
+                (part.powf(t as f64 / steps as f64) * whole) as usize
+            };
             let mask = largest(&costs, count);
             let (new, inverse) = self.refitted(w, &mask)?;
             thin = new;
-            costs = ndarray::Zip::from(&thin).and(&inverse).map_collect(|x, i| if *i > 0.0 { x * x / i } else { 0.0 });
+            costs = ndarray::Zip::from(&thin)
+                .and(&inverse)
+                .map_collect(|x, i| if *i > 0.0 { x * x / i } else { 0.0 });
         }
         Ok(thin)
     }
@@ -134,7 +151,9 @@ impl Moment {
         if support.is_empty() {
             return Ok(out);
         }
-        let inner = Array2::from_shape_fn((support.len(), support.len()), |(a, b)| self.second[[support[a], support[b]]]);
+        let inner = Array2::from_shape_fn((support.len(), support.len()), |(a, b)| {
+            self.second[[support[a], support[b]]]
+        });
         let triangle = Triangle::new(inner.view(), 0.0)?;
         let right = target.select(Axis(0), &support).insert_axis(Axis(1));
         let y = triangle.forward(right.view());
@@ -165,7 +184,8 @@ impl Moment {
             let end = n.min(start + width);
             // As many stay in this block as the first look at the whole map said.
             let stay = first.slice(s![.., start..end]).iter().filter(|m| **m).count();
-            let aim = |thin: &Array2<f64>, felt: &Array2<f64>, i: usize, j: usize| thin[[i, j]] + felt[[i, j]] / l[[j, j]];
+            let aim =
+                |thin: &Array2<f64>, felt: &Array2<f64>, i: usize, j: usize| thin[[i, j]] + felt[[i, j]] / l[[j, j]];
             let now = Array2::from_shape_fn((w.nrows(), end - start), |(i, k)| {
                 let j = start + k;
                 // What it would cost now, on the scale of `costs`: others of the block may still make up for it.
@@ -177,7 +197,11 @@ impl Moment {
             };
             for j in (start..end).rev() {
                 for i in 0..w.nrows() {
-                    let new = if mask[[i, j - start]] { aim(&thin, &felt, i, j) } else { 0.0 };
+                    let new = if mask[[i, j - start]] {
+                        aim(&thin, &felt, i, j)
+                    } else {
+                        0.0
+                    };
                     let error = w[[i, j]] - new;
                     thin[[i, j]] = new;
                     errors[[i, j]] = error;
@@ -205,7 +229,9 @@ pub fn largest(x: &Array2<f64>, count: usize) -> Array2<bool> {
         order.select_nth_unstable_by(count - 1, by);
     }
     let columns = x.ncols().max(1);
-    order[..count].iter().for_each(|&k| mask[[k / columns, k % columns]] = true);
+    order[..count]
+        .iter()
+        .for_each(|&k| mask[[k / columns, k % columns]] = true);
     mask
 }
 
@@ -216,7 +242,10 @@ pub fn blocks(x: &Array2<f64>, count: usize, width: usize) -> Array2<bool> {
         let part = x.slice(s![i, k * width..x.ncols().min((k + 1) * width)]);
         part.sum() / part.len().max(1) as f64
     };
-    let chosen = largest(&Array2::from_shape_fn((x.nrows(), per_row), mean), count.div_ceil(width.max(1)));
+    let chosen = largest(
+        &Array2::from_shape_fn((x.nrows(), per_row), mean),
+        count.div_ceil(width.max(1)),
+    );
     Array2::from_shape_fn(x.dim(), |(i, j)| chosen[[i, j / width]])
 }
 
@@ -268,7 +297,11 @@ mod tests {
             assert_eq!(thin.iter().filter(|x| **x != 0.0).count(), keep);
             moment.power((&w - thin).view()) / whole
         };
-        let cut = |mask: Array2<bool>| ndarray::Zip::from(&w).and(&mask).map_collect(|x, m| if *m { *x } else { 0.0 });
+        let cut = |mask: Array2<bool>| {
+            ndarray::Zip::from(&w)
+                .and(&mask)
+                .map_collect(|x, m| if *m { *x } else { 0.0 })
+        };
         let magnitude = lost(&cut(largest(&w.mapv(f64::abs), keep)));
         let order = lost(&moment.in_order(w.view(), keep, Pattern::Free).expect("finite"));
         let steps = lost(&moment.in_steps(w.view(), keep, 4).expect("finite"));
@@ -285,7 +318,9 @@ mod tests {
                 assert!(group.iter().filter(|x| **x != 0.0).count() <= 2);
             }
         }
-        let cut = ndarray::Zip::from(&w).and(&thin).map_collect(|x, t| if *t != 0.0 { *x } else { 0.0 });
+        let cut = ndarray::Zip::from(&w)
+            .and(&thin)
+            .map_collect(|x, t| if *t != 0.0 { *x } else { 0.0 });
         assert!(moment.power((&w - &thin).view()) < moment.power((&w - &cut).view()));
     }
 
@@ -293,9 +328,13 @@ mod tests {
     fn the_refit_of_a_full_support_is_the_map_itself() {
         let (w, g) = case(3, 9);
         let moment = Moment::new(g).expect("a moment");
-        let (same, _) = moment.refitted(w.view(), &Array2::from_elem(w.dim(), true)).expect("finite");
+        let (same, _) = moment
+            .refitted(w.view(), &Array2::from_elem(w.dim(), true))
+            .expect("finite");
         assert!((&same - &w).iter().all(|d| d.abs() < 1e-9));
-        let (none, _) = moment.refitted(w.view(), &Array2::from_elem(w.dim(), false)).expect("finite");
+        let (none, _) = moment
+            .refitted(w.view(), &Array2::from_elem(w.dim(), false))
+            .expect("finite");
         assert!(none.iter().all(|x| *x == 0.0));
         assert!(Moment::new(Array2::zeros((3, 3))).is_err());
     }
@@ -303,10 +342,22 @@ mod tests {
     #[test]
     fn the_largest_are_chosen_and_of_equal_ones_the_first() {
         let x = ndarray::arr2(&[[1.0, 3.0, 3.0], [2.0, 0.0, 3.0]]);
-        assert_eq!(largest(&x, 2), ndarray::arr2(&[[false, true, true], [false, false, false]]));
+        assert_eq!(
+            largest(&x, 2),
+            ndarray::arr2(&[[false, true, true], [false, false, false]])
+        );
         assert_eq!(largest(&x, 9).iter().filter(|m| **m).count(), 6);
-        assert_eq!(largest_of_rows(&x, 1), ndarray::arr2(&[[false, true, false], [false, false, true]]));
-        assert_eq!(blocks(&x, 3, 2), ndarray::arr2(&[[false, false, true], [false, false, true]]));
-        assert_eq!(of_groups(&x, 1, 2), ndarray::arr2(&[[false, true, true], [true, false, true]]));
+        assert_eq!(
+            largest_of_rows(&x, 1),
+            ndarray::arr2(&[[false, true, false], [false, false, true]])
+        );
+        assert_eq!(
+            blocks(&x, 3, 2),
+            ndarray::arr2(&[[false, false, true], [false, false, true]])
+        );
+        assert_eq!(
+            of_groups(&x, 1, 2),
+            ndarray::arr2(&[[false, true, true], [true, false, true]])
+        );
     }
 }

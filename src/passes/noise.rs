@@ -65,7 +65,9 @@ impl Reference {
     /// # Errors
     /// As [`Reference::new`].
     pub fn error(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
-        let Some(like) = self.samples.first() else { return Ok(0.0) };
+        let Some(like) = self.samples.first() else {
+            return Ok(0.0);
+        };
         let session = self.load(changed, like, cx)?;
         let mut gaps = vec![Gap::new(); self.outputs.len()];
         in_order(

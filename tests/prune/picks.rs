@@ -9,7 +9,10 @@ fn parted(opset: i64, part: impl Fn(&mut Net, ValueId) -> [ValueId; 2]) -> Net {
     let x = n.conv("a", x, &[8, 3, 3, 3], &[1, 5]);
     let x = n.op("Relu", &[x], vec![]);
     let [left, right] = part(&mut n, x);
-    let (l, r) = (n.conv("l", left, &[2, 4, 1, 1], &[]), n.conv("r", right, &[2, 4, 1, 1], &[]));
+    let (l, r) = (
+        n.conv("l", left, &[2, 4, 1, 1], &[]),
+        n.conv("r", right, &[2, 4, 1, 1], &[]),
+    );
     let y = n.op("Concat", &[l, r], vec![Attr::int("axis", 1)]);
     n.output("y", y);
     n
@@ -57,12 +60,23 @@ fn unequal_parts_of_a_split_say_their_sizes() {
 fn slices_get_new_bounds_even_when_they_share_them() {
     let ints = |n: &mut Net, name: &str, x: i64| n.tensor(name, Tensor::new(&[1], vec![x]));
     all_lose_one(parted(13, |n, x| {
-        let (zero, half, all, axis) = (ints(n, "0", 0), ints(n, "4", 4), ints(n, "all", i64::MAX), ints(n, "axis", -3));
+        let (zero, half, all, axis) = (
+            ints(n, "0", 0),
+            ints(n, "4", 4),
+            ints(n, "all", i64::MAX),
+            ints(n, "axis", -3),
+        );
         let l = n.op("Slice", &[x, zero, half, axis], vec![]);
         [l, n.op("Slice", &[x, half, all, axis], vec![])]
     }));
     all_lose_one(parted(9, |n, x| {
-        let bounds = |a: i64, b: i64| vec![Attr::ints("starts", vec![a]), Attr::ints("ends", vec![b]), Attr::ints("axes", vec![1])];
+        let bounds = |a: i64, b: i64| {
+            vec![
+                Attr::ints("starts", vec![a]),
+                Attr::ints("ends", vec![b]),
+                Attr::ints("axes", vec![1]),
+            ]
+        };
         let l = n.op("Slice", &[x], bounds(0, -4));
         [l, n.op("Slice", &[x], bounds(4, 8))]
     }));
@@ -82,13 +96,22 @@ fn a_gather_takes_what_is_left_of_the_same_channels() {
 fn a_slice_with_steps_keeps_its_channels_and_says_so() {
     let mut n = parted(13, |n, x| {
         let one = |n: &mut Net, name: &str, x: i64| n.tensor(name, Tensor::new(&[1], vec![x]));
-        let (a, b, end, axis, step) = (one(n, "a", 0), one(n, "b", 1), one(n, "end", 8), one(n, "axis", 1), one(n, "step", 2));
+        let (a, b, end, axis, step) = (
+            one(n, "a", 0),
+            one(n, "b", 1),
+            one(n, "end", 8),
+            one(n, "axis", 1),
+            one(n, "step", 2),
+        );
         let l = n.op("Slice", &[x, a, end, axis, step], vec![]);
         [l, n.op("Slice", &[x, b, end, axis, step], vec![])]
     });
     let notes = n.prune("prune");
     assert_eq!(n.dims("a.w"), [8, 3, 3, 3]);
-    assert!(said(&notes, NoteKind::Skip, "a Slice takes it with a step"), "{notes:?}");
+    assert!(
+        said(&notes, NoteKind::Skip, "a Slice takes it with a step"),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -156,7 +179,11 @@ fn a_hidden_unit_goes_with_its_rows_of_all_gates_when_no_gate_reads_it() {
     for (op, gates) in [("LSTM", 4), ("GRU", 3)] {
         let mut n = recurrent(op, gates, false);
         n.prune("prune");
-        assert_eq!((n.dims("w"), n.dims("r")), (vec![1, gates * 3, 3], vec![1, gates * 3, 3]), "{op}");
+        assert_eq!(
+            (n.dims("w"), n.dims("r")),
+            (vec![1, gates * 3, 3], vec![1, gates * 3, 3]),
+            "{op}"
+        );
         assert_eq!((n.dims("b"), n.dims("v")), (vec![1, 2 * gates * 3], vec![3, 3]), "{op}");
         let mut n = recurrent(op, gates, true);
         n.prune("prune");

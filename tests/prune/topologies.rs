@@ -66,7 +66,9 @@ fn a_quarter_goes_from_every_layer_that_no_graph_output_fixes() {
                 reached += 1;
                 continue;
             }
-            let why = notes.iter().find(|x| x.kind == NoteKind::Skip && x.node == *layer && x.what.starts_with("none of"));
+            let why = notes
+                .iter()
+                .find(|x| x.kind == NoteKind::Skip && x.node == *layer && x.what.starts_with("none of"));
             let why = why.unwrap_or_else(|| panic!("{name}: {layer} ({n}) was not reached, and nobody says why"));
             assert!(why.what.contains("graph output y"), "{name}: {layer}: {}", why.what);
             table += &format!("  {layer}: {}\n", why.what);
@@ -75,10 +77,18 @@ fn a_quarter_goes_from_every_layer_that_no_graph_output_fixes() {
         let data = Dataset::synthetic(&model, 3, 1);
         let sample = data.get(0).expect("a sample");
         let wanted = [model.main().outputs()[0].value];
-        let out = Tract.load(&model, &wanted, &sample).expect("tract loads it").run(&sample).expect("it runs");
+        let out = Tract
+            .load(&model, &wanted, &sample)
+            .expect("tract loads it")
+            .run(&sample)
+            .expect("it runs");
         assert!(out[0].floats().expect("floats").iter().all(|x| x.is_finite()), "{name}");
         if let Ok(folder) = std::env::var("TOPOLOGIES") {
-            std::fs::write(format!("{folder}/{name}.onnx"), onnx::to_bytes(&model).expect("it encodes")).expect("written");
+            std::fs::write(
+                format!("{folder}/{name}.onnx"),
+                onnx::to_bytes(&model).expect("it encodes"),
+            )
+            .expect("written");
         }
     }
     crate::tool::say(&table);

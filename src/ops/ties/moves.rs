@@ -172,7 +172,9 @@ fn pad(at: &At, flow: &mut Flow) -> Option<()> {
         let around = (usize::try_from(pads[a]), usize::try_from(pads[a + rank]));
         match (around, from[a], to.get(a).copied().flatten()) {
             ((Ok(0), Ok(0)), ..) => flow.same((In(0), a), (Out(0), a)),
-            ((Ok(before), Ok(after)), Some(n), Some(m)) if constant && before + n + after == m && (a < 2 || a + 1 == rank) => {
+            ((Ok(before), Ok(after)), Some(n), Some(m))
+                if constant && before + n + after == m && (a < 2 || a + 1 == rank) =>
+            {
                 flow.tie((In(0), a), (Out(0), a), Map::Offset(before));
                 flow.fixes.push(Fix::Pads {
                     by_attr,

@@ -21,7 +21,9 @@ fn split(at: &At, flow: &mut Flow) -> Option<()> {
         (None, None) => None,
     };
     let unsaid = !by_attr && at.node.input(1).is_none();
-    let equal = d[axis].filter(|_| unsaid).map(|n| equal_parts(n, at.node.outputs().len()));
+    let equal = d[axis]
+        .filter(|_| unsaid)
+        .map(|n| equal_parts(n, at.node.outputs().len()));
     let mut offset = 0usize;
     for k in 0..at.node.outputs().len() {
         at.node.output(k)?;
@@ -82,7 +84,12 @@ fn taken(at: &At, rank: usize) -> Option<(Vec<Taken>, bool)> {
     let (starts, ends, axes, steps) = match by_attr {
         true => {
             let axes = at.node.ints("axes").map(<[i64]>::to_vec);
-            (at.node.ints("starts")?.to_vec(), at.node.ints("ends")?.to_vec(), axes, None)
+            (
+                at.node.ints("starts")?.to_vec(),
+                at.node.ints("ends")?.to_vec(),
+                axes,
+                None,
+            )
         }
         false => {
             let optional = |slot: usize| match at.node.input(slot) {
@@ -108,7 +115,9 @@ fn taken(at: &At, rank: usize) -> Option<(Vec<Taken>, bool)> {
 fn slice(at: &At, flow: &mut Flow) -> Option<()> {
     let (from, to) = (at.dims(In(0))?, at.dims(Out(0))?);
     let rank = from.len();
-    let Some((taken, by_attr)) = taken(at, rank) else { return computed(at, flow, rank) };
+    let Some((taken, by_attr)) = taken(at, rank) else {
+        return computed(at, flow, rank);
+    };
     for a in (0..rank).filter(|a| taken.iter().all(|t| t.axis != *a)) {
         flow.same((In(0), a), (Out(0), a));
     }
@@ -159,7 +168,11 @@ fn gather(at: &At, flow: &mut Flow) -> Option<()> {
     let list = at.ints(1).filter(|_| index_rank == 1);
     let length = at.dims(In(0))?[axis];
     let picks = list.zip(length).and_then(|(list, n)| {
-        let index = |i: &i64| usize::try_from(if *i < 0 { i + n as i64 } else { *i }).ok().filter(|i| *i < n);
+        let index = |i: &i64| {
+            usize::try_from(if *i < 0 { i + n as i64 } else { *i })
+                .ok()
+                .filter(|i| *i < n)
+        };
         list.iter().map(index).collect::<Option<Vec<usize>>>()
     });
     match picks {

@@ -13,7 +13,9 @@ fn recurrent(at: &At, flow: &mut Flow) -> Option<()> {
         "LSTM" => 4,
         _ => 3,
     };
-    let (&[_, rows, _], &[_, _, hidden]) = (&w[..], &r[..]) else { return None };
+    let (&[_, rows, _], &[_, _, hidden]) = (&w[..], &r[..]) else {
+        return None;
+    };
     if hidden == 0 || rows != gates * hidden || at.node.int_or("layout", 0) != 0 {
         return None;
     }
@@ -34,7 +36,10 @@ fn recurrent(at: &At, flow: &mut Flow) -> Option<()> {
     flow.same((In(0), 2), (In(1), 2));
     let lstm = gates == 4;
     let states = [(In(5), 2), (In(6), 2), (Out(0), 3), (Out(1), 2), (Out(2), 2)];
-    for (slot, axis) in states.into_iter().filter(|(s, _)| at.value(*s).is_some() && (lstm || *s != In(6))) {
+    for (slot, axis) in states
+        .into_iter()
+        .filter(|(s, _)| at.value(*s).is_some() && (lstm || *s != In(6)))
+    {
         flow.same((slot, axis), (In(2), 2));
     }
     if lstm && at.node.input(7).is_some() {
