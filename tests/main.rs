@@ -16,4 +16,5 @@ mod prune;
 mod roundtrip;
 mod search;
 mod simplify;
+mod sparsify;
 mod tool;

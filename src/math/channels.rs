@@ -7,7 +7,8 @@
 //!
 //! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows).
 
-use super::decompose::{inverse_spd, solve_spd};
+use super::decompose::solve_spd;
+use super::few;
 use anyhow::{Result, ensure};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
@@ -22,11 +23,11 @@ pub struct Surgeon {
 }
 
 impl Surgeon {
-    /// For `weight` (rows × n) and the covariance of its inputs (n × n); `damping` is added to the diagonal, relative to its mean.
+    /// For `weight` (rows × n) and the covariance of its inputs (n × n) from `seen` rows; `damping` is added to the diagonal, relative to its mean.
     ///
     /// # Errors
     /// When shapes do not fit or numbers are not finite.
-    pub fn new(weight: Array2<f64>, covariance: ArrayView2<f64>, damping: f64) -> Result<Surgeon> {
+    pub fn new(weight: Array2<f64>, (covariance, seen): (ArrayView2<f64>, u64), damping: f64) -> Result<Surgeon> {
         let n = weight.ncols();
         ensure!(
             covariance.dim() == (n, n),
@@ -34,7 +35,7 @@ impl Surgeon {
             weight.dim(),
             covariance.dim()
         );
-        let inverse = inverse_spd(covariance, damping)?;
+        let inverse = few::inverse(covariance, damping, seen)?;
         let power = power(weight.view(), covariance);
         Ok(Surgeon {
             weight,
@@ -105,7 +106,7 @@ impl Surgeon {
 }
 
 /// `tr(W C Wᵀ)`.
-fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
+pub fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
     let product = super::decompose::matmul(w, c);
     (&product * &w).sum()
 }
@@ -133,11 +134,17 @@ pub struct Refit {
     pub lost: f64,
 }
 
-/// `W' = W C_:K (C_KK)⁻¹`, the least-squares map on the inputs `kept` (ascending); `damping` as in [`Surgeon::new`].
+/// `W' = W C_:K (C_KK)⁻¹`, the least-squares map on the inputs `kept` (ascending); `damping` as in [`Surgeon::new`], `seen` is the number of rows of
+/// the moment, `whole` the [`power`] of the output.
 ///
 /// # Errors
 /// When shapes do not fit or numbers are not finite.
-pub fn refit(weight: ArrayView2<f64>, covariance: ArrayView2<f64>, kept: &[usize], damping: f64) -> Result<Refit> {
+pub fn refit(
+    weight: ArrayView2<f64>,
+    (covariance, seen, whole): (ArrayView2<f64>, u64, f64),
+    kept: &[usize],
+    damping: f64,
+) -> Result<Refit> {
     let n = weight.ncols();
     ensure!(
         covariance.dim() == (n, n) && kept.iter().all(|k| *k < n),
@@ -153,17 +160,19 @@ pub fn refit(weight: ArrayView2<f64>, covariance: ArrayView2<f64>, kept: &[usize
     let mut new = Array2::zeros(weight.dim());
     let own = weight.select(Axis(1), kept);
     let takes = match gone.len() <= weight.nrows() {
-        true => super::decompose::matmul(lost_columns.view(), solve_spd(inner.view(), cross.view(), damping)?.t()),
+        true => super::decompose::matmul(
+            lost_columns.view(),
+            few::solve(inner.view(), cross.view(), damping, seen)?.t(),
+        ),
         false => {
             let right = super::decompose::matmul(cross.view(), lost_columns.t());
-            solve_spd(inner.view(), right.view(), damping)?.reversed_axes()
+            few::solve(inner.view(), right.view(), damping, seen)?.reversed_axes()
         }
     };
     for (k, &i) in kept.iter().enumerate() {
         new.column_mut(i).assign(&(&own.column(k) + &takes.column(k)));
     }
-    let whole = power(weight, covariance).max(f64::MIN_POSITIVE);
-    let lost = power((&weight - &new).view(), covariance) / whole;
+    let lost = power((&weight - &new).view(), covariance) / whole.max(f64::MIN_POSITIVE);
     Ok(Refit { weight: new, lost })
 }
 
@@ -193,7 +202,7 @@ mod tests {
     fn what_is_left_is_the_least_squares_refit_and_costs_say_what_it_loses() {
         let (w, c) = case(6, 3);
         for blocks in [vec![vec![1], vec![4]], vec![vec![4, 1]], vec![vec![1, 4]]] {
-            let mut surgeon = Surgeon::new(w.clone(), c.view(), 0.0).expect("a covariance");
+            let mut surgeon = Surgeon::new(w.clone(), (c.view(), 99), 0.0).expect("a covariance");
             let mut told = 0.0;
             for b in &blocks {
                 told += surgeon.costs(std::slice::from_ref(b)).expect("finite")[0];
@@ -210,7 +219,8 @@ mod tests {
                 .enumerate()
                 .for_each(|(k, &i)| full.column_mut(i).assign(&refit.column(k)));
             assert!((&surgeon.weight - &full).iter().all(|d| d.abs() < 1e-9));
-            let at_once = super::refit(w.view(), c.view(), &left, 0.0).expect("a solution");
+            let at_once =
+                super::refit(w.view(), (c.view(), 99, power(w.view(), c.view())), &left, 0.0).expect("a solution");
             assert!((&at_once.weight - &full).iter().all(|d| d.abs() < 1e-9));
             assert!((at_once.lost - told).abs() < 1e-9 * told.max(1.0));
             let lost = power((&w - &full).view(), c.view()) / power(w.view(), c.view());
@@ -222,7 +232,7 @@ mod tests {
     fn a_copy_costs_nothing_but_its_twin_then_costs_all() {
         let c = ndarray::arr2(&[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
         let w = ndarray::arr2(&[[1.0, 1.0, 1.0]]);
-        let mut surgeon = Surgeon::new(w, c.view(), 1e-9).expect("a covariance");
+        let mut surgeon = Surgeon::new(w, (c.view(), 99), 1e-9).expect("a covariance");
         let one: Vec<Vec<usize>> = (0..3).map(|i| vec![i]).collect();
         assert!(surgeon.costs(&one).expect("finite")[0] < 1e-6);
         surgeon.remove(&[0]).expect("finite");

@@ -13,6 +13,8 @@ pub mod channels;
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.
 pub mod decompose;
+/// Systems with a second moment from few rows.
+pub mod few;
 /// First and second moments of a stream of rows.
 pub mod gram;
 /// Scales and zero points for blocks of weights.

@@ -41,8 +41,10 @@ pub fn climb(
     group.members.iter().for_each(|u| reading.extend(units.units[u].read.keys()));
     let mut patients = Vec::new();
     for id in reading {
-        if let (Some((m, part)), Some(Some(r))) = (moments, units.readers.get(&id)) {
-            patients.extend(Patient::open(model, id, r, m, part)?);
+        if let (Some(known), Some(Some(r))) = (moments, units.readers.get(&id)) {
+            let read = |u: &usize| units.units[u].read.get(&id).map(Vec::as_slice);
+            let blocks: Vec<&[usize]> = group.members.iter().filter_map(read).collect();
+            patients.extend(Patient::open(model, (id, r), known, &blocks)?);
         }
     }
     let by_data = matches!(by, Criterion::Data) && !patients.is_empty();

@@ -19,6 +19,8 @@ mod masks;
 mod ratio;
 mod refit;
 mod repair;
+mod shuffle;
+mod spell;
 mod trial;
 mod units;
 
@@ -148,6 +150,7 @@ impl Pass for Prune {
         let mut account = Account::default();
         let mut dims = self.exactly(model, inferred(model)?, &mut account)?;
         if let Some(plan) = &self.lossy {
+            shuffle::unfold(model, &mut dims, cx);
             let groups = Groups::new(model, dims);
             let (gone, shifts) = ratio::choose(model, &groups, plan, cx)?;
             let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;

@@ -114,7 +114,6 @@ fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fit
     let half = bench.fitted(choice, Part::Half, &mut Known::new(), cx)?;
     let before = bench.error(&half, cx)?;
     let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
-    eprintln!("repair {before:?} {after:?}");
     match (before, after) {
         (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
         _ => Ok(all),
@@ -140,14 +139,11 @@ fn ladders(
     cx: &Context,
 ) -> Result<Vec<Ladder>> {
     let mut ladders = Vec::new();
-    let work = |i: usize| {
-        let group = &units.groups[i];
-        let least = match plan.much {
-            Much::Ratio(part) => left(group, part, plan.round_to),
-            Much::Error(_) => 1,
-        };
-        climb(model, units, group, (least, &plan.by), moments)
+    let least = match plan.much {
+        Much::Ratio(part) => left(units, part, plan.round_to),
+        Much::Error(_) => vec![1; units.groups.len()],
     };
+    let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
     in_order(units.groups.len(), cx.threads, work, |_, l| {
         ladders.push(l);
         Ok(())
@@ -155,11 +151,19 @@ fn ladders(
     Ok(ladders)
 }
 
-/// How many units stay when a part of them is to go.
-fn left(group: &Group, part: f64, round_to: usize) -> usize {
-    let n = group.members.len();
-    let left = n - (n as f64 * part) as usize;
-    left.div_ceil(round_to).saturating_mul(round_to).min(n)
+/// How many units of every group stay when a part of them is to go. Channels of one layer whose ways part later are several groups: what
+/// rounding leaves in one goes from the next.
+fn left(units: &Units, part: f64, round_to: usize) -> Vec<usize> {
+    let mut rest: BTreeMap<Option<NodeId>, f64> = BTreeMap::new();
+    let of = |group: &Group| {
+        let n = group.members.len();
+        let rest = rest.entry(maker(units, group)).or_default();
+        *rest += n as f64 * part;
+        let gone = (*rest as usize).min(n.saturating_sub(1));
+        *rest -= gone as f64;
+        (n - gone).div_ceil(round_to).saturating_mul(round_to).min(n)
+    };
+    units.groups.iter().map(of).collect()
 }
 
 /// What each group loses under a limit, with a word about it; `None` when nothing may go.

@@ -8,17 +8,22 @@ use super::fold::{Shift, takes_shift};
 use super::units::Reader;
 use crate::analysis::stats::{Measure, Stats, measure};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
-use crate::math::channels::{Surgeon, bias_shift, refit};
+use crate::math::channels::{Surgeon, bias_shift, power, refit};
 use crate::ops::ties::{Dot, constant};
 use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayViewD, IxDyn};
+use ndarray::{Array1, Array2, ArrayViewD, Axis, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 /// Relative to the mean variance of the channels: what is below this is noise of the sample.
 const DAMPING: f64 = 0.01;
+/// Of wider inputs not all columns are looked at when it is decided which channels go.
+const WIDE: usize = 1280;
+/// Bytes of moments that are kept ready.
+const CACHE: usize = 256 << 20;
 
 /// Which samples something is fitted to.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The first half.
     Half,
@@ -29,13 +34,21 @@ pub enum Part {
 /// Second moments of the inputs of all readers over either half of the samples.
 pub struct Moments {
     halves: [Stats; 2],
+    /// What was made of them, by the reader's output; bounded by [`CACHE`].
+    made: Mutex<BTreeMap<(ValueId, Part), Option<Arc<Known>>>>,
 }
 
 /// What is known of a reader's input.
 struct Known {
+    /// The map as it was.
+    map: Array2<f64>,
+    /// The power of its output.
+    power: f64,
     mean: Array1<f64>,
     /// Around the mean where the bias can take it up, else around zero.
     second: Array2<f64>,
+    /// From how many rows.
+    rows: u64,
 }
 
 impl Moments {
@@ -56,14 +69,31 @@ impl Moments {
         let [one, other] = cx.samples.halves();
         Ok(Moments {
             halves: [over(&one)?, over(&other)?],
+            made: Mutex::default(),
         })
     }
 
-    fn known(&self, r: &Reader, centered: bool, part: Part) -> Result<Option<Known>> {
+    /// What is known of a reader; `None` when it is only cut.
+    fn known(&self, model: &Model, (id, r): (NodeId, &Reader), part: Part) -> Result<Option<Arc<Known>>> {
+        let made = || self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(known) = made().get(&(r.out, part)) {
+            return Ok(known.clone());
+        }
+        let known = self.make(model, (id, r), part)?.map(Arc::new);
+        let mut made = made();
+        let kept: usize = made.values().flatten().map(|k| k.second.len() * 8).sum();
+        if kept + known.as_ref().map_or(0, |k| k.second.len() * 8) <= CACHE {
+            made.insert((r.out, part), known.clone());
+        }
+        Ok(known)
+    }
+
+    fn make(&self, model: &Model, (id, r): (NodeId, &Reader), part: Part) -> Result<Option<Known>> {
         let Some(patch) = &r.patch else { return Ok(None) };
-        let [one, other] = &self.halves;
-        let of = |s: &Stats| s.gram(r.input, patch).and_then(|g| g.first()).filter(|g| g.n > 0).cloned();
-        let (Some(one), other) = (of(one), of(other)) else { return Ok(None) };
+        let of = |s: &'_ Stats| s.gram(r.input, patch).and_then(|g| g.first()).filter(|g| g.n > 0).cloned();
+        let (Some(one), other) = (of(&self.halves[0]), of(&self.halves[1])) else {
+            return Ok(None);
+        };
         let sums = match (part, other) {
             (Part::All, Some(other)) => {
                 let mut all = one;
@@ -72,11 +102,17 @@ impl Moments {
             }
             (_, _) => one,
         };
+        let map = constant(model, r.weight).and_then(|t| matrix(&t, r));
+        let Some(map) = map.filter(|m| m.ncols() == sums.dim()) else { return Ok(None) };
+        let centered = takes_shift(model, id, &r.dot);
         let second = if centered { sums.covariance() } else { sums.moment() };
         let usable = second.diag().iter().any(|x| *x > 0.0);
-        Ok(usable.then_some(Known {
+        Ok(usable.then(|| Known {
+            power: power(map.view(), second.view()),
+            map,
             mean: sums.mean(),
             second,
+            rows: sums.n,
         }))
     }
 }
@@ -87,35 +123,59 @@ pub struct Patient {
     pub id: NodeId,
     /// Its map.
     pub surgeon: Surgeon,
+    /// Column of the reader → column of the map, when it is looked at.
+    place: Vec<Option<usize>>,
     taps: usize,
 }
 
 impl Patient {
-    /// A reader with all its inputs; `None` when it is only cut.
+    /// A reader with all its inputs; `None` when it is only cut. `units` are channels that go together: of very wide inputs only a part
+    /// of the columns of each is looked at, spread evenly.
     ///
     /// # Errors
     /// When numbers are not finite.
-    pub fn open(model: &Model, id: NodeId, r: &Reader, moments: &Moments, part: Part) -> Result<Option<Patient>> {
-        let Some(known) = moments.known(r, takes_shift(model, id, &r.dot), part)? else {
+    pub fn open(
+        model: &Model,
+        (id, r): (NodeId, &Reader),
+        (moments, part): (&Moments, Part),
+        units: &[&[usize]],
+    ) -> Result<Option<Patient>> {
+        let Some(known) = moments.known(model, (id, r), part)? else {
             return Ok(None);
         };
-        let Some(map) = constant(model, r.weight).and_then(|t| matrix(&t, r)) else {
-            return Ok(None);
-        };
-        if map.ncols() != known.second.ncols() {
-            return Ok(None);
+        let n = known.map.ncols();
+        let step = n.div_ceil(WIDE).max(1);
+        let mut looked = vec![true; n];
+        for unit in units {
+            let thin = unit.len().div_ceil(step) > 1;
+            columns(unit, r.taps).into_iter().enumerate().filter(|(k, _)| thin && k % step != 0).for_each(|(_, c)| {
+                if let Some(l) = looked.get_mut(c) {
+                    *l = false;
+                }
+            });
         }
-        let surgeon = Surgeon::new(map, known.second.view(), DAMPING);
+        let kept: Vec<usize> = (0..n).filter(|j| looked[*j]).collect();
+        let mut place = vec![None; n];
+        kept.iter().enumerate().for_each(|(k, j)| place[*j] = Some(k));
+        let surgeon = match kept.len() == n {
+            true => Surgeon::new(known.map.clone(), (known.second.view(), known.rows), DAMPING),
+            false => {
+                let second = known.second.select(Axis(0), &kept).select(Axis(1), &kept);
+                Surgeon::new(known.map.select(Axis(1), &kept), (second.view(), known.rows), DAMPING)
+            }
+        };
         Ok(Some(Patient {
             id,
             surgeon: surgeon.with_context(|| format!("prune: refitting {}", model.label(id)))?,
+            place,
             taps: r.taps,
         }))
     }
 
-    /// The columns of these channels.
+    /// The columns of these channels, as far as they are looked at.
     pub fn columns(&self, channels: &[usize]) -> Vec<usize> {
-        columns(channels, self.taps)
+        let place = |c: usize| self.place.get(c).copied().flatten();
+        columns(channels, self.taps).into_iter().filter_map(place).collect()
     }
 }
 
@@ -152,11 +212,10 @@ impl Fitted {
         let Some(t) = constant(model, r.weight) else { return Ok(None) };
         let shifts = takes_shift(model, id, &r.dot);
         let known = match moments {
-            Some((m, part)) => m.known(r, shifts, part)?,
+            Some((m, part)) => m.known(model, (id, r), part)?,
             None => None,
         };
-        let map = matrix(&t, r);
-        let (Some(known), Some(map)) = (known, map.filter(|m| m.ncols() % r.taps == 0)) else {
+        let Some(known) = known.filter(|k| k.map.ncols() % r.taps == 0) else {
             return Ok(cut(&t, &r.dot, gone).map(|tensor| Fitted {
                 id,
                 weight: r.weight,
@@ -165,8 +224,9 @@ impl Fitted {
                 lost: None,
             }));
         };
+        let map = &known.map;
         let left: Vec<usize> = (0..map.ncols() / r.taps).filter(|c| !gone.contains(c)).collect();
-        let fit = refit(map.view(), known.second.view(), &columns(&left, r.taps), DAMPING)
+        let fit = refit(map.view(), (known.second.view(), known.rows, known.power), &columns(&left, r.taps), DAMPING)
             .with_context(|| format!("prune: refitting {}", model.label(id)))?;
         let shift = shifts.then(|| {
             let lines = bias_shift(map.view(), fit.weight.view(), known.mean.view());

@@ -17,7 +17,7 @@ use crate::analysis::stats::Patch;
 use crate::data::Samples;
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
-use crate::math::decompose::solve_spd;
+use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
 use crate::parallel::in_order;
@@ -25,10 +25,12 @@ use anyhow::{Result, anyhow};
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How often values are measured anew.
-const WAVES: usize = 12;
-/// Samples that are run in each wave, of layers with many positions.
-const SAMPLES: usize = 32;
+/// How often values are measured anew, at most and at least.
+const WAVES: [usize; 2] = [24, 6];
+/// Samples that are run in each wave, of layers with many positions, at most and at least.
+const SAMPLES: [usize; 2] = [48, 12];
+/// Multiply-adds that all runs together may take: large models get fewer waves of fewer samples.
+const WORK: f64 = 1.2e11;
 /// Damping where there are many more rows than inputs, relative to the mean of the diagonal.
 const DAMPING: f64 = 0.01;
 
@@ -49,13 +51,16 @@ struct Target<'a> {
 pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Context) -> Result<Vec<Fitted>> {
     let mut current: BTreeMap<NodeId, Fitted> = fitted.into_iter().map(|f| (f.id, f)).collect();
     let targets = targets(bench, &current);
-    let size = targets.len().div_ceil(WAVES).max(1);
+    let runs = (WORK / bench.units.macs.max(1.0)) as usize;
+    let waves = (runs / (2 * SAMPLES[1])).clamp(WAVES[1], WAVES[0]);
+    let most = (runs / waves).clamp(SAMPLES[1], SAMPLES[0]);
+    let size = targets.len().div_ceil(waves).max(1);
     cx.progress.start("repair", targets.len().div_ceil(size));
     for wave in targets.chunks(size) {
         let changed = bench.changed(&current.values().cloned().collect::<Vec<_>>());
-        let sums = measured(bench, &changed, wave, samples, cx)?;
+        let (sums, seen) = measured(bench, &changed, wave, (samples, most), cx)?;
         for (t, sums) in wave.iter().zip(sums) {
-            if let Some(new) = sums.map(|g| solved(bench, t, current.get(&t.id), &g)).transpose()?.flatten() {
+            if let Some(new) = sums.map(|g| solved(bench, t, current.get(&t.id), (&g, seen))).transpose()?.flatten() {
                 current.insert(t.id, new);
             }
         }
@@ -79,7 +84,8 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &BTreeMap<NodeId, Fitted>) -> Vec<Targ
         tainted.extend(node.outputs().iter().flatten());
         let Some(Some(reader)) = bench.units.readers.get(id) else { continue };
         let Some(own) = &reader.patch else { continue };
-        if reader.dot.alpha != 1.0 {
+        // A recurrent layer's output is not its product.
+        if reader.dot.alpha != 1.0 || reader.dot.beta == 0.0 {
             continue;
         }
         let patch = match site(model, *id) {
@@ -109,8 +115,8 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
     sum().unwrap_or(out)
 }
 
-/// Sums over rows `[x', r]` for each target; `None` where rows do not correspond.
-fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, cx: &Context) -> Result<Vec<Option<Gram>>> {
+/// Sums over rows `[x', r]` for each target, `None` where rows do not correspond; and how many samples were run.
+fn measured(bench: &Bench, changed: &Model, wave: &[Target], (samples, most): (&Samples, usize), cx: &Context) -> Result<(Vec<Option<Gram>>, usize)> {
     let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
     let now = |t: &Target| shifted(changed, t.value);
     let inner: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), now(t)]).collect();
@@ -118,13 +124,14 @@ fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, 
     let first = samples.get(0)?;
     let load = |m: &Model, v: &[ValueId]| cx.engine.load(m, v, &first).map_err(|NotRun(why)| anyhow!(NotRun(why)));
     let (original, new) = (load(bench.model, &before)?, load(changed, &inner)?);
-    // Layers that see one row of a sample need all samples.
+    // Layers that see few rows of a sample need all samples.
     let probe = new.run(&first)?;
     let few = wave.iter().enumerate().any(|(i, t)| {
-        let rows = probe[2 * i].len() / shape(probe[2 * i].dims(), &t.patch).map_or(1, |s| s.0).max(1);
-        rows * SAMPLES < 4 * probe[2 * i].dims().iter().copied().max().unwrap_or(1)
+        let x = &probe[2 * i];
+        let dim = shape(x.dims(), &t.patch).map_or(1, |s| s.0).max(1);
+        2 * most * t.reader.taps * (x.len() / dim) < dim
     });
-    let n = if few { samples.len() } else { samples.len().min(SAMPLES) };
+    let n = if few { samples.len() } else { samples.len().min(most) };
     let mut sums: Vec<Option<Gram>> = vec![None; wave.len()];
     let mut misfits = vec![false; wave.len()];
     in_order(
@@ -151,7 +158,8 @@ fn measured(bench: &Bench, changed: &Model, wave: &[Target], samples: &Samples, 
             Ok(())
         },
     )?;
-    Ok(sums.into_iter().zip(misfits).map(|(g, misfit)| g.filter(|g| !misfit && g.n > 1)).collect())
+    let usable = |(g, misfit): (Option<Gram>, bool)| g.filter(|g| !misfit && g.n > 1);
+    Ok((sums.into_iter().zip(misfits).map(usable).collect(), n))
 }
 
 /// The value after the Add that took up a changed bias.
@@ -192,7 +200,7 @@ fn stacked(t: &Target, x: &Tensor, (was, is): (&Tensor, &Tensor), sample: usize,
 }
 
 /// A reader with what it lacks.
-fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, sums: &Gram) -> Result<Option<Fitted>> {
+fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, (sums, samples): (&Gram, usize)) -> Result<Option<Fitted>> {
     let Some(original) = constant(bench.model, t.reader.weight) else { return Ok(None) };
     let tensor = current.map_or_else(|| original.as_ref().clone(), |f| f.tensor.clone());
     let Some(map) = matrix(&tensor, t.reader) else { return Ok(None) };
@@ -208,8 +216,10 @@ fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, sums: &Gram) -> R
         return Ok(None);
     }
     let cross = second.slice(s![..n, n..]).select(Axis(0), &kept);
-    let damping = DAMPING + kept.len() as f64 / sums.n as f64;
-    let change = solve_spd(inner.view(), cross.view(), damping)?;
+    // Rows of one sample are evidence, but not independent: the geometric mean of samples and rows counts.
+    let evidence = (sums.n as f64 * samples as f64).sqrt();
+    let damping = DAMPING + kept.len() as f64 / evidence;
+    let change = solve(inner.view(), cross.view(), damping, sums.n)?;
     let mut new = map;
     for (k, &j) in kept.iter().enumerate() {
         let mut column = new.column_mut(j);

@@ -19,7 +19,7 @@ use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples on which groups are tried one by one.
-const ALONE: usize = 12;
+const ALONE: usize = 8;
 /// How often a choice is tried.
 const ROUNDS: usize = 7;
 /// An error from this part of the limit on is near enough.

@@ -60,6 +60,8 @@ pub struct Units {
     pub readers: BTreeMap<NodeId, Option<Reader>>,
     /// Units of equal shape.
     pub groups: Vec<Group>,
+    /// Multiply-adds of one sample, as far as dimensions are known.
+    pub macs: f64,
     /// Units that a product of two computed values reads.
     blocked: BTreeMap<usize, NodeId>,
     known: BTreeSet<usize>,
@@ -72,11 +74,14 @@ impl Units {
             units: BTreeMap::new(),
             readers: readers(model, groups),
             groups: Vec::new(),
+            macs: 0.0,
             blocked: BTreeMap::new(),
             known: BTreeSet::new(),
         };
         all.collect(model, groups, by);
-        all.groups = alike(model, groups, &all.units);
+        let costs = Costs::new(model, groups);
+        all.groups = alike(model, groups, &all.units, &costs);
+        all.macs = costs.all_macs;
         all
     }
 
@@ -193,10 +198,9 @@ fn sizes(model: &Model, weight: ValueId, dot: &Dot, by: &Criterion) -> Option<Ve
 }
 
 /// Units on the same axes, in the order of their first elements.
-fn alike(model: &Model, groups: &Groups, units: &BTreeMap<usize, Unit>) -> Vec<Group> {
+fn alike(model: &Model, groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs) -> Vec<Group> {
     let mut axes: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
     let mut savings = Vec::new();
-    let costs = Costs::new(model, groups);
     for (k, (v, axis, start, len)) in groups.axes().enumerate() {
         savings.push(costs.of_slice(model, v, axis, len));
         for e in start..start + len {

@@ -101,7 +101,7 @@ const OPTIONS: &[Opt] = &[
 /// Wider inputs are not measured.
 const MAX_INPUTS: usize = 4608;
 /// Factorizations of all layers may take about so many multiply-adds each time.
-const WORK: f64 = 1.0e11;
+const WORK: f64 = 4.0e10;
 /// How often a number of zeros is tried.
 const ROUNDS: usize = 7;
 /// An error from this part of the limit on is near enough.
@@ -250,8 +250,8 @@ impl Sparsify {
         layers.iter().map(count).collect()
     }
 
-    fn thinned(&self, layers: &[Layer], part: f64) -> Result<Vec<Thin>> {
-        let work = WORK / layers.len().max(1) as f64;
+    fn thinned(&self, layers: &[Layer], part: f64, work: f64) -> Result<Vec<Thin>> {
+        let work = work / layers.len().max(1) as f64;
         let counts = self.counts(layers, part);
         let each = layers.iter().zip(counts);
         each.map(|(l, keep)| l.thinned(keep, self.method, self.pattern, self.block, work)).collect()
@@ -268,7 +268,7 @@ impl Sparsify {
         cx.progress.start("try zeros", ROUNDS);
         for _ in 0..ROUNDS {
             let mut changed = model.clone();
-            for (l, thin) in layers.iter().zip(self.thinned(&layers, 1.0 - density)?) {
+            for (l, thin) in layers.iter().zip(self.thinned(&layers, 1.0 - density, WORK / ROUNDS as f64)?) {
                 l.write(&mut changed, &thin)?;
             }
             let error = reference.error(&changed, SAMPLES, cx)?;
@@ -332,7 +332,7 @@ impl Pass for Sparsify {
         };
         if part > 0.0 || self.pattern != Pattern::Free && matches!(self.much, Much::Part(_)) {
             let layers = layers(model, &sites, halves.as_ref().map(|h| &h[..]), self.method)?;
-            for (l, thin) in layers.iter().zip(self.thinned(&layers, part)?) {
+            for (l, thin) in layers.iter().zip(self.thinned(&layers, part, WORK)?) {
                 l.write(model, &thin)?;
                 cx.did(model, l.site.node, l.account(model, &thin));
             }
