@@ -27,7 +27,7 @@
 //! | [`engine`] | running models (tract) |
 //! | [`data`] | samples |
 //! | [`verify`] | gaps, budget, verdict |
-//! | [`report`] | the account of a run, as text and JSON |
+//! | [`report`] | the account of a run, as text, JSON, Markdown and HTML; what an earlier one holds it to |
 //! | [`cli`] | the command line |
 //!
 //! # Example

@@ -15,11 +15,11 @@ fn optimize(passes: &str, more: &[&str], input: &Path, output: &Path) -> crate::
 #[test]
 fn every_help_has_what_a_script_needs() {
     let top = onnxzip(["--help"]).ok();
-    for command in ["optimize", "inspect", "verify", "passes"] {
+    for command in ["optimize", "inspect", "verify", "passes", "bench"] {
         assert!(top.contains(command), "{command}: {top}");
         let help = onnxzip([command, "--help"]).ok();
         assert!(help.contains("Usage:"), "{help}");
-        if command != "passes" && command != "inspect" {
+        if ["optimize", "verify"].contains(&command) {
             assert!(help.contains("Exit codes:"), "{command}: {help}");
         }
     }
