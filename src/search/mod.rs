@@ -9,7 +9,7 @@
 //!    Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
 //!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. does the same with each structural pass alone: they compete for the same weights;
-//! 4. gives the smallest that fits, and the next careful ones in case the held-back samples disagree.
+//! 4. gives the smallest that fits, and more careful ones where the held-back samples disagree.
 //!
 //! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
 //! that size. The winner is made anew from all calibration samples; its list of passes alone gives the same bytes again.
@@ -41,8 +41,10 @@ const ERRORS: (f64, f64) = (1e-5, 0.5);
 /// Where a search begins when the budget does not say.
 const FIRST: f64 = 0.01;
 /// How often a more careful result is tried when the held-back samples disagree.
-const SECOND_CHANCES: usize = 2;
-/// A second chance uses at most this part of what the one before did.
+const SECOND_CHANCES: usize = 3;
+/// By how much the error is lessened then.
+const WEAKER: f64 = 0.55;
+/// Another result is more careful when it uses at most this part of the budget that the refused one did.
 const CAREFUL: f64 = 0.6;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
@@ -89,25 +91,33 @@ pub fn optimize(
         tried: Vec::new(),
     };
     search.run().with_context(|| format!("{}", input.display()))?;
-    let (choices, mut tried, samples) = (search.choices(), search.tried, search.tune.len());
-    let mut chances = choices.into_iter().take(1 + SECOND_CHANCES).peekable();
-    while let Some(k) = chances.next() {
+    let (mut k, mut chance) = (search.best(), 0);
+    loop {
         let mut job = options.clone();
-        job.passes = tried[k].plan.requests(&options.passes)?;
-        job.keep &= chances.peek().is_none();
+        job.passes = search.tried[k].plan.requests(&options.passes)?;
+        job.keep = false;
         let mut report = pipeline::optimize(input, output, &job, engine, progress)?;
-        if report.written || chances.peek().is_none() {
-            report.search = tried.into_iter().map(|m| m.tried).collect();
-            report.search[k].chosen = true;
-            report.tuning_samples = samples;
-            report.seconds = start.elapsed().as_secs_f64();
-            return Ok(report);
+        let next = match &report.verdict {
+            Verdict::Outside(why) if chance < SECOND_CHANCES => {
+                search.tried[k].tried.refused = Some(why.clone());
+                search.more_careful(k, chance)?
+            }
+            _ => None,
+        };
+        if let Some(next) = next {
+            (k, chance) = (next, chance + 1);
+            continue;
         }
-        if let Verdict::Outside(why) = report.verdict {
-            tried[k].tried.refused = Some(why);
+        if options.keep && !report.written {
+            job.keep = true;
+            report = pipeline::optimize(input, output, &job, engine, progress)?;
         }
+        search.tried[k].tried.chosen = true;
+        report.tuning_samples = search.tune.len();
+        report.search = search.tried.into_iter().map(|m| m.tried).collect();
+        report.seconds = start.elapsed().as_secs_f64();
+        return Ok(report);
     }
-    unreachable!("run() measures at least one result, and choices() gives at least one of them")
 }
 
 struct Search<'a> {
@@ -136,9 +146,8 @@ struct Measured {
 impl Search<'_> {
     /// Measures as many results as the effort allows.
     fn run(&mut self) -> Result<()> {
-        let precision = self.precision()?;
+        let (precision, base) = self.precision()?;
         let knobs = knobs();
-        let base = self.tried.last().map_or(0.0, |m| m.tried.used);
         if base > FIT && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
             return Ok(());
         }
@@ -154,24 +163,43 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The first precision that fits alone; none when none does.
-    fn precision(&mut self) -> Result<Option<&'static str>> {
-        let mut best: Option<(u64, &'static str)> = None;
+    /// The first precision that fits alone (none when none does), and what it uses of the budget.
+    fn precision(&mut self) -> Result<(Option<&'static str>, f64)> {
+        let mut best: Option<(u64, &'static str, f64)> = None;
         for p in precisions() {
-            let t = self.measure(Plan::new(&[], 0.0, Some(p)))?;
-            if t.used > FIT || best.is_some_and(|(bytes, _)| bytes <= t.bytes) {
+            let k = self.measure(Plan::new(&[], 0.0, Some(p)))?;
+            let t = &self.tried[k].tried;
+            if t.used > FIT || best.is_some_and(|b| b.0 <= t.bytes) {
                 continue;
             }
-            best = Some((t.bytes, p));
+            best = Some((t.bytes, p, t.used));
             if self.effort != Effort::Smallest {
                 break;
             }
         }
         match best {
-            // Measured last, so that it is what comes after is compared with.
-            Some((_, p)) => self.measure(Plan::new(&[], 0.0, Some(p))).map(|_| Some(p)),
-            None => self.measure(Plan::new(&[], 0.0, None)).map(|_| None),
+            Some((_, p, used)) => Ok((Some(p), used)),
+            None => {
+                let k = self.measure(Plan::new(&[], 0.0, None))?;
+                Ok((None, self.tried[k].tried.used))
+            }
         }
+    }
+
+    /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
+    /// two of these, and where there is nothing to lessen) what uses much less of the budget.
+    fn more_careful(&mut self, k: usize, chance: usize) -> Result<Option<usize>> {
+        let refused = &self.tried[k];
+        if let Some(plan) = refused.plan.weaker(WEAKER).filter(|_| chance + 1 < SECOND_CHANCES) {
+            let next = self.measure(plan)?;
+            let t = &self.tried[next].tried;
+            if t.refused.is_none() && self.misses(t).is_none() {
+                return Ok(Some(next));
+            }
+        }
+        let refused = &self.tried[k].tried;
+        let careful = |t: &Tried| t.refused.is_none() && t.used <= CAREFUL * refused.used && self.misses(t).is_none();
+        Ok(self.order().into_iter().find(|&i| careful(&self.tried[i].tried)))
     }
 
     fn first_error(&self, base: f64) -> f64 {
@@ -201,9 +229,10 @@ impl Search<'_> {
         let targets = self.options.targets.any();
         let mut best = None;
         for _ in 0..probes {
-            let t = self.measure(Plan::new(structure, e, precision))?.clone();
+            let k = self.measure(Plan::new(structure, e, precision))?;
+            let t = &self.tried[k].tried;
             let used = t.used;
-            let met = self.misses(&t).is_none();
+            let met = self.misses(t).is_none();
             let (good, up) = match targets {
                 true => (met, !met),
                 false => (used <= FIT, used <= FIT),
@@ -243,13 +272,11 @@ impl Search<'_> {
         }
     }
 
-    /// Runs the passes of a plan on the fitting samples and measures the result on the tuning samples.
-    fn measure(&mut self, plan: Plan) -> Result<&Tried> {
+    /// Runs the passes of a plan on the fitting samples, measures the result on the tuning samples, and gives its place.
+    fn measure(&mut self, plan: Plan) -> Result<usize> {
         let known = self.tried.iter().position(|m| m.plan == plan);
         if let Some(k) = known {
-            let again = self.tried.remove(k);
-            self.tried.push(again);
-            return Ok(&self.tried[self.tried.len() - 1].tried);
+            return Ok(k);
         }
         let start = Instant::now();
         let model = self.made(&plan)?;
@@ -281,7 +308,7 @@ impl Search<'_> {
             refused: None,
         };
         self.tried.push(Measured { plan, tried });
-        Ok(&self.tried[self.tried.len() - 1].tried)
+        Ok(self.tried.len() - 1)
     }
 
     /// The model after the passes of a plan; those that it shares with the last plan are not run again.
@@ -304,11 +331,15 @@ impl Search<'_> {
         Ok(self.chain.last().map_or(self.original, |(_, m)| m).clone())
     }
 
-    /// What was measured, the best first, then what is more careful.
-    fn choices(&self) -> Vec<usize> {
+    /// What was measured, the best first.
+    fn order(&self) -> Vec<usize> {
         let all: Vec<&Tried> = self.tried.iter().map(|m| &m.tried).collect();
         let met: Vec<bool> = all.iter().map(|t| self.misses(t).is_none()).collect();
         order(&all, &met, self.options.targets.any())
+    }
+
+    fn best(&self) -> usize {
+        self.order()[0] // run() measures at least one
     }
 
     /// The target that a result misses.
@@ -322,8 +353,8 @@ impl Search<'_> {
     }
 }
 
-/// Which results to take, the best first: those that meet the targets and fit the budget; of these the smallest, or (with
-/// targets) the one that uses least of the budget. Each next one uses much less of it than the one before.
+/// The best first: those that meet the targets and fit the budget; of these the smallest, or (with targets) the one that
+/// uses least of the budget.
 fn order(all: &[&Tried], met: &[bool], targets: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..all.len()).collect();
     order.sort_by(|&a, &b| {
@@ -334,16 +365,7 @@ fn order(all: &[&Tried], met: &[bool], targets: bool) -> Vec<usize> {
         };
         flaws(a).cmp(&flaws(b)).then(cost(a).total_cmp(&cost(b)))
     });
-    let mut chosen: Vec<usize> = Vec::new();
-    for k in order {
-        let careful = chosen
-            .last()
-            .is_none_or(|l| met[k] && all[k].used <= CAREFUL * all[*l].used);
-        if careful {
-            chosen.push(k);
-        }
-    }
-    chosen
+    order
 }
 
 #[cfg(test)]
@@ -364,24 +386,19 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_that_fits_comes_first_and_careful_ones_after_it() {
+    fn the_smallest_that_fits_comes_first_and_what_does_not_fit_last() {
         let all = [
             tried(100, 0.0),
             tried(50, 0.5),
             tried(40, 0.8),
             tried(30, 1.2),
-            tried(60, 0.7),
+            tried(20, 9.0),
         ];
         let all: Vec<&Tried> = all.iter().collect();
+        assert_eq!(order(&all, &[true; 5], false), [2, 1, 0, 3, 4]);
         assert_eq!(
-            order(&all, &[true; 5], false),
-            [2, 0],
-            "50 bytes use more than a second chance may"
-        );
-        assert_eq!(order(&all[1..4], &[true; 3], false), [1]);
-        assert_eq!(
-            order(&all[3..4], &[true], false),
-            [0],
+            order(&all[3..], &[true; 2], false),
+            [0, 1],
             "something is always taken: the verdict refuses it"
         );
     }
@@ -391,7 +408,7 @@ mod tests {
         let all = [tried(100, 0.0), tried(50, 0.5), tried(40, 0.8), tried(30, 1.2)];
         let all: Vec<&Tried> = all.iter().collect();
         assert_eq!(order(&all, &[false, true, true, true], true)[0], 1);
-        assert_eq!(order(&all, &[false, false, false, true], true), [3]);
-        assert_eq!(order(&all, &[false; 4], true), [0], "none meets them");
+        assert_eq!(order(&all, &[false, false, false, true], true)[0], 3);
+        assert_eq!(order(&all, &[false; 4], true)[0], 0, "none meets them");
     }
 }

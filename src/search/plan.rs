@@ -73,6 +73,11 @@ impl Plan {
         }
     }
 
+    /// The same passes with this part of the error; `None` without structural ones.
+    pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
+        (!self.structure.is_empty()).then(|| Plan::new(&self.structure, self.error * part, self.precision))
+    }
+
     /// The passes, after those that come first in any case.
     ///
     /// # Errors
