@@ -14,5 +14,7 @@ mod precision;
 mod proto;
 mod prune;
 mod roundtrip;
+mod search;
 mod simplify;
+mod sparsify;
 mod tool;

@@ -13,6 +13,9 @@ use std::path::Path;
 
 mod exact;
 mod lossy;
+mod masks;
+mod picks;
+mod topologies;
 
 fn run(spec: &str, model: &mut Model) -> Vec<Note> {
     run_on(&Dataset::synthetic(model, 1, 4), spec, model)

@@ -175,6 +175,11 @@ impl Groups {
         self.dims.get(v.index())?.clone()
     }
 
+    /// All dimensions, by value.
+    pub fn all_dims(&self) -> &Dims {
+        &self.dims
+    }
+
     /// All dimensions, to carry over to the next round.
     pub fn into_dims(self) -> Dims {
         self.dims

@@ -3,7 +3,7 @@
 //! All measures are sums over samples, in the order of the samples: the result does not depend on the number of threads.
 
 mod fold;
-mod rows;
+pub(crate) mod rows;
 
 use crate::data::Samples;
 use crate::engine::{Engine, Session};

@@ -8,6 +8,7 @@
 //! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows).
 
 use super::decompose::solve_spd;
+use super::few;
 use anyhow::{Result, ensure};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
@@ -22,11 +23,11 @@ pub struct Surgeon {
 }
 
 impl Surgeon {
-    /// For `weight` (rows × n) and the covariance of its inputs (n × n); `damping` is added to the diagonal, relative to its mean.
+    /// For `weight` (rows × n) and the covariance of its inputs (n × n) from `seen` rows; `damping` is added to the diagonal, relative to its mean.
     ///
     /// # Errors
     /// When shapes do not fit or numbers are not finite.
-    pub fn new(weight: Array2<f64>, covariance: ArrayView2<f64>, damping: f64) -> Result<Surgeon> {
+    pub fn new(weight: Array2<f64>, (covariance, seen): (ArrayView2<f64>, u64), damping: f64) -> Result<Surgeon> {
         let n = weight.ncols();
         ensure!(
             covariance.dim() == (n, n),
@@ -34,7 +35,7 @@ impl Surgeon {
             weight.dim(),
             covariance.dim()
         );
-        let inverse = solve_spd(covariance, Array2::eye(n).view(), damping)?;
+        let inverse = few::inverse(covariance, damping, seen)?;
         let power = power(weight.view(), covariance);
         Ok(Surgeon {
             weight,
@@ -59,6 +60,16 @@ impl Surgeon {
                 }
             })
             .collect()
+    }
+
+    /// How far two blocks stand for each other given all others: the squared partial correlation, from 0 to 1, for single inputs.
+    pub fn related(&self, a: &[usize], b: &[usize]) -> f64 {
+        let square = |a: &[usize], b: &[usize]| {
+            let of_row = |i: &usize| b.iter().map(|j| self.inverse[[*i, *j]].powi(2)).sum::<f64>();
+            a.iter().map(of_row).sum::<f64>()
+        };
+        let whole = (square(a, a) * square(b, b)).sqrt();
+        if whole > 0.0 { square(a, b) / whole } else { 0.0 }
     }
 
     /// `((C⁻¹)_RR)⁻¹`.
@@ -95,13 +106,17 @@ impl Surgeon {
 }
 
 /// `tr(W C Wᵀ)`.
-fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
+pub fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
     let product = super::decompose::matmul(w, c);
     (&product * &w).sum()
 }
 
-/// `a -= b · c`, row by row.
+/// `a -= b · c`.
 fn subtract(a: &mut Array2<f64>, b: ArrayView2<f64>, c: ArrayView2<f64>) {
+    if b.ncols() > 2 {
+        *a -= &super::decompose::matmul(b, c);
+        return;
+    }
     for (mut row, factors) in a.rows_mut().into_iter().zip(b.rows()) {
         for (f, line) in factors.iter().zip(c.rows()) {
             if *f != 0.0 {
@@ -111,15 +126,59 @@ fn subtract(a: &mut Array2<f64>, b: ArrayView2<f64>, c: ArrayView2<f64>) {
     }
 }
 
+/// A map refitted to some of its inputs, and what that loses.
+pub struct Refit {
+    /// `rows × n`; columns of inputs that are not kept are zero.
+    pub weight: Array2<f64>,
+    /// In parts of the output's power.
+    pub lost: f64,
+}
+
+/// `W' = W C_:K (C_KK)⁻¹`, the least-squares map on the inputs `kept` (ascending); `damping` as in [`Surgeon::new`], `seen` is the number of rows of
+/// the moment, `whole` the [`power`] of the output.
+///
+/// # Errors
+/// When shapes do not fit or numbers are not finite.
+pub fn refit(
+    weight: ArrayView2<f64>,
+    (covariance, seen, whole): (ArrayView2<f64>, u64, f64),
+    kept: &[usize],
+    damping: f64,
+) -> Result<Refit> {
+    let n = weight.ncols();
+    ensure!(
+        covariance.dim() == (n, n) && kept.iter().all(|k| *k < n),
+        "refit: {:?} against {:?}",
+        weight.dim(),
+        covariance.dim()
+    );
+    let gone: Vec<usize> = (0..n).filter(|i| kept.binary_search(i).is_err()).collect();
+    let inner = covariance.select(Axis(0), kept).select(Axis(1), kept);
+    let cross = covariance.select(Axis(0), kept).select(Axis(1), &gone);
+    // Only what the others take over: W'_K = W_K + W_R X with X = C_RK (C_KK)⁻¹, so that damping does not touch W_K.
+    let lost_columns = weight.select(Axis(1), &gone);
+    let mut new = Array2::zeros(weight.dim());
+    let own = weight.select(Axis(1), kept);
+    let takes = match gone.len() <= weight.nrows() {
+        true => super::decompose::matmul(
+            lost_columns.view(),
+            few::solve(inner.view(), cross.view(), damping, seen)?.t(),
+        ),
+        false => {
+            let right = super::decompose::matmul(cross.view(), lost_columns.t());
+            few::solve(inner.view(), right.view(), damping, seen)?.reversed_axes()
+        }
+    };
+    for (k, &i) in kept.iter().enumerate() {
+        new.column_mut(i).assign(&(&own.column(k) + &takes.column(k)));
+    }
+    let lost = power((&weight - &new).view(), covariance) / whole.max(f64::MIN_POSITIVE);
+    Ok(Refit { weight: new, lost })
+}
+
 /// The change of a bias that keeps the mean output: `(before − after) μ`, one number for every row.
 pub fn bias_shift(before: ArrayView2<f64>, after: ArrayView2<f64>, mean: ArrayView1<f64>) -> Array1<f64> {
     (&before - &after).dot(&mean)
-}
-
-/// The map and covariance of the inputs that are left: for a map whose other inputs are gone for good.
-pub fn restrict(weight: ArrayView2<f64>, covariance: ArrayView2<f64>, left: &[usize]) -> (Array2<f64>, Array2<f64>) {
-    let c = covariance.select(Axis(0), left).select(Axis(1), left);
-    (weight.select(Axis(1), left), c)
 }
 
 #[cfg(test)]
@@ -143,7 +202,7 @@ mod tests {
     fn what_is_left_is_the_least_squares_refit_and_costs_say_what_it_loses() {
         let (w, c) = case(6, 3);
         for blocks in [vec![vec![1], vec![4]], vec![vec![4, 1]], vec![vec![1, 4]]] {
-            let mut surgeon = Surgeon::new(w.clone(), c.view(), 0.0).expect("a covariance");
+            let mut surgeon = Surgeon::new(w.clone(), (c.view(), 99), 0.0).expect("a covariance");
             let mut told = 0.0;
             for b in &blocks {
                 told += surgeon.costs(std::slice::from_ref(b)).expect("finite")[0];
@@ -160,6 +219,10 @@ mod tests {
                 .enumerate()
                 .for_each(|(k, &i)| full.column_mut(i).assign(&refit.column(k)));
             assert!((&surgeon.weight - &full).iter().all(|d| d.abs() < 1e-9));
+            let at_once =
+                super::refit(w.view(), (c.view(), 99, power(w.view(), c.view())), &left, 0.0).expect("a solution");
+            assert!((&at_once.weight - &full).iter().all(|d| d.abs() < 1e-9));
+            assert!((at_once.lost - told).abs() < 1e-9 * told.max(1.0));
             let lost = power((&w - &full).view(), c.view()) / power(w.view(), c.view());
             assert!((told - lost).abs() < 1e-9 * lost.max(1.0), "{told} {lost}");
         }
@@ -169,7 +232,7 @@ mod tests {
     fn a_copy_costs_nothing_but_its_twin_then_costs_all() {
         let c = ndarray::arr2(&[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
         let w = ndarray::arr2(&[[1.0, 1.0, 1.0]]);
-        let mut surgeon = Surgeon::new(w, c.view(), 1e-9).expect("a covariance");
+        let mut surgeon = Surgeon::new(w, (c.view(), 99), 1e-9).expect("a covariance");
         let one: Vec<Vec<usize>> = (0..3).map(|i| vec![i]).collect();
         assert!(surgeon.costs(&one).expect("finite")[0] < 1e-6);
         surgeon.remove(&[0]).expect("finite");

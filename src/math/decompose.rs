@@ -327,6 +327,29 @@ pub fn solve_spd(g: ArrayView2<f64>, b: ArrayView2<f64>, damping: f64) -> Result
     anyhow::bail!("solve_spd: the {n}×{n} matrix is far from positive semidefinite")
 }
 
+/// `(G + δ·mean(diag G)·I)⁻¹` of a symmetric positive semidefinite `n × n` matrix, exactly symmetric; δ as in [`solve_spd`].
+///
+/// # Errors
+/// As [`solve_spd`].
+pub fn inverse_spd(g: ArrayView2<f64>, damping: f64) -> Result<Array2<f64>> {
+    let n = g.nrows();
+    let Triangle(factor) = Triangle::new(g, damping)?;
+    let mut out = Mat::<f64>::zeros(n, n);
+    let need = llt::inverse::inverse_scratch::<f64>(n, Par::Seq);
+    llt::inverse::inverse(
+        out.as_mut(),
+        factor.as_ref(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(need)),
+    );
+    let inverse = Array2::from_shape_fn((n, n), |(i, j)| out[(i.max(j), i.min(j))]);
+    ensure!(
+        inverse.iter().all(|x| x.is_finite()),
+        "the inverse of a {n}×{n} matrix is not finite"
+    );
+    Ok(inverse)
+}
+
 /// The Cholesky factor `L Lᵀ = G + δ·mean(diag G)·I`, of which every leading block is the factor of a leading block of `G`.
 pub(super) struct Triangle(Mat<f64>);
 
@@ -350,6 +373,12 @@ impl Triangle {
             delta = (delta * 10.0).max(1e-12);
         }
         anyhow::bail!("the {n}×{n} matrix is far from positive semidefinite")
+    }
+
+    /// `L`, zeros above the diagonal.
+    pub(super) fn lower(&self) -> Array2<f64> {
+        let n = self.0.nrows();
+        Array2::from_shape_fn((n, n), |(i, j)| if j <= i { self.0[(i, j)] } else { 0.0 })
     }
 
     /// `L⁻¹ b`.

@@ -13,6 +13,8 @@ pub mod channels;
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.
 pub mod decompose;
+/// Systems with a second moment from few rows.
+pub mod few;
 /// First and second moments of a stream of rows.
 pub mod gram;
 /// Scales and zero points for blocks of weights.
@@ -25,6 +27,8 @@ pub mod histogram;
 pub mod kernel;
 /// The best map of a given rank under the second moment of its input.
 pub mod lowrank;
+/// How many decisions a noise is expected to change.
+pub mod margins;
 /// Rounding to float16 and bfloat16.
 pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
@@ -33,5 +37,9 @@ pub mod ranges;
 pub mod rounding;
 /// A covariance from few samples, shrunk towards its diagonal.
 pub mod shrink;
+/// Which weights become zero, and what the others take over.
+pub mod sparse;
 /// The strongest directions of a large layer's output.
 pub mod subspace;
+/// Quantiles of times, and their ratio with its confidence interval.
+pub mod timing;

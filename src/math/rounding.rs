@@ -36,6 +36,9 @@ pub struct Rounding {
     damping: f64,
 }
 
+/// In maps of which so much is exactly zero, zeros were meant and stay.
+const SPARSE: f64 = 0.25;
+
 /// Rows of codes, and what their errors cost.
 pub struct Codes {
     /// rows × dim.
@@ -102,10 +105,12 @@ impl Rounding {
             grid.scales.dim()
         );
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
+        let zeros = w.iter().filter(|x| **x == 0.0).count();
+        let keep_zeros = zeros as f64 >= SPARSE * w.len() as f64;
         let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
         let task = |&first: &usize| {
             let rows = first..w.nrows().min(first + ROWS);
-            self.task(w.slice(ndarray::s![rows, ..]), grid, first)
+            self.task(w.slice(ndarray::s![rows, ..]), grid, first, keep_zeros)
         };
         let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -117,7 +122,7 @@ impl Rounding {
 
     /// Codes row by row, from row `first` of the grid on, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
     /// block is felt at once, and by all places before the block when it is done.
-    fn task(&self, w: ArrayView2<f32>, grid: &Grid, first: usize) -> (Vec<i8>, Vec<f64>) {
+    fn task(&self, w: ArrayView2<f32>, grid: &Grid, first: usize, keep_zeros: bool) -> (Vec<i8>, Vec<f64>) {
         let (n, rows) = (self.order.len(), w.nrows());
         let (low, high) = (grid.limits.0 as f32, grid.limits.1 as f32);
         let mut codes = vec![0i8; rows * n];
@@ -139,7 +144,10 @@ impl Rounding {
                     let weight = w[[r, self.order[j]]];
                     let (scale, zero) = grid.at(first + r, self.order[j]);
                     let target = (weight + felt / column[j]) / scale;
-                    let steps = round_half_even(target.clamp(low - zero, high - zero));
+                    let steps = match keep_zeros && weight == 0.0 {
+                        true => 0.0,
+                        false => round_half_even(target.clamp(low - zero, high - zero)),
+                    };
                     codes[r * n + self.order[j]] = (steps + zero) as i8;
                     *error = weight - scale * steps;
                     let term = f64::from(column[j] * *error + felt);

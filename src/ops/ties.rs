@@ -14,7 +14,9 @@
 
 mod layers;
 mod moves;
+mod picks;
 mod pointwise;
+mod recurrent;
 mod reshape;
 
 use super::infer::Dim;
@@ -164,6 +166,42 @@ pub enum Fix {
         name: &'static str,
         /// The axis whose length it is.
         of: Axis,
+    },
+    /// The constant list at input `slot` says which indices of `from` those of `to` are (Gather).
+    Picks {
+        /// The list.
+        slot: usize,
+        /// What is picked from.
+        from: Axis,
+        /// What is picked.
+        to: Axis,
+    },
+    /// Bounds of a Slice with step 1.
+    Bounds {
+        /// Attributes `starts` and `ends`, or inputs 1 and 2.
+        by_attr: bool,
+        /// Which element of the lists.
+        index: usize,
+        /// The axis of the input.
+        axis: usize,
+        /// What is taken of it.
+        range: std::ops::Range<usize>,
+    },
+    /// The amounts of a Pad on one axis.
+    Pads {
+        /// Attribute `pads` (or `paddings`), or input 1.
+        by_attr: bool,
+        /// Which axis.
+        axis: usize,
+        /// Of how many.
+        rank: usize,
+        /// Where the input lies in the output.
+        inner: std::ops::Range<usize>,
+    },
+    /// A Split that does not say its sizes has to say them when they are no longer equal.
+    Sizes {
+        /// The axis.
+        axis: usize,
     },
 }
 
@@ -327,7 +365,14 @@ pub fn is_late(node: &Node) -> bool {
 
 /// How channels run through a node.
 pub fn flow(at: &At) -> Flow {
-    let rows = [layers::ROWS, moves::ROWS, reshape::ROWS, pointwise::ROWS];
+    let rows = [
+        layers::ROWS,
+        moves::ROWS,
+        picks::ROWS,
+        recurrent::ROWS,
+        reshape::ROWS,
+        pointwise::ROWS,
+    ];
     let row = rows
         .iter()
         .flat_map(|r| r.iter())

@@ -109,3 +109,54 @@ fn a_padded_conv_is_refitted_channel_by_channel() {
     let error = relative_error(&before, &n.model);
     assert!(error < 1e-5, "{error}");
 }
+
+/// Runs passes on the MNIST network of the fixtures; the report.
+fn on_digits(passes: &str, calib: bool) -> serde_json::Value {
+    use crate::tool::{arg, fixture, onnxzip};
+    let dir = tempfile::tempdir().expect("a folder");
+    let json = dir.path().join("report.json");
+    let mut args = vec![
+        "optimize".into(),
+        "--keep".into(),
+        "--passes".into(),
+        passes.to_owned(),
+        "--json".into(),
+        arg(&json),
+    ];
+    if calib {
+        args.extend(["--calib".into(), arg(&fixture("digits.npz"))]);
+    }
+    args.extend([arg(&fixture("digits_mlp.onnx")), arg(&dir.path().join("out.onnx"))]);
+    let ran = onnxzip(args);
+    assert!(matches!(ran.code, Some(0 | 1)), "{passes}: {}", ran.err);
+    serde_json::from_str(&std::fs::read_to_string(&json).expect("a report")).expect("JSON")
+}
+
+#[test]
+fn channels_go_until_the_outputs_err_by_what_is_allowed() {
+    let mut last = 1.0;
+    for (error, least) in [(0.003, 23.2), (0.03, 13.2)] {
+        let report = on_digits(&format!("prune(error={error})"), true);
+        let sqnr = report["gaps"][0]["sqnr_db"].as_f64().expect("a number");
+        let params = |when: &str| report[when]["params"].as_f64().expect("a number");
+        let part = params("after") / params("before");
+        assert!((least..least + 9.0).contains(&sqnr), "error={error}: {sqnr} dB");
+        assert!(part < 0.9 * last, "error={error}: {part} of the weights stay");
+        last = part;
+        let notes = report["passes"].to_string();
+        assert!(
+            notes.contains("channels go: predicted error of what reads them"),
+            "{notes}"
+        );
+    }
+}
+
+#[test]
+fn made_up_samples_take_nothing_by_error() {
+    let report = on_digits("prune(error=0.01)", false);
+    assert_eq!(report["before"]["params"], report["after"]["params"]);
+    assert!(report["passes"].to_string().contains("tell nothing of the damage"));
+    for bad in ["error=1", "error=-0.1", "error=0.1,ratio=0.1"] {
+        assert!(parse_list(&format!("prune({bad})")).is_err(), "{bad}");
+    }
+}

@@ -8,9 +8,6 @@ pub(super) const ROWS: &[(&[&str], Row)] = &[
     (&["Transpose"], transpose),
     (&["Squeeze", "Unsqueeze"], squeeze),
     (&["Concat"], concat),
-    (&["Split"], split),
-    (&["Slice"], slice),
-    (&["Gather"], gather),
     (&["Pad"], pad),
     (&["Resize", "Upsample"], resize),
     (&["Expand"], expand),
@@ -19,7 +16,7 @@ pub(super) const ROWS: &[(&[&str], Row)] = &[
 ];
 
 const READ: &str = "its length is read by a Shape node";
-const MOVED: &str = "positions along this axis are moved or chosen";
+pub(super) const MOVED: &str = "positions along this axis are moved or chosen";
 
 /// All tied indices agree on a number: what is only moved keeps it.
 pub(super) fn moved(flow: &mut Flow) {
@@ -145,72 +142,8 @@ fn concat(at: &At, flow: &mut Flow) -> Option<()> {
     Some(())
 }
 
-fn split(at: &At, flow: &mut Flow) -> Option<()> {
-    let d = at.dims(In(0))?;
-    let axis = at.axis(at.node.int_or("axis", 0), d.len())?;
-    let attr = at.node.ints("split").map(<[i64]>::to_vec);
-    let by_attr = attr.is_some();
-    let sizes = match (attr, at.node.input(1)) {
-        (Some(s), _) => Some(s),
-        (None, Some(_)) => at.ints(1),
-        (None, None) => None,
-    };
-    let mut offset = 0usize;
-    for k in 0..at.node.outputs().len() {
-        at.node.output(k)?;
-        for a in (0..d.len()).filter(|a| *a != axis) {
-            flow.same((In(0), a), (Out(k), a));
-        }
-        let Some(n) = sizes.as_ref().and_then(|s| usize::try_from(*s.get(k)?).ok()) else {
-            flow.stop((In(0), axis), "it is split into parts of equal or computed size");
-            flow.stop((Out(k), axis), "it is one of parts of equal or computed size");
-            continue;
-        };
-        flow.tie((Out(k), axis), (In(0), axis), Map::Offset(offset));
-        offset = offset.checked_add(n)?;
-        let of = (Out(k), axis);
-        flow.fixes.push(match by_attr {
-            true => Fix::AttrEntry {
-                name: "split",
-                index: k,
-                of,
-            },
-            false => Fix::Entry {
-                node: at.id,
-                slot: 1,
-                index: k,
-                of,
-            },
-        });
-    }
-    moved(flow);
-    Some(())
-}
-
-fn slice(at: &At, flow: &mut Flow) -> Option<()> {
-    let rank = at.dims(In(0))?.len();
-    let (axes, count) = match at.node.ints("starts") {
-        Some(starts) => (at.axes(usize::MAX, rank)?, starts.len()),
-        None => {
-            let axes = match at.node.input(3) {
-                Some(_) => Some(
-                    at.ints(3)?
-                        .iter()
-                        .map(|&a| at.axis(a, rank))
-                        .collect::<Option<Vec<_>>>()?,
-                ),
-                None => None,
-            };
-            (axes, at.dims(In(1))?.first().copied()??)
-        }
-    };
-    let axes = axes.unwrap_or_else(|| (0..count.min(rank)).collect());
-    keep_axes(flow, rank, &axes);
-    Some(())
-}
-
 /// Axes outside of `touched` pass through, the others keep their length.
-fn keep_axes(flow: &mut Flow, rank: usize, touched: &[usize]) {
+pub(super) fn keep_axes(flow: &mut Flow, rank: usize, touched: &[usize]) {
     for a in 0..rank {
         match touched.contains(&a) {
             false => flow.same((In(0), a), (Out(0), a)),
@@ -223,20 +156,6 @@ fn keep_axes(flow: &mut Flow, rank: usize, touched: &[usize]) {
     moved(flow);
 }
 
-fn gather(at: &At, flow: &mut Flow) -> Option<()> {
-    let (rank, index_rank) = (at.dims(In(0))?.len(), at.dims(In(1))?.len());
-    let axis = at.axis(at.node.int_or("axis", 0), rank)?;
-    for a in (0..rank).filter(|a| *a != axis) {
-        let to = if a < axis { a } else { a + index_rank - 1 };
-        flow.same((In(0), a), (Out(0), to));
-    }
-    flow.stop((In(0), axis), MOVED);
-    flow.stop_slot(In(1), MOVED);
-    (axis..axis + index_rank).for_each(|a| flow.stop((Out(0), a), MOVED));
-    moved(flow);
-    Some(())
-}
-
 fn pad(at: &At, flow: &mut Flow) -> Option<()> {
     let rank = at.dims(In(0))?.len();
     let by_attr = at.node.ints("pads").or_else(|| at.node.ints("paddings"));
@@ -247,9 +166,29 @@ fn pad(at: &At, flow: &mut Flow) -> Option<()> {
     if pads.len() != 2 * rank || at.node.input(3).is_some() {
         return None;
     }
-    let touched: Vec<usize> = (0..rank).filter(|&a| pads[a] != 0 || pads[a + rank] != 0).collect();
-    keep_axes(flow, rank, &touched);
     let constant = at.node.string("mode").unwrap_or("constant") == "constant";
+    let (from, to) = (at.dims(In(0))?, at.dims(Out(0))?);
+    for a in 0..rank {
+        let around = (usize::try_from(pads[a]), usize::try_from(pads[a + rank]));
+        match (around, from[a], to.get(a).copied().flatten()) {
+            ((Ok(0), Ok(0)), ..) => flow.same((In(0), a), (Out(0), a)),
+            ((Ok(before), Ok(after)), Some(n), Some(m))
+                if constant && before + n + after == m && (a < 2 || a + 1 == rank) =>
+            {
+                flow.tie((In(0), a), (Out(0), a), Map::Offset(before));
+                flow.fixes.push(Fix::Pads {
+                    by_attr,
+                    axis: a,
+                    rank,
+                    inner: before..before + n,
+                });
+            }
+            _ => {
+                flow.stop((In(0), a), MOVED);
+                flow.stop((Out(0), a), MOVED);
+            }
+        }
+    }
     let filler = match (by_attr, at.node.input(2)) {
         (true, _) => at.node.float("value").unwrap_or(0.0),
         (false, Some(_)) => at.number(2).unwrap_or(f32::NAN),

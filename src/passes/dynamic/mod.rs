@@ -11,7 +11,7 @@ mod lstm;
 use super::int8::{matches, tables};
 use super::weights::find::{self, Weight};
 use super::weights::fit::{Data, Fitted, Scheme, fit};
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
 use crate::ops::quant::is_quantized_op;
@@ -25,6 +25,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "dynamic INT8 for MatMul, Gemm and LSTM: ranges are found at run time, no calibration data needed",
     doc: include_str!("doc.md"),
     lossy: true,
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

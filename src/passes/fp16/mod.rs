@@ -11,7 +11,7 @@ mod decide;
 mod stored;
 
 use super::int8::matches;
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{DType, Model, NodeId, Tensor};
 use crate::math::narrow;
 use crate::ops::quant::is_quantized_op;
@@ -25,6 +25,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "weights and activations in float16 or bfloat16, float32 where that would overflow",
     doc: include_str!("doc.md"),
     lossy: true,
+    part: Part::Precision(&["fp16(only=weights)"]),
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

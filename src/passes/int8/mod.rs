@@ -20,7 +20,7 @@ mod time;
 mod units;
 mod weights;
 
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::stats::{Measure, Stats};
 use crate::analysis::sites::Site;
 use crate::ir::{Model, NodeId, ValueId};
@@ -43,6 +43,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "static INT8: Q/DQ pairs in ONNX Runtime's layout, per-channel weights, int32 biases",
     doc: include_str!("doc.md"),
     lossy: true,
+    part: Part::Precision(&["int8", "int8(error=0.01)"]),
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

@@ -7,35 +7,19 @@
 
 use super::ladder::Ladder;
 use super::rewrite;
-use crate::data::{Sample, Samples};
-use crate::engine::{NotRun, Session};
-use crate::ir::{Model, Tensor, ValueId};
-use crate::math::compare::Gap;
-use crate::parallel::in_order;
-use crate::passes::{Context, noise};
-use anyhow::{Result, anyhow};
+use crate::data::Samples;
+use crate::ir::Model;
+use crate::passes::Context;
+use crate::passes::noise::{Reference, SAMPLES};
+use anyhow::Result;
 
-/// Not more samples than this.
-const SAMPLES: usize = 64;
 /// Samples on which sites are tried one by one.
 const ALONE: usize = 12;
-/// The outputs that they are compared with are kept, up to this size.
-const KEPT: usize = 256 << 20;
-/// With so many samples, half the limit is allowed.
-const FEW: f64 = 4.0;
 /// How often a smaller choice is tried.
 const ROUNDS: usize = 8;
 
 /// The rung of every site; `None`: left alone.
 pub type Choice = Vec<Option<usize>>;
-
-/// The samples, and the outputs of the model as it was.
-struct Reference<'a> {
-    model: &'a Model,
-    outputs: Vec<ValueId>,
-    samples: Vec<Sample>,
-    wanted: Vec<Vec<Tensor>>,
-}
 
 /// What was chosen, and the outputs' error: in the worst of them, relative to its power.
 pub struct Settled {
@@ -50,14 +34,12 @@ pub struct Settled {
 /// The choice of rungs whose outputs err by `limit` at most, by less where few samples say so.
 ///
 /// # Errors
-/// When a sample fails. [`NotRun`] is in the chain when the engine does not run the model.
+/// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
 pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
-    // An error that is seen on few samples may be several times as large on others.
-    let seen = reference.samples.len() as f64;
-    let limit = limit * seen / (seen + FEW);
+    let limit = reference.careful(limit);
     let everything: Choice = vec![Some(0); ladders.len()];
-    let first = reference.error(ladders, &everything, SAMPLES, cx)?;
+    let first = error(model, ladders, &everything, (&reference, SAMPLES), cx)?;
     let mut settled = Settled {
         choice: everything,
         first,
@@ -71,7 +53,7 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
     for i in 0..ladders.len() {
         let mut only: Choice = vec![None; ladders.len()];
         only[i] = Some(0);
-        damage.push(reference.error(ladders, &only, ALONE, cx)?);
+        damage.push(error(model, ladders, &only, (&reference, ALONE), cx)?);
         cx.progress.advance(1);
     }
     cx.progress.finish();
@@ -82,7 +64,7 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
             allowed *= 0.6;
             continue;
         }
-        settled.last = reference.error(ladders, &choice, SAMPLES, cx)?;
+        settled.last = error(model, ladders, &choice, (&reference, SAMPLES), cx)?;
         settled.choice = choice;
         if settled.last <= limit {
             return Ok(settled);
@@ -131,51 +113,12 @@ fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
     found
 }
 
-impl<'a> Reference<'a> {
-    fn new(model: &'a Model, samples: &Samples, cx: &Context) -> Result<Reference<'a>> {
-        let outputs = model.main().outputs().iter().map(|p| p.value).collect();
-        let mut reference = Reference {
-            model,
-            outputs,
-            samples: Vec::new(),
-            wanted: Vec::new(),
-        };
-        let session = reference.load(model, &samples.get(0)?, cx)?;
-        let mut kept = 0usize;
-        for i in 0..samples.len().min(SAMPLES) {
-            let sample = samples.get(i)?;
-            let wanted = session.run(&sample)?;
-            kept += wanted.iter().map(Tensor::byte_len).sum::<usize>();
-            reference.samples.push(sample);
-            reference.wanted.push(wanted);
-            if kept > KEPT {
-                break;
-            }
-        }
-        Ok(reference)
+/// The error of the worst output under a choice, on the first samples.
+fn error(model: &Model, ladders: &[Ladder], choice: &Choice, (reference, most): (&Reference, usize), cx: &Context) -> Result<f64> {
+    let mut changed = model.clone();
+    for (ladder, rung) in ladders.iter().zip(choice) {
+        let Some(rung) = rung.map(|r| &ladder.rungs[r]) else { continue };
+        rewrite::replace(&mut changed, &ladder.site, rung.trial.as_ref().unwrap_or(&rung.chain))?;
     }
-
-    fn load(&self, model: &Model, like: &Sample, cx: &Context) -> Result<Box<dyn Session>> {
-        let session = cx.engine.load(model, &self.outputs, like);
-        session.map_err(|NotRun(why)| anyhow!(NotRun(why)))
-    }
-
-    /// The error of the worst output under a choice, on the first samples. Infinite when a number is lost.
-    fn error(&self, ladders: &[Ladder], choice: &Choice, most: usize, cx: &Context) -> Result<f64> {
-        let mut changed = self.model.clone();
-        for (ladder, rung) in ladders.iter().zip(choice) {
-            let Some(rung) = rung.map(|r| &ladder.rungs[r]) else { continue };
-            rewrite::replace(&mut changed, &ladder.site, rung.trial.as_ref().unwrap_or(&rung.chain))?;
-        }
-        let Some(like) = self.samples.first() else { return Ok(0.0) };
-        let session = self.load(&changed, like, cx)?;
-        let mut gaps = vec![Gap::new(); self.outputs.len()];
-        in_order(
-            self.samples.len().min(most),
-            cx.threads,
-            |i| session.run(&self.samples[i]),
-            |i, outputs| noise::add(&mut gaps, &self.wanted[i], &outputs),
-        )?;
-        Ok(gaps.iter().filter_map(noise::ratio).fold(0.0, f64::max))
-    }
+    reference.error(&changed, most, cx)
 }

@@ -1,9 +1,10 @@
 //! Taking units out of a model: constants are cut, numbers that spell lengths are rewritten, declared types forgotten.
 
+use super::spell;
 use crate::analysis::groups::{Dims, Groups, value_at};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::ops::infer::Dim;
-use crate::ops::ties::{Axis, Fix, constant};
+use crate::ops::ties::{Axis, Fix, Slot, constant};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,13 @@ pub fn cut(model: &mut Model, groups: Groups, kept: &Kept) -> Result<Dims> {
     for ((v, axis), keep) in kept {
         by_value.entry(*v).or_default().push((*axis, keep));
     }
+    let mut spelled = Vec::new();
+    for (id, flow) in &groups.flows {
+        for fix in &flow.fixes {
+            let new = new_numbers(model, &groups, *id, fix, kept);
+            spelled.extend(new.map(|n| (*id, fix.clone(), n)));
+        }
+    }
     for (&v, axes) in &by_value {
         if let Some(t) = constant(model, v) {
             let mut t = t.into_owned();
@@ -38,16 +46,8 @@ pub fn cut(model: &mut Model, groups: Groups, kept: &Kept) -> Result<Dims> {
         }
         model.forget_type(v);
     }
-    let mut spelled = Vec::new();
-    for (id, flow) in &groups.flows {
-        for fix in &flow.fixes {
-            if let Some(n) = new_length(model, *id, fix, kept) {
-                spelled.push((*id, fix.clone(), n));
-            }
-        }
-    }
     for (id, fix, n) in spelled {
-        spell(model, id, &fix, n);
+        spell::spell(model, id, &fix, &n);
     }
     let mut dims = groups.into_dims();
     for ((v, axis), keep) in kept {
@@ -99,43 +99,42 @@ pub fn set_constant(model: &mut Model, v: ValueId, t: Tensor) {
     }
 }
 
-fn new_length(model: &Model, id: NodeId, fix: &Fix, kept: &Kept) -> Option<i64> {
-    let of: &Axis = match fix {
-        Fix::Entry { of, .. } | Fix::AttrEntry { of, .. } | Fix::Attr { of, .. } => of,
-    };
-    let keep = kept.get(&(value_at(model, id, of.0)?, of.1))?;
-    Some(count(keep) as i64)
-}
-
-/// Writes a length where a node, or a constant that it reads, spells it. The constant may have other readers: they keep theirs.
-fn spell(model: &mut Model, id: NodeId, fix: &Fix, n: i64) {
-    match *fix {
-        Fix::Entry { node, slot, index, .. } => {
-            let Some(v) = model.node(node).input(slot) else { return };
-            let Some(t) = constant(model, v).map(std::borrow::Cow::into_owned) else { return };
-            let Some(mut ints) = t.ints() else { return };
-            let Some(entry) = ints.get_mut(index) else { return };
-            *entry = n;
-            let new = match t.dtype() {
-                crate::ir::DType::Int32 => Tensor::new(t.dims(), ints.iter().map(|&i| i as i32).collect()),
-                _ => Tensor::new(t.dims(), ints),
+/// What a fix has to say now; `None` when nothing changes.
+fn new_numbers(model: &Model, groups: &Groups, id: NodeId, fix: &Fix, kept: &Kept) -> Option<Vec<i64>> {
+    let keep = |(slot, axis): Axis| kept.get(&(value_at(model, id, slot)?, axis));
+    let stay = |k: &[bool]| count(k) as i64;
+    match fix {
+        Fix::Entry { of, .. } | Fix::AttrEntry { of, .. } | Fix::Attr { of, .. } => Some(vec![stay(keep(*of)?)]),
+        Fix::Bounds { axis, range, .. } => {
+            let k = keep((Slot::In(0), *axis))?;
+            Some(vec![stay(k.get(..range.start)?), stay(k.get(..range.end)?)])
+        }
+        Fix::Pads { axis, inner, .. } => {
+            let k = keep((Slot::Out(0), *axis))?;
+            Some(vec![stay(k.get(..inner.start)?), stay(k.get(inner.end..)?)])
+        }
+        Fix::Sizes { axis } => {
+            keep((Slot::In(0), *axis))?;
+            let size = |slot: usize| match keep((Slot::Out(slot), *axis)) {
+                Some(k) => Some(stay(k)),
+                None => Some(groups.axis(model.node(id).output(slot)?, *axis)?.1 as i64),
             };
-            if model.value(v).uses().len() == 1 {
-                set_constant(model, v, new);
-                return;
-            }
-            let name = model.fresh_name(&model.value(v).name.clone());
-            let own = model.add_const(model.node(node).graph(), &name, new);
-            model.set_input(node, slot, Some(own));
+            (0..model.node(id).outputs().len()).map(size).collect()
         }
-        Fix::AttrEntry { name, index, .. } => {
-            let node = model.node_mut(id);
-            let attr = node.attrs.iter_mut().find(|a| a.name() == name);
-            if let Some(entry) = attr.and_then(|a| a.proto.ints.get_mut(index)) {
-                *entry = n;
+        Fix::Picks { slot, from, to } => {
+            let list = constant(model, model.node(id).input(*slot)?)?.ints()?;
+            let (source, taken) = (keep(*from), keep(*to));
+            if source.is_none() && taken.is_none() {
+                return None;
             }
+            let n = groups.axis(value_at(model, id, from.0)?, from.1)?.1 as i64;
+            let place = |i: &i64| {
+                let i = usize::try_from(if *i < 0 { i + n } else { *i }).ok()?;
+                Some(source.map_or(Some(i as i64), |k| k.get(..i).map(stay))?)
+            };
+            let stays = |j: usize| taken.is_none_or(|k| k.get(j) == Some(&true));
+            list.iter().enumerate().filter(|(j, _)| stays(*j)).map(|(_, i)| place(i)).collect()
         }
-        Fix::Attr { name, .. } => model.node_mut(id).set_attr(crate::ir::Attr::int(name, n)),
     }
 }
 

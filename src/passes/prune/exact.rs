@@ -49,7 +49,7 @@ impl Survey {
             constants: BTreeMap::new(),
         };
         for (id, flow) in &groups.flows {
-            if let Some(k) = reading_dot(model, *id, flow) {
+            for k in reading_dots(model, *id, flow) {
                 survey.look(model, groups, facts, (*id, k), &flow.dots[k]);
             }
         }
@@ -123,15 +123,25 @@ impl Survey {
     }
 }
 
-/// The contraction through which a node reads channels: for a product of two activations, either one.
+/// The contraction through which a node reads channels from other nodes.
 pub fn reading_dot(model: &Model, id: NodeId, flow: &Flow) -> Option<usize> {
+    reading_dots(model, id, flow).into_iter().next()
+}
+
+/// All contractions through which a node reads channels: for a product of two activations, either one.
+fn reading_dots(model: &Model, id: NodeId, flow: &Flow) -> Vec<usize> {
     let is_constant = |d: &Dot| {
         let weight = model.node(id).input(d.weight.0);
         weight.is_some_and(|v| constant(model, v).is_some())
     };
     let outside = |d: &Dot| !d.inside;
-    let first = flow.dots.iter().position(|d| outside(d) && is_constant(d));
-    first.or_else(|| flow.dots.iter().position(outside))
+    let outer = |k: &usize| outside(&flow.dots[*k]);
+    let read: Vec<usize> = (0..flow.dots.len()).filter(outer).collect();
+    let constant: Vec<usize> = read.iter().copied().filter(|k| is_constant(&flow.dots[*k])).collect();
+    match constant.is_empty() {
+        true => read.into_iter().take(1).collect(),
+        false => constant,
+    }
 }
 
 /// Takes these units out, constants folded into the biases of what read them. `shifts` are other changes of biases.

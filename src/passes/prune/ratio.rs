@@ -1,34 +1,31 @@
-//! Lossy removal: a part of every group of channels, chosen by damage, repaired by least squares.
+//! Lossy removal: channels chosen by damage, what reads them repaired by least squares.
 //!
-//! Units that lie on the same axes are one group; `ratio` of each group goes. By `data`, a unit's damage is what the layers
-//! that read it lose, in parts of their output power, after refitting their other weights ([`crate::math::channels`]): the
-//! cheapest goes first, and the damage of the others is told anew after each. By `l1` and `l2` it is the mean size of
-//! the filters that make it, relative to their layer.
+//! `ratio` takes the same part of every group of like units; `error` takes from each group what costs the outputs of the model
+//! least for what it saves, until they err by that much (`trial.rs`). Which units go first: `ladder.rs`; how readers are
+//! fitted: `refit.rs`. A layer that shares its weight, or whose input has too many channels, or that lies in a sub-graph, is
+//! cut, not refitted.
 //!
-//! All moments are those of the original's activations, between channels (a k×k Conv refits every tap by the same
-//! coefficients); the mean is kept through the bias. A layer that shares its weight, or whose input has more than
-//! [`MAX_INPUTS`] channels, or that lies in a sub-graph, is not refitted. Cost: one measuring run, and one inverse for each
-//! reading layer.
+//! Cost: a measuring run over either half of the samples, an inverse for each reading layer; with `error`, a run over a few samples for
+//! each group, and some ten over half of the samples.
 
-use super::exact::reading_dot;
-use super::facts::for_slices;
-use super::fold::{Shift, takes_shift};
+use super::fold::Shift;
+use super::ladder::{Ladder, climb};
+use super::refit::{Fitted, Moments, Part};
+use super::repair::repair;
+use super::trial::{Bench, Choice, Known};
+use super::units::{Group, Units};
 use super::{Context, cut};
 use crate::analysis::groups::Groups;
-use crate::analysis::stats::{Measure, Patch, Stats};
-use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
-use crate::math::channels::{Surgeon, bias_shift};
-use crate::ops::ties::{Dot, constant};
-use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayViewD, Axis, IxDyn};
+use crate::engine::NotRun;
+use crate::ir::{Model, NodeId};
+use crate::ops::ties::constant;
+use crate::parallel::in_order;
+use crate::passes::noise::Reference;
+use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Inputs of more channels are not refitted: the inverse takes time with the third power.
-const MAX_INPUTS: usize = 4096;
-/// Relative to the mean variance of the channels: what is below this is noise of the sample.
-const DAMPING: f64 = 1e-4;
-
 /// How units are chosen.
+#[derive(Clone, Copy)]
 pub enum Criterion {
     /// By what the readers lose.
     Data,
@@ -38,10 +35,19 @@ pub enum Criterion {
     L1,
 }
 
+/// How much goes.
+#[derive(Clone, Copy)]
+pub enum Much {
+    /// This part of every group.
+    Ratio(f64),
+    /// As much as costs the outputs this part of their power.
+    Error(f64),
+}
+
 /// What is asked for.
 pub struct Plan {
-    /// The part of each group that goes.
-    pub part: f64,
+    /// How much goes.
+    pub much: Much,
     /// Which.
     pub by: Criterion,
     /// Whether readers are refitted.
@@ -50,372 +56,195 @@ pub struct Plan {
     pub round_to: usize,
 }
 
-/// A unit that may go.
-#[derive(Default)]
-struct Unit {
-    /// Size of its filters, relative to their layers, summed.
-    size: f64,
-    made: bool,
-    /// Who reads it, at which indices.
-    read: BTreeMap<NodeId, Vec<usize>>,
-}
-
-/// A contraction that reads channels.
-struct Reader {
-    dot: Dot,
-    input: ValueId,
-    weight: ValueId,
-    out: ValueId,
-    /// Refitted, or only cut.
-    refit: bool,
-}
-
 /// The units that go, and how biases change. Weights of refitted readers are written at once.
 ///
 /// # Errors
-/// When measuring fails for another reason than that the engine cannot run the model.
+/// When a sample fails or numbers are not finite.
 pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
-    let readers = readers(model, groups);
-    let units = units(model, groups, &plan.by, &readers);
-    let alike = alike(groups, &units);
-    let needs_data = plan.repair || matches!(plan.by, Criterion::Data);
-    let stats = match needs_data {
-        true => measured(model, cx, &readers),
+    let units = Units::new(model, groups, &plan.by);
+    refuse(model, groups, &units, cx);
+    let nothing = (BTreeSet::new(), Vec::new());
+    if let (Much::Error(_), true) = (plan.much, cx.samples.synthetic()) {
+        cx.warn("prune(error=…): the samples are made up and tell nothing of the damage; only what changes nothing was removed");
+        return Ok(nothing);
+    }
+    let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || matches!(plan.much, Much::Error(_));
+    let moments = match needs_data && !units.groups.is_empty() {
+        true => measured(model, cx, &units)?,
         false => None,
     };
-    let mut work = Work {
-        readers,
-        stats,
-        taken: BTreeMap::new(),
-        shifts: BTreeMap::new(),
-        lost: BTreeMap::new(),
+    if let (Much::Error(_), None) = (plan.much, &moments) {
+        return Ok(nothing);
+    }
+    let part = if matches!(plan.much, Much::Error(_)) { Part::Half } else { Part::All };
+    let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
+    let [one, other] = cx.samples.halves();
+    let reference = match &moments {
+        Some(_) => Some(Reference::new(model, if other.is_empty() { &one } else { &other }, cx)?),
+        None => None,
     };
-    let mut gone = BTreeSet::new();
-    for members in alike.values() {
-        let left = members.len() - (members.len() as f64 * plan.part) as usize;
-        let left = left.div_ceil(plan.round_to).saturating_mul(plan.round_to).min(members.len());
-        if left < members.len() {
-            gone.extend(work.thin_out(model, &units, members, members.len() - left, plan)?);
+    let bench = Bench {
+        model,
+        groups,
+        units: &units,
+        ladders: &ladders,
+        moments: moments.as_ref().filter(|_| plan.repair),
+        reference,
+    };
+    let choice: Choice = match plan.much {
+        Much::Ratio(_) => ladders.iter().map(|l| l.order.len()).collect(),
+        Much::Error(limit) => match by_error(&bench, plan, limit, cx)? {
+            Some(choice) => choice,
+            None => return Ok(nothing),
+        },
+    };
+    let fitted = final_fit(&bench, &choice, cx)?;
+    let gone = bench.gone(&choice);
+    let shifts = write(model, &units, fitted, cx);
+    Ok((gone, shifts))
+}
+
+/// The readers fitted to all samples, repaired where that helps on samples that have no part.
+fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fitted>> {
+    let all = bench.fitted(choice, Part::All, &mut Known::new(), cx)?;
+    if bench.moments.is_none() {
+        return Ok(all);
+    }
+    let [one, _] = cx.samples.halves();
+    let half = bench.fitted(choice, Part::Half, &mut Known::new(), cx)?;
+    let before = bench.error(&half, cx)?;
+    let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
+    match (before, after) {
+        (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
+        _ => Ok(all),
+    }
+}
+
+fn measured(model: &Model, cx: &mut Context, units: &Units) -> Result<Option<Moments>> {
+    match Moments::measured(model, cx, &units.readers) {
+        Ok(moments) => Ok(Some(moments)),
+        Err(e) if e.chain().any(|c| c.is::<NotRun>()) || cx.samples.is_empty() => {
+            cx.warn(format!("nothing could be measured ({e:#}): channels are chosen by their weights and nothing is refitted"));
+            Ok(None)
+        }
+        Err(e) => Err(e.context("prune: measuring")),
+    }
+}
+
+fn ladders(
+    model: &Model,
+    units: &Units,
+    plan: &Plan,
+    moments: Option<(&Moments, Part)>,
+    cx: &Context,
+) -> Result<Vec<Ladder>> {
+    let mut ladders = Vec::new();
+    let least = match plan.much {
+        Much::Ratio(part) => left(units, part, plan.round_to),
+        Much::Error(_) => vec![1; units.groups.len()],
+    };
+    let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
+    in_order(units.groups.len(), cx.threads, work, |_, l| {
+        ladders.push(l);
+        Ok(())
+    })?;
+    Ok(ladders)
+}
+
+/// How many units of every group stay when a part of them is to go. Channels of one layer whose ways part later are several groups: what
+/// rounding leaves in one goes from the next.
+fn left(units: &Units, part: f64, round_to: usize) -> Vec<usize> {
+    let mut rest: BTreeMap<Option<NodeId>, f64> = BTreeMap::new();
+    let of = |group: &Group| {
+        let n = group.members.len();
+        let rest = rest.entry(maker(units, group)).or_default();
+        *rest += n as f64 * part;
+        let gone = (*rest as usize).min(n.saturating_sub(1));
+        *rest -= gone as f64;
+        (n - gone).div_ceil(round_to).saturating_mul(round_to).min(n)
+    };
+    units.groups.iter().map(of).collect()
+}
+
+/// What each group loses under a limit, with a word about it; `None` when nothing may go.
+fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<Option<Choice>> {
+    let rung = |(g, l): (&Group, &Ladder)| -> Vec<usize> {
+        let fits = |n: &usize| *n == 0 || (g.members.len() - n) % plan.round_to == 0;
+        (0..=l.order.len()).filter(fits).collect()
+    };
+    let rungs: Vec<Vec<usize>> = bench.units.groups.iter().zip(bench.ladders).map(rung).collect();
+    let settled = match bench.settle(limit, &rungs, cx) {
+        Ok(settled) => settled,
+        Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
+            cx.warn(format!("prune(error=…): {e:#}; only what changes nothing was removed"));
+            return Ok(None);
+        }
+        Err(e) => return Err(e.context("prune: trying the result")),
+    };
+    for (i, (group, n)) in bench.units.groups.iter().zip(&settled.choice).enumerate() {
+        let Some(maker) = maker(bench.units, group) else { continue };
+        let size = group.members.len();
+        match n {
+            0 => cx.skip(bench.model, maker, format!("{size} channels: an output of the model would err too much for what they save")),
+            n => {
+                let readers = 10.0 * bench.ladders[i].damage[n - 1].max(1e-30).log10();
+                let outputs = 10.0 * settled.alone[i].max(1e-30).log10();
+                let what = format!("{n} of {size} channels go: predicted error of what reads them {readers:.1} dB, of the model's outputs {outputs:.1} dB");
+                cx.did(bench.model, maker, what);
+            }
         }
     }
-    for (id, lost) in &work.lost {
-        let db = -10.0 * lost.max(1e-12).log10();
-        cx.did(model, *id, format!("refitted to the channels that are left; predicted SQNR of its output {db:.1} dB"));
-    }
-    Ok((gone, work.into_shifts()))
+    let saved: f64 = settled.choice.iter().zip(&bench.units.groups).map(|(n, g)| *n as f64 * g.gain).sum();
+    let what = format!(
+        "on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed; about {:.0} % of weights and multiply-adds go",
+        10.0 * settled.error.max(1e-30).log10(),
+        10.0 * limit.log10(),
+        100.0 * saved
+    );
+    cx.note(super::super::NoteKind::Did, String::new(), what);
+    Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
 }
 
-fn readers(model: &Model, groups: &Groups) -> BTreeMap<NodeId, Option<Reader>> {
-    let mut out = BTreeMap::new();
-    for (id, flow) in &groups.flows {
-        let Some(k) = reading_dot(model, *id, flow) else { continue };
-        let (node, dot) = (model.node(*id), &flow.dots[k]);
-        let (Some(input), Some(weight), Some(to)) = (node.input(dot.data.0), node.input(dot.weight.0), node.output(0)) else {
-            continue;
-        };
-        let tensor = constant(model, weight);
-        let reader = tensor.map(|t| Reader {
-            dot: dot.clone(),
-            input,
-            weight,
-            out: to,
-            refit: dot.groups == 1
-                && t.dtype() == DType::Float
-                && model.value(weight).uses().len() == 1
-                && node.graph() == model.main_id()
-                && t.dims().get(dot.weight.1).is_some_and(|n| *n <= MAX_INPUTS),
-        });
-        out.insert(*id, reader);
-    }
-    out
+fn maker(units: &Units, group: &Group) -> Option<NodeId> {
+    units.units[group.members.first()?].made.first().copied()
 }
 
-/// The units that are made by a layer, may go, and are read only by layers with constant weights.
-fn units(
-    model: &Model,
-    groups: &Groups,
-    by: &Criterion,
-    readers: &BTreeMap<NodeId, Option<Reader>>,
-) -> BTreeMap<usize, Unit> {
-    let mut units: BTreeMap<usize, Unit> = BTreeMap::new();
-    let mut blocked = BTreeSet::new();
+/// Writes what changes, and says so; gives the changes of biases.
+fn write(model: &mut Model, units: &Units, fitted: Vec<Fitted>, cx: &mut Context) -> Vec<Shift> {
+    let mut shifts = Vec::new();
+    for f in fitted {
+        if let Some(Some(r)) = units.readers.get(&f.id) {
+            shifts.extend(f.bias(r));
+        }
+        if let Some(lost) = f.lost {
+            let db = -10.0 * lost.max(1e-12).log10();
+            cx.did(model, f.id, format!("refitted to the channels that are left; predicted SQNR of its output {db:.1} dB"));
+        }
+        cut::set_constant(model, f.weight, f.tensor);
+    }
+    shifts
+}
+
+/// Says for every layer with weights why none of its channels may go.
+fn refuse(model: &Model, groups: &Groups, units: &Units, cx: &mut Context) {
     for (id, flow) in &groups.flows {
         let node = model.node(*id);
-        for dot in &flow.dots {
-            let weight = node.input(dot.weight.0);
-            let rows = weight.and_then(|v| Some((groups.axis(v, dot.row)?, sizes(model, v, dot, by)?)));
-            if let Some(((start, len), sizes)) = rows.filter(|((_, len), s)| *len == s.len()) {
-                for e in start..start + len {
-                    let unit = units.entry(groups.unit(e)).or_default();
-                    unit.size += sizes[e - start];
-                    unit.made = true;
-                }
-            }
-        }
-        let Some(reader) = readers.get(id) else { continue };
-        let dots = flow.dots.iter().filter(|d| !d.inside);
-        for dot in dots.take(1) {
-            let dot = reader.as_ref().map_or(dot, |r| &r.dot);
-            let axis = node.input(dot.data.0).and_then(|v| groups.axis(v, dot.data.1));
-            let Some((start, len)) = axis else { continue };
-            for e in start..start + len {
-                let unit = groups.unit(e);
-                match reader {
-                    Some(_) => units.entry(unit).or_default().read.entry(*id).or_default().push(e - start),
-                    None => {
-                        blocked.insert(unit);
-                    }
-                }
-            }
-        }
-    }
-    units.retain(|u, unit| unit.made && !unit.read.is_empty() && groups.stopped(*u).is_none() && !blocked.contains(u));
-    units
-}
-
-/// The size of every row, relative to the mean of the layer.
-fn sizes(model: &Model, weight: ValueId, dot: &Dot, by: &Criterion) -> Option<Vec<f64>> {
-    let t = constant(model, weight)?;
-    let x = t.to_f32()?;
-    let mut out = vec![0.0; *t.dims().get(dot.row)?];
-    for_slices(t.dims(), dot.row, dot.weight.1, |o, _, at, n| {
-        out[o] += x[at..at + n]
-            .iter()
-            .map(|w| match by {
-                Criterion::L1 => f64::from(w.abs()),
-                _ => f64::from(*w) * f64::from(*w),
-            })
-            .sum::<f64>();
-    });
-    let mean = out.iter().sum::<f64>() / out.len().max(1) as f64;
-    out.iter_mut().for_each(|x| *x /= mean.max(f64::MIN_POSITIVE));
-    Some(out)
-}
-
-/// Units on the same axes, in the order of their first elements.
-fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>) -> BTreeMap<Vec<(usize, usize)>, Vec<usize>> {
-    let mut axes: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
-    for (k, (_, _, start, len)) in groups.axes().enumerate() {
+        let weight = flow.dots.iter().find_map(|d| {
+            let v = node.input(d.weight.0)?;
+            constant(model, v).map(|_| (v, d.row))
+        });
+        let Some((start, len)) = weight.and_then(|(v, row)| groups.axis(v, row)) else { continue };
+        let mut why: BTreeMap<String, usize> = BTreeMap::new();
         for e in start..start + len {
-            let unit = groups.unit(e);
-            if units.contains_key(&unit) {
-                *axes.entry(unit).or_default().entry(k).or_default() += 1;
+            match units.refusal(model, groups, groups.unit(e)) {
+                Some(reason) => *why.entry(reason).or_default() += 1,
+                None => break,
             }
         }
-    }
-    let mut alike: BTreeMap<Vec<(usize, usize)>, Vec<usize>> = BTreeMap::new();
-    for (unit, axes) in axes {
-        alike.entry(axes.into_iter().collect()).or_default().push(unit);
-    }
-    alike
-}
-
-fn measured(model: &Model, cx: &mut Context, readers: &BTreeMap<NodeId, Option<Reader>>) -> Option<std::sync::Arc<Stats>> {
-    let wanted: BTreeMap<(ValueId, usize), ()> = readers
-        .values()
-        .flatten()
-        .filter(|r| r.refit)
-        .map(|r| ((r.input, r.dot.data.1), ()))
-        .collect();
-    let wanted: Vec<(ValueId, Measure)> = wanted
-        .into_keys()
-        .map(|(v, a)| (v, Measure::Gram(Patch::Axis(a as i64))))
-        .collect();
-    match cx.stats(model, &wanted) {
-        Ok(stats) => Some(stats),
-        Err(e) => {
-            cx.warn(format!("nothing could be measured ({e:#}): channels are chosen by their weights and nothing is refitted"));
-            None
+        if why.values().sum::<usize>() == len
+            && let Some((reason, _)) = why.into_iter().max_by_key(|(_, n)| *n)
+        {
+            cx.skip(model, *id, format!("none of its {len} channels may go: {reason}"));
         }
     }
-}
-
-/// Readers while their inputs go.
-struct Work {
-    readers: BTreeMap<NodeId, Option<Reader>>,
-    stats: Option<std::sync::Arc<Stats>>,
-    /// Indices that a reader has lost.
-    taken: BTreeMap<NodeId, BTreeSet<usize>>,
-    shifts: BTreeMap<NodeId, Vec<f64>>,
-    /// Predicted loss, in parts of the output's power.
-    lost: BTreeMap<NodeId, f64>,
-}
-
-/// One reader under the knife.
-struct Patient {
-    id: NodeId,
-    surgeon: Surgeon,
-    before: Array2<f64>,
-    mean: Array1<f64>,
-    /// Index of the channel → column of the map.
-    column: BTreeMap<usize, usize>,
-    shifts: bool,
-}
-
-impl Work {
-    /// Chooses so many of these units, and refits what reads them.
-    fn thin_out(
-        &mut self,
-        model: &mut Model,
-        units: &BTreeMap<usize, Unit>,
-        members: &[usize],
-        count: usize,
-        plan: &Plan,
-    ) -> Result<Vec<usize>> {
-        let mut reading: BTreeSet<NodeId> = BTreeSet::new();
-        members.iter().filter_map(|u| units.get(u)).for_each(|u| reading.extend(u.read.keys()));
-        let mut patients: Vec<Patient> = Vec::new();
-        for id in reading {
-            patients.extend(self.open(model, id)?);
-        }
-        let mut left = members.to_vec();
-        let mut gone = Vec::new();
-        for _ in 0..count {
-            let by_data = matches!(plan.by, Criterion::Data) && !patients.is_empty();
-            let damage = match by_data {
-                true => damage(&patients, units, &left)?,
-                false => left.iter().map(|u| units[u].size).collect(),
-            };
-            let Some(k) = (0..left.len()).min_by(|a, b| damage[*a].total_cmp(&damage[*b])) else {
-                break;
-            };
-            let unit = left.remove(k);
-            for p in &mut patients {
-                let block = p.block(&units[&unit]);
-                *self.lost.entry(p.id).or_default() += p.surgeon.costs(std::slice::from_ref(&block))?[0];
-                p.surgeon.remove(&block)?;
-            }
-            for (id, indices) in &units[&unit].read {
-                self.taken.entry(*id).or_default().extend(indices);
-            }
-            gone.push(unit);
-        }
-        match plan.repair {
-            true => patients.into_iter().for_each(|p| self.close(model, p)),
-            false => self.lost.clear(),
-        }
-        Ok(gone)
-    }
-
-    /// A reader's map and moments without the inputs that it has lost already; `None` when it is only cut.
-    fn open(&self, model: &Model, id: NodeId) -> Result<Option<Patient>> {
-        let Some(r) = self.readers.get(&id).and_then(Option::as_ref).filter(|r| r.refit) else {
-            return Ok(None);
-        };
-        let patch = Patch::Axis(r.dot.data.1 as i64);
-        let gram = self.stats.as_ref().and_then(|s| s.gram(r.input, &patch)?.first());
-        let (Some(gram), Some(tensor)) = (gram.filter(|g| g.n > 0), constant(model, r.weight)) else {
-            return Ok(None);
-        };
-        let Some(map) = matrix(&tensor, &r.dot).filter(|m| m.ncols() == gram.dim()) else {
-            return Ok(None);
-        };
-        let shifts = takes_shift(model, id, &r.dot);
-        let moments = if shifts { gram.covariance() } else { gram.moment() };
-        let taken = self.taken.get(&id);
-        let left: Vec<usize> = (0..map.ncols()).filter(|i| taken.is_none_or(|t| !t.contains(i))).collect();
-        let inner = moments.select(Axis(0), &left).select(Axis(1), &left);
-        let before = map.select(Axis(1), &left);
-        if inner.diag().iter().all(|x| *x <= 0.0) {
-            return Ok(None);
-        }
-        let surgeon = Surgeon::new(before.clone(), inner.view(), DAMPING);
-        Ok(Some(Patient {
-            id,
-            surgeon: surgeon.with_context(|| format!("prune: refitting {}", model.label(id)))?,
-            before,
-            mean: gram.mean().select(Axis(0), &left),
-            column: left.into_iter().enumerate().map(|(k, i)| (i, k)).collect(),
-            shifts,
-        }))
-    }
-
-    /// Writes the refitted weight, and remembers the bias.
-    fn close(&mut self, model: &mut Model, p: Patient) {
-        let Some(r) = self.readers.get(&p.id).and_then(Option::as_ref) else { return };
-        let Some(tensor) = constant(model, r.weight).map(std::borrow::Cow::into_owned) else { return };
-        if let Some(new) = rebuilt(&tensor, &r.dot, &p) {
-            cut::set_constant(model, r.weight, new);
-        }
-        if p.shifts {
-            let by_line = bias_shift(p.before.view(), p.surgeon.weight.view(), p.mean.view());
-            let rows = tensor.dims()[r.dot.row];
-            let shift = self.shifts.entry(p.id).or_insert_with(|| vec![0.0; rows]);
-            for (line, x) in by_line.iter().enumerate() {
-                shift[row_of_line(tensor.dims(), &r.dot, line)] += x;
-            }
-        }
-    }
-
-    fn into_shifts(self) -> Vec<Shift> {
-        let mut out = Vec::new();
-        for (id, by_row) in self.shifts {
-            if let Some(Some(r)) = self.readers.get(&id) {
-                out.push(Shift {
-                    node: id,
-                    dot: r.dot.clone(),
-                    out: r.out,
-                    by_row,
-                });
-            }
-        }
-        out
-    }
-}
-
-impl Patient {
-    /// The columns of a unit.
-    fn block(&self, unit: &Unit) -> Vec<usize> {
-        let indices = unit.read.get(&self.id).into_iter().flatten();
-        indices.filter_map(|i| self.column.get(i).copied()).collect()
-    }
-}
-
-fn damage(patients: &[Patient], units: &BTreeMap<usize, Unit>, left: &[usize]) -> Result<Vec<f64>> {
-    let mut sum = vec![0.0; left.len()];
-    for p in patients {
-        let blocks: Vec<Vec<usize>> = left.iter().map(|u| p.block(&units[u])).collect();
-        for (total, cost) in sum.iter_mut().zip(p.surgeon.costs(&blocks)?) {
-            *total += cost;
-        }
-    }
-    Ok(sum)
-}
-
-/// The axes of a weight with the contracted one last.
-fn order(rank: usize, dot: &Dot) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..rank).filter(|a| *a != dot.weight.1).collect();
-    order.push(dot.weight.1);
-    order
-}
-
-/// A weight as a matrix: a line for every output row and tap, a column for every channel.
-fn matrix(t: &Tensor, dot: &Dot) -> Option<Array2<f64>> {
-    let x = t.floats()?;
-    let view = ArrayViewD::from_shape(IxDyn(t.dims()), &x).ok()?;
-    let columns = *t.dims().get(dot.weight.1)?;
-    let turned = view.permuted_axes(order(t.dims().len(), dot));
-    let data: Vec<f64> = turned.iter().map(|x| f64::from(*x)).collect();
-    Array2::from_shape_vec((data.len() / columns.max(1), columns), data).ok()
-}
-
-/// The weight tensor with a patient's new columns.
-fn rebuilt(t: &Tensor, dot: &Dot, p: &Patient) -> Option<Tensor> {
-    let mut x = t.floats()?.into_owned();
-    let mut view = ndarray::ArrayViewMutD::from_shape(IxDyn(t.dims()), &mut x).ok()?;
-    let columns = *t.dims().get(dot.weight.1)?;
-    let turned = view.view_mut().permuted_axes(order(t.dims().len(), dot));
-    for (k, w) in turned.into_iter().enumerate() {
-        if let Some(&c) = p.column.get(&(k % columns)) {
-            *w = p.surgeon.weight[[k / columns, c]] as f32;
-        }
-    }
-    Some(Tensor::new(t.dims(), x))
-}
-
-/// The output row of a line of [`matrix`].
-fn row_of_line(dims: &[usize], dot: &Dot, line: usize) -> usize {
-    let behind = (dot.row + 1..dims.len()).filter(|a| *a != dot.weight.1);
-    let step: usize = behind.map(|a| dims[a]).product();
-    line / step.max(1) % dims[dot.row]
 }

@@ -109,7 +109,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
     let rows = matrix.nrows() / known.moments.len().max(1);
     let (mut parts, mut signal, mut noise, mut shift) = (Vec::new(), 0.0, 0.0, Vec::new());
     for (g, moments) in known.moments.iter().enumerate() {
-        let second = if known.movable { moments.covariance.clone() } else { moments.moment() };
+        let second = if known.movable { moments.covariance.clone() } else { moments.clone().into_moment() };
         let second = second.select(Axis(0), &order).select(Axis(1), &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let best = data_aware(part, form, second.view())?;
@@ -155,7 +155,7 @@ fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
     let [one, other] = halves;
     let one = one?;
     let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
-    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| shrunk(a, b)).collect();
+    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| Ok(shrunk(a, b)?.all)).collect();
     let all = Some(all.ok()?);
     let [site] = &w.sites[..] else { return Some(Known { moments: all?, movable: false }) };
     let movable = w.nodes.len() == 1

@@ -13,7 +13,7 @@ mod nbits;
 pub(super) mod view;
 
 use super::int8::{matches, tables};
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::ops::quant::is_quantized_op;
@@ -28,6 +28,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "weight-only quantization: 8 or 4 bits, per channel or in blocks, activations stay in floating point",
     doc: include_str!("doc.md"),
     lossy: true,
+    part: Part::Precision(&["weights"]),
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

@@ -1,0 +1,113 @@
+//! For one group of units: in which order they go, and what that does to the layers that read them.
+//!
+//! By `data`, the unit goes first whose loss the readers can best make up for, and the damage of the others is told anew
+//! after each ([`crate::math::channels`]). In large groups several go at once: the cheapest that are not of one kind. By `l1` and
+//! `l2` the smallest go first; damage is told in the same way.
+
+use super::ratio::Criterion;
+use super::refit::{Moments, Part, Patient};
+use super::units::{Group, Unit, Units};
+use crate::ir::{Model, NodeId};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A step takes one of so many units that are left, and one at least.
+const STEP: usize = 48;
+/// Units that explain so much of each other do not go in the same step.
+const RELATED: f64 = 0.1;
+
+/// The order in which units go.
+#[derive(Default)]
+pub struct Ladder {
+    /// Units, the first to go first.
+    pub order: Vec<usize>,
+    /// Damage after each of them: the parts that the readers' outputs have lost of their powers, summed; without data the part of
+    /// the filters' sizes.
+    pub damage: Vec<f64>,
+}
+
+/// The ladder of a group, down to `least` units.
+///
+/// # Errors
+/// When numbers are not finite.
+pub fn climb(
+    model: &Model,
+    units: &Units,
+    group: &Group,
+    (least, by): (usize, &Criterion),
+    moments: Option<(&Moments, Part)>,
+) -> Result<Ladder> {
+    let mut reading: BTreeSet<NodeId> = BTreeSet::new();
+    group.members.iter().for_each(|u| reading.extend(units.units[u].read.keys()));
+    let mut patients = Vec::new();
+    for id in reading {
+        if let (Some(known), Some(Some(r))) = (moments, units.readers.get(&id)) {
+            let read = |u: &usize| units.units[u].read.get(&id).map(Vec::as_slice);
+            let blocks: Vec<&[usize]> = group.members.iter().filter_map(read).collect();
+            patients.extend(Patient::open(model, (id, r), known, &blocks)?);
+        }
+    }
+    let by_data = matches!(by, Criterion::Data) && !patients.is_empty();
+    let whole: f64 = group.members.iter().map(|u| units.units[u].size).sum();
+    let mut ladder = Ladder::default();
+    let mut left = group.members.clone();
+    let mut damage = 0.0;
+    while left.len() > least.max(1) {
+        let costs = match by_data {
+            true => damages(&patients, &units.units, &left)?,
+            false => left.iter().map(|u| units.units[u].size).collect(),
+        };
+        let count = (left.len() / STEP).clamp(1, left.len() - least.max(1));
+        let taken = cheapest(&patients, &units.units, &left, &costs, count);
+        let blocks = |p: &Patient| {
+            let of = |k: &usize| p.columns(units.units[&left[*k]].read.get(&p.id).map_or(&[], Vec::as_slice));
+            taken.iter().flat_map(of).collect::<Vec<usize>>()
+        };
+        for p in &mut patients {
+            let block = blocks(p);
+            damage += p.surgeon.costs(std::slice::from_ref(&block))?[0].max(0.0);
+            p.surgeon.remove(&block)?;
+        }
+        if patients.is_empty() {
+            damage += taken.iter().map(|k| units.units[&left[*k]].size).sum::<f64>() / whole.max(f64::MIN_POSITIVE);
+        }
+        ladder.order.extend(taken.iter().map(|k| left[*k]));
+        ladder.damage.resize(ladder.order.len(), damage);
+        let gone: BTreeSet<usize> = taken.into_iter().map(|k| left[k]).collect();
+        left.retain(|u| !gone.contains(u));
+    }
+    Ok(ladder)
+}
+
+/// The places of the cheapest units that do not stand for each other.
+fn cheapest(patients: &[Patient], units: &BTreeMap<usize, Unit>, left: &[usize], costs: &[f64], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..left.len()).collect();
+    order.sort_by(|a, b| costs[*a].total_cmp(&costs[*b]).then(a.cmp(b)));
+    let mut taken: Vec<usize> = Vec::new();
+    for k in order.into_iter().take(4 * count) {
+        let columns = |p: &Patient, k: usize| p.columns(units[&left[k]].read.get(&p.id).map_or(&[], Vec::as_slice));
+        let related = |other: &usize| {
+            let alike = |p: &Patient| p.surgeon.related(&columns(p, k), &columns(p, *other)) > RELATED;
+            patients.iter().any(alike)
+        };
+        if taken.is_empty() || !taken.iter().any(related) {
+            taken.push(k);
+        }
+        if taken.len() == count {
+            break;
+        }
+    }
+    taken
+}
+
+fn damages(patients: &[Patient], units: &BTreeMap<usize, Unit>, left: &[usize]) -> Result<Vec<f64>> {
+    let mut sum = vec![0.0; left.len()];
+    for p in patients {
+        let of = |u: &usize| p.columns(units[u].read.get(&p.id).map_or(&[], Vec::as_slice));
+        let blocks: Vec<Vec<usize>> = left.iter().map(of).collect();
+        for (total, cost) in sum.iter_mut().zip(p.surgeon.costs(&blocks)?) {
+            *total += cost;
+        }
+    }
+    Ok(sum)
+}

@@ -1,0 +1,257 @@
+//! How much goes from each group, so that the outputs of the model err by a limit at most.
+//!
+//! A group's ladder tells what its readers lose; what that does to the outputs of the model is measured, each group alone, on
+//! samples that had no part in the fit: damages of other rungs are scaled alike, and those of different groups nearly add
+//! up. Of all choices whose damages sum up to an allowance, the one that saves most is that of a common exchange rate of
+//! savings for damage (Everett 1963). It is tried as a whole, and the allowance moved until the outputs err by the limit.
+//!
+//! To try a choice, no channel is cut: readers are fitted, with zeros where inputs are gone, and outputs are the same.
+
+use super::Context;
+use super::ladder::Ladder;
+use super::refit::{Fitted, Moments, Part};
+use super::units::Units;
+use crate::analysis::groups::{Dims, Groups};
+use crate::ir::{Model, NodeId};
+use crate::parallel::in_order;
+use crate::passes::noise::{Reference, SAMPLES};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Samples on which groups are tried one by one.
+const ALONE: usize = 8;
+/// How often a choice is tried.
+const ROUNDS: usize = 7;
+/// An error from this part of the limit on is near enough.
+const NEAR: f64 = 0.85;
+
+/// How many units go from every group.
+pub type Choice = Vec<usize>;
+
+/// A choice, and the error of the worst output, relative to its power.
+pub struct Settled {
+    /// For every group.
+    pub choice: Choice,
+    /// As measured.
+    pub error: f64,
+    /// What each group does to the outputs, in parts of their power, by what was measured with it alone.
+    pub alone: Vec<f64>,
+}
+
+/// All that is needed to try a choice.
+pub struct Bench<'a> {
+    /// The model, nothing cut yet.
+    pub model: &'a Model,
+    /// Its groups.
+    pub groups: &'a Groups,
+    /// What may go.
+    pub units: &'a Units,
+    /// For every group.
+    pub ladders: &'a [Ladder],
+    /// What readers are fitted to.
+    pub moments: Option<&'a Moments>,
+    /// Outputs on samples that have no part in a fit to half of them.
+    pub reference: Option<Reference>,
+}
+
+impl Bench<'_> {
+    /// The error of the outputs with these readers.
+    ///
+    /// # Errors
+    /// As [`Reference::error`].
+    pub fn error(&self, fitted: &[Fitted], cx: &Context) -> Result<Option<f64>> {
+        let of = |r: &Reference| r.error(&self.changed(fitted), SAMPLES, cx);
+        self.reference.as_ref().map(of).transpose()
+    }
+
+    /// What every reader has lost under a choice.
+    fn losses(&self, choice: &Choice) -> BTreeMap<NodeId, BTreeSet<usize>> {
+        let mut losses: BTreeMap<NodeId, BTreeSet<usize>> = BTreeMap::new();
+        for (ladder, count) in self.ladders.iter().zip(choice) {
+            for unit in &ladder.order[..*count] {
+                for (id, channels) in &self.units.units[unit].read {
+                    losses.entry(*id).or_default().extend(channels);
+                }
+            }
+        }
+        losses
+    }
+
+    /// The readers under a choice. `known` holds earlier results for the same losses.
+    ///
+    /// # Errors
+    /// When numbers are not finite.
+    pub fn fitted(&self, choice: &Choice, part: Part, known: &mut Known, cx: &Context) -> Result<Vec<Fitted>> {
+        let losses: Vec<(NodeId, BTreeSet<usize>)> = self.losses(choice).into_iter().collect();
+        let mut all = Vec::new();
+        let moments = self.moments.map(|m| (m, part));
+        let old = &*known;
+        let work = |i: usize| {
+            let (id, gone) = &losses[i];
+            match (old.get(id), self.units.readers.get(id)) {
+                (Some((same, fitted)), _) if same == gone => Ok(Some(fitted.clone())),
+                (_, Some(Some(r))) => Fitted::new(self.model, (*id, r), gone, moments),
+                _ => Ok(None),
+            }
+        };
+        in_order(losses.len(), cx.threads, work, |_, f| {
+            all.extend(f);
+            Ok(())
+        })?;
+        let mut gone: BTreeMap<NodeId, BTreeSet<usize>> = losses.into_iter().collect();
+        for f in &all {
+            known.insert(f.id, (gone.remove(&f.id).unwrap_or_default(), f.clone()));
+        }
+        Ok(all)
+    }
+
+    /// The model with these readers.
+    pub fn changed(&self, fitted: &[Fitted]) -> Model {
+        let mut model = self.model.clone();
+        let mut dims: Dims = self.groups.all_dims().clone();
+        for f in fitted {
+            super::cut::set_constant(&mut model, f.weight, f.tensor.clone());
+        }
+        for f in fitted {
+            let reader = self.units.readers.get(&f.id).and_then(Option::as_ref);
+            if let Some(shift) = reader.and_then(|r| f.bias(r)) {
+                shift.apply(&mut model, &BTreeMap::new(), &mut dims);
+            }
+        }
+        model
+    }
+
+    /// The units that go under a choice.
+    pub fn gone(&self, choice: &Choice) -> BTreeSet<usize> {
+        let of = |(l, n): (&Ladder, &usize)| l.order[..*n].to_vec();
+        self.ladders.iter().zip(choice).flat_map(of).collect()
+    }
+
+    /// The choice whose outputs err by `limit` at most. `rungs` are the counts that each group may lose.
+    ///
+    /// # Errors
+    /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
+    pub fn settle(&self, limit: f64, rungs: &[Vec<usize>], cx: &Context) -> Result<Settled> {
+        let Some(reference) = &self.reference else { anyhow::bail!("nothing to compare with") };
+        let limit = reference.careful(limit);
+        let scale = self.scales(limit, rungs, reference, cx)?;
+        let none = vec![0; self.ladders.len()];
+        let alone = |choice: &Choice| -> Vec<f64> { choice.iter().enumerate().map(|(i, n)| self.charge(&scale, i, *n)).collect() };
+        let mut best = Settled {
+            alone: alone(&none),
+            choice: none,
+            error: 0.0,
+        };
+        let (mut allowed, mut low, mut high) = (limit, 0.0f64, f64::INFINITY);
+        let mut known = Known::new();
+        let mut tried: Option<(Choice, f64)> = None;
+        cx.progress.start("try channels", ROUNDS);
+        for _ in 0..ROUNDS {
+            let choice = self.within(&scale, rungs, allowed);
+            let error = match &tried {
+                Some((same, error)) if *same == choice => *error,
+                _ => {
+                    let fitted = self.fitted(&choice, Part::Half, &mut known, cx)?;
+                    reference.error(&self.changed(&fitted), SAMPLES, cx)?
+                }
+            };
+            cx.progress.advance(1);
+            let good = error <= limit;
+            let everything = choice.iter().zip(rungs).all(|(n, r)| r.last() == Some(n));
+            if good {
+                low = allowed;
+                let saved = |c: &Choice| c.iter().zip(&self.units.groups).map(|(n, g)| *n as f64 * g.gain).sum::<f64>();
+                if saved(&choice) > saved(&best.choice) {
+                    best = Settled {
+                        alone: alone(&choice),
+                        choice: choice.clone(),
+                        error,
+                    };
+                }
+            } else {
+                high = allowed;
+            }
+            tried = Some((choice, error));
+            if good && (error >= NEAR * limit || everything) {
+                break;
+            }
+            allowed = next(allowed, error / limit, low, high);
+        }
+        cx.progress.finish();
+        Ok(best)
+    }
+
+    /// What a reader's damage does to the outputs of the model, for every group: tried alone.
+    fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+        cx.progress.start("try groups", self.ladders.len());
+        let mut scales = Vec::new();
+        for (i, ladder) in self.ladders.iter().enumerate() {
+            cx.progress.advance(1);
+            let at = |n: usize| n.checked_sub(1).and_then(|k| ladder.damage.get(k)).copied().unwrap_or(0.0);
+            let first = rungs[i].iter().copied().find(|n| *n > 0);
+            let fits = rungs[i].iter().copied().rfind(|n| *n > 0 && at(*n) <= limit);
+            let Some(count) = fits.or(first) else {
+                scales.push(0.0);
+                continue;
+            };
+            let mut only: Choice = vec![0; self.ladders.len()];
+            only[i] = count;
+            let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
+            let error = reference.error(&self.changed(&fitted), ALONE, cx)?;
+            scales.push(error.max(1e-12) / at(count).max(1e-12));
+        }
+        cx.progress.finish();
+        Ok(scales)
+    }
+
+    fn charge(&self, scale: &[f64], i: usize, count: usize) -> f64 {
+        match count.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k)) {
+            Some(d) => scale[i] * d.max(1e-12),
+            None => 0.0,
+        }
+    }
+
+    /// The choice that saves most among those whose damages sum up to `allowed` at most.
+    fn within(&self, scale: &[f64], rungs: &[Vec<usize>], allowed: f64) -> Choice {
+        let at = |rate: f64| -> (Choice, f64) {
+            let mut sum = 0.0;
+            let best = |i: usize| {
+                let worth = |n: usize| n as f64 * self.units.groups[i].gain - rate * self.charge(scale, i, n);
+                let best = rungs[i].iter().copied().max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
+                let best = best.filter(|n| worth(*n) > 0.0).unwrap_or(0);
+                sum += self.charge(scale, i, best);
+                best
+            };
+            let choice = (0..self.ladders.len()).map(best).collect();
+            (choice, sum)
+        };
+        // Rates are searched by their exponents: savings are parts of 1, and so are errors.
+        let (mut low, mut high) = (-20.0f64, 40.0f64);
+        let mut found = vec![0; self.ladders.len()];
+        for _ in 0..60 {
+            let middle = (low + high) / 2.0;
+            let (choice, sum) = at(middle.exp());
+            if sum <= allowed {
+                (high, found) = (middle, choice);
+            } else {
+                low = middle;
+            }
+        }
+        found
+    }
+}
+
+/// Readers that were fitted before, with what they had lost.
+pub type Known = BTreeMap<NodeId, (BTreeSet<usize>, Fitted)>;
+
+/// The next allowance, after one whose error was `ratio` of the limit.
+fn next(allowed: f64, ratio: f64, low: f64, high: f64) -> f64 {
+    let guess = allowed * (0.93 / ratio.max(1e-6)).clamp(0.1, 8.0);
+    let inside = |x: f64| x > low && x < high;
+    match (inside(guess), low > 0.0, high.is_finite()) {
+        (true, ..) => guess,
+        (_, true, true) => (low * high).sqrt(),
+        (_, true, false) => low * 4.0,
+        _ => high / 4.0,
+    }
+}
