@@ -7,6 +7,8 @@
 
 use crate::ir::{DType, Node};
 
+pub use crate::math::narrow::{bfloat16, float16};
+
 /// No operator set has it yet.
 const NEVER: i64 = i64::MAX;
 

@@ -11,7 +11,7 @@
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
 
-use crate::math::narrow;
+use crate::ops::half as narrow;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;

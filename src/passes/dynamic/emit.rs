@@ -54,6 +54,8 @@ impl<'a> Emitter<'a> {
         let (n, k) = fitted.codes.dim();
         let codes = Tensor::new(&[k, n], fitted.codes.t().iter().copied().collect());
         let codes = self.constant(graph, &format!("{name}_quantized"), codes);
+        // It is 0, but ONNX Runtime packs the matrix beforehand only when it is there.
+        let zero = self.constant(graph, &format!("{name}_zero_point"), Tensor::scalar(0i8));
         let mut scales: BTreeMap<u32, ValueId> = BTreeMap::new();
         for site in &w.sites {
             let alpha = site.layout.scale;
@@ -66,20 +68,20 @@ impl<'a> Emitter<'a> {
                     s
                 }
             };
-            self.product(site, codes, scale)?;
+            self.product(site, codes, scale, zero)?;
         }
         self.model.erase_const(w.value);
         Ok(())
     }
 
-    fn product(&mut self, site: &Site, codes: ValueId, scale: ValueId) -> Result<()> {
+    fn product(&mut self, site: &Site, codes: ValueId, scale: ValueId, zero: ValueId) -> Result<()> {
         let (node, graph) = (site.node, self.model.node(site.node).graph());
         let label = format!("{}_quant", self.model.label(node));
         let output = self.model.node(node).output(0).context("an output")?;
         let base = self.model.value(output).name.clone();
         let bias = self.bias(site)?;
         let [q, s, z] = self.activation(site.input, graph);
-        let inputs = [Some(q), Some(codes), Some(z)];
+        let inputs = [Some(q), Some(codes), Some(z), Some(zero)];
         let integers = self.node(graph, &label, "MatMulInteger", &inputs, &format!("{base}_output_quantized"), Vec::new());
         let to = vec![Attr::int("to", DType::Float as i64)];
         let cast = self.node(graph, &format!("{label}_cast"), "Cast", &[Some(integers)], &format!("{base}_cast"), to);
