@@ -48,7 +48,10 @@ fn folds(what: &str, masked: impl Fn(&mut Net, ValueId) -> ValueId) {
         ),
         "{what}: {notes:?}"
     );
-    let left = n.model.nodes().any(|(_, node)| node.is("Mul") || node.is("Where") || node.is("Cast"));
+    let left = n
+        .model
+        .nodes()
+        .any(|(_, node)| node.is("Mul") || node.is("Where") || node.is("Cast"));
     assert!(!left, "{what}: a mask is left");
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
     assert_eq!(bits(before), bits(outputs(&n.model)), "{what}");

@@ -4,13 +4,13 @@
 //! channels could only spell by losing the same channel in every group. `Gather` with the list of channels spells any. The
 //! outputs are equal bit for bit. Done only when channels are to go, and only where nothing else reads the values between.
 
-use super::Context;
 use crate::analysis::groups::Dims;
 use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use crate::ops::infer::Dim;
 
-/// Replaces every shuffle; `dims` are extended by what is new.
-pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
+/// Replaces every shuffle, and says which and of how many channels; `dims` are extended by what is new.
+pub fn unfold(model: &mut Model, dims: &mut Dims) -> Vec<(String, usize)> {
+    let mut said = Vec::new();
     let found: Vec<(NodeId, ValueId, ValueId, Vec<i64>)> =
         model.node_ids().into_iter().filter_map(|id| shuffle(model, dims, id)).collect();
     for (last, from, to, list) in found {
@@ -23,7 +23,7 @@ pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
         let name = model.fresh_name(&base);
         let (_, outs) = model.add_node(graph, &label, "Gather", &[Some(from), Some(list)], &[&name], vec![Attr::int("axis", 1)]);
         let Some(&new) = outs.first() else { continue };
-        cx.did(model, last, format!("a shuffle of {n} channels becomes a Gather"));
+        said.push((model.label(last), n));
         model.replace_uses(to, new);
         let known = dims.get(from.index()).cloned().flatten();
         for (v, d) in [(new, known), (list, Some(vec![Dim::Known(n)]))] {
@@ -32,6 +32,7 @@ pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
         }
     }
     model.sweep();
+    said
 }
 
 /// The last node of a shuffle, what goes in and comes out, and for every channel that comes out which one it was.
