@@ -38,7 +38,9 @@ pub fn unfold(model: &mut Model, dims: &mut Dims) -> Vec<(String, usize)> {
 /// The last node of a shuffle, what goes in and comes out, and for every channel that comes out which one it was.
 fn shuffle(model: &Model, dims: &Dims, last: NodeId) -> Option<(NodeId, ValueId, ValueId, Vec<i64>)> {
     let is = |id: NodeId, op: &str| model.node(id).is(op) && model.node(id).op.domain.is_empty();
-    let shape = |v: ValueId| dims.get(v.index())?.as_ref()?.iter().map(Dim::known).collect::<Vec<_>>().into();
+    let shape = |v: ValueId| -> Option<Vec<Option<usize>>> {
+        Some(dims.get(v.index())?.as_ref()?.iter().map(Dim::known).collect())
+    };
     let before = |id: NodeId| {
         let v = model.node(id).input(0)?;
         let p = model.value(v).producer()?;
@@ -47,9 +49,7 @@ fn shuffle(model: &Model, dims: &Dims, last: NodeId) -> Option<(NodeId, ValueId,
     let (turn, _) = before(last).filter(|_| is(last, "Reshape"))?;
     let (first, split) = before(turn).filter(|(p, _)| is(turn, "Transpose") && is(*p, "Reshape"))?;
     let (from, to) = (model.node(first).input(0)?, model.node(last).output(0)?);
-    let (a, b, c): (Option<Vec<Option<usize>>>, Option<Vec<Option<usize>>>, Option<Vec<Option<usize>>>) =
-        (shape(from), shape(split), shape(to));
-    let (a, b, c) = (a?, b?, c?);
+    let (a, b, c) = (shape(from)?, shape(split)?, shape(to)?);
     let perm = model.node(turn).ints("perm")?;
     let swaps = perm.iter().enumerate().all(|(i, p)| *p == match i {
         1 => 2,
