@@ -23,6 +23,7 @@
 //! | [`math`] | numbers in, numbers out: decompositions, moments, histograms, quantization arithmetic |
 //! | [`passes`] | the rewrites. A new one is a file and a line in its table |
 //! | [`pipeline`] | the main job: read, rewrite, verify, put into place |
+//! | [`search`] | which passes, how strong: the smallest result within a budget |
 //! | [`engine`] | running models (tract) |
 //! | [`data`] | samples |
 //! | [`verify`] | gaps, budget, verdict |
@@ -61,4 +62,5 @@ pub mod pb;
 pub mod pipeline;
 pub mod progress;
 pub mod report;
+pub mod search;
 pub mod verify;

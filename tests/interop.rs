@@ -132,6 +132,19 @@ fn layers_that_simplify_recognises_give_the_same_numbers() {
     report("simplify(fuse=on)", &script(python, "fuse.py", &[tool, &folder]));
 }
 
+#[test]
+fn weights_dynamic_and_fp16_give_files_that_onnx_runtime_runs() {
+    let Some(python) = python() else { return };
+    let (tool, folder) = (
+        Path::new(env!("CARGO_BIN_EXE_onnxzip")),
+        target().join("interop/precision"),
+    );
+    report(
+        "weights, dynamic, fp16",
+        &script(python, "precision.py", &[tool, &folder]),
+    );
+}
+
 /// The backend tests of the onnx package, laid out below `target/` by the first test that asks for them.
 fn backend(python: &Path) -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();

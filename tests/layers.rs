@@ -31,6 +31,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress",
         ],
     ),
+    (
+        "search",
+        &[
+            "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress", "pipeline",
+        ],
+    ),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

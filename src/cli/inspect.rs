@@ -5,6 +5,7 @@ use crate::analysis::infer::{Types, infer, infer_for};
 use crate::data::{Dataset, inputs_of};
 use crate::ir::{Model, NodeId};
 use crate::onnx;
+use crate::report;
 use crate::report::text::{bytes, count};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
@@ -142,20 +143,12 @@ fn operators(out: &mut String, model: &Model, cost: &Cost) -> Result<()> {
     Ok(())
 }
 
-/// The weights of the main graph and of all sub-graphs, largest first; those in `Constant` nodes count as operators.
 fn weights(out: &mut String, model: &Model, most: usize) -> Result<()> {
-    let mut all: Vec<_> = model.values().filter_map(|(_, v)| Some((v, v.tensor()?))).collect();
-    all.sort_by(|a, b| b.1.byte_len().cmp(&a.1.byte_len()).then(a.0.name.cmp(&b.0.name)));
+    let all = report::weights(model);
     writeln!(out, "\n{:<12} {:<10} {:<20} weight", "size", "type", "dimensions")?;
-    for (v, t) in all.iter().take(most) {
-        let dtype = t.dtype().as_str_name().to_lowercase();
-        let dims = format!("{:?}", t.dims());
-        writeln!(
-            out,
-            "{:<12} {dtype:<10} {dims:<20} {}",
-            bytes(t.byte_len() as u64),
-            v.name
-        )?;
+    for w in all.iter().take(most) {
+        let dims = format!("{:?}", w.dims);
+        writeln!(out, "{:<12} {:<10} {dims:<20} {}", bytes(w.bytes), w.dtype, w.name)?;
     }
     if all.len() > most {
         writeln!(out, "… {} smaller ones (--all lists them)", all.len() - most)?;

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+mod bench;
 mod inspect;
 mod optimize;
 mod passes;
@@ -33,6 +34,7 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Passes(passes::Args),
+    Bench(bench::Args),
 }
 
 /// Parses the command line, runs it, and gives the exit code. Wrong usage ends the process with code 2.
@@ -42,6 +44,7 @@ pub fn main() -> u8 {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Passes(args) => passes::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     outcome.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");

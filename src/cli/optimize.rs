@@ -3,14 +3,18 @@
 use super::progress::Bar;
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
-use crate::pipeline::{self, Options};
-use crate::report::text;
+use crate::pipeline::{self, Amount, Options, Targets};
+use crate::report::{Baseline, Report, html, markdown, text};
+use crate::search::{self, Effort};
 use crate::verify::Budget;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use std::io::Write;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
+  onnxzip optimize --budget accuracy:0.5pt --calib samples.npz model.onnx small.onnx
+  onnxzip optimize --target-ratio 4x --budget sqnr:20dB --calib samples.npz model.onnx small.onnx
   onnxzip optimize --passes simplify model.onnx small.onnx
   onnxzip optimize --passes int8 --calib samples.npz model.onnx small.onnx
   onnxzip optimize --passes 'prune,lowrank(error=0.01),int8(ranges=mse)' --calib samples.npz \\
@@ -27,20 +31,45 @@ Exit codes:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Passes in order, with options: prune,lowrank(rank=32),int8. `simplify` always runs first, see --no-simplify.
-    /// `onnxzip passes` lists them
-    #[arg(long, default_value = "simplify", value_name = "LIST")]
-    passes: String,
+    /// `onnxzip passes` lists them. Default: `simplify`; with a budget, target or preset the tool searches for the passes
+    #[arg(long, value_name = "LIST")]
+    passes: Option<String>,
     /// Data to calibrate and verify with: an .npz (keys are input names, the first axis counts samples), an .npy, or a
     /// folder with test_data_set_N/input_K.pb. Default: such folders beside the model, else made-up numbers
     #[arg(long, value_name = "PATH")]
     calib: Option<PathBuf>,
-    /// What may be lost, on held-back samples: sqnr:20dB, top1:1%, cosine:0.999, or several with commas. Default:
-    /// sqnr:10dB with lossy passes, sqnr:60dB without
+    /// What may be lost, on held-back samples: sqnr:20dB, top1:1% (of the classes change), cosine:0.999, accuracy:0.5pt
+    /// (needs labels), with @NAME for one output only, or several with commas. Default: sqnr:10dB with lossy passes,
+    /// sqnr:60dB without
     #[arg(long, value_name = "SPEC")]
     budget: Option<Budget>,
+    /// Most bytes of the result: 5MB, or 25%
+    #[arg(long, value_name = "BYTES", conflicts_with = "target_ratio")]
+    max_bytes: Option<Amount>,
+    /// Most multiply-accumulate operations for one sample: 20M, or 50%
+    #[arg(long, value_name = "MACS")]
+    max_macs: Option<Amount>,
+    /// How many times smaller the result has to be: 4x
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    target_ratio: Option<Amount>,
+    /// How long to search for the passes: a few measurements, some ten, or some twenty and every precision
+    #[arg(long, value_enum, conflicts_with = "passes")]
+    preset: Option<Effort>,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the report as a page that needs no network
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Append the report as Markdown, for the summary of a CI job
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// The --json report of an earlier run: fail when size, MACs, SQNR or accuracy are worse than there
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// By how much they may be worse
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = percent, requires = "baseline")]
+    tolerance: f64,
     /// Write the output even when the verdict is against it
     #[arg(long)]
     keep: bool,
@@ -73,9 +102,31 @@ pub struct Args {
     output: PathBuf,
 }
 
+fn percent(text: &str) -> Result<f64> {
+    let wrong = || format!("{text:?}: write 1%");
+    let x: f64 = text.trim().trim_end_matches('%').trim().parse().with_context(wrong)?;
+    ensure!(x.is_finite() && x >= 0.0, "{}", wrong());
+    Ok(x / 100.0)
+}
+
+/// `4x` as a part of the original's bytes.
+fn ratio(text: &str) -> Result<Amount> {
+    let wrong = || format!("{text:?}: write 4x");
+    let times: f64 = text.trim().trim_end_matches(['x', '×']).parse().with_context(wrong)?;
+    ensure!(times.is_finite() && times >= 1.0, "{}: at least 1", wrong());
+    Ok(Amount::Part(1.0 / times))
+}
+
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
-    let mut passes = parse_list(&args.passes).context("--passes")?;
+    let targets = Targets {
+        max_bytes: args.max_bytes.or(args.target_ratio),
+        max_macs: args.max_macs,
+    };
+    let wishes = args.budget.is_some() || args.preset.is_some() || targets.any();
+    let search = args.passes.is_none() && wishes;
+    let usual = if search { "" } else { "simplify" };
+    let mut passes = parse_list(args.passes.as_deref().unwrap_or(usual)).context("--passes")?;
     if let Some(to) = args.opset {
         let raise = parse_list(&format!("opset(to={to})")).context("--opset")?;
         passes.splice(0..0, raise);
@@ -83,8 +134,10 @@ pub fn run(args: &Args) -> Result<u8> {
     let mut options = Options::new(passes);
     options.simplify_first = !args.no_simplify;
     options.calib = args.calib.clone();
-    options.budget = args.budget;
+    options.budget = args.budget.clone();
+    options.targets = targets;
     options.keep = args.keep;
+    options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
     options.verify = !args.no_verify;
     options.seed = args.seed;
     options.threads = args.threads.map_or(options.threads, usize::from);
@@ -92,14 +145,49 @@ pub fn run(args: &Args) -> Result<u8> {
         external_data: args.external_data,
         ..WriteOptions::default()
     };
-    if let Some(path) = &args.json {
-        check_target(path).context("--json")?; // before any work is done and any output let out
+    let read = |path| Baseline::read(path, args.tolerance).context("--baseline");
+    options.baseline = args.baseline.as_deref().map(read).transpose()?;
+    for (name, path) in [
+        ("--json", &args.json),
+        ("--report", &args.report),
+        ("--summary", &args.summary),
+    ] {
+        if let Some(path) = path {
+            check_target(path).context(name)?; // before any work is done and any output let out
+        }
     }
     let engine = super::engine()?;
-    let report = pipeline::optimize(&args.input, &args.output, &options, &*engine, &Bar::new())?;
-    if let Some(path) = &args.json {
-        std::fs::write(path, report.json()?).with_context(|| format!("{}", path.display()))?;
-    }
+    let (input, output, bar) = (&args.input, &args.output, Bar::new());
+    let report = match search {
+        true => search::optimize(
+            input,
+            output,
+            &options,
+            args.preset.unwrap_or(Effort::Balanced),
+            &*engine,
+            &bar,
+        )?,
+        false => pipeline::optimize(input, output, &options, &*engine, &bar)?,
+    };
+    write_reports(args, &report)?;
     print!("{}", text::render(&report, args.verbose));
     Ok(report.exit_code())
+}
+
+fn write_reports(args: &Args, report: &Report) -> Result<()> {
+    let named = |path: &PathBuf| format!("{}", path.display());
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json()?).with_context(|| named(path))?;
+    }
+    if let Some(path) = &args.report {
+        std::fs::write(path, html::render(report)).with_context(|| named(path))?;
+    }
+    if let Some(path) = &args.summary {
+        // A job's summary has several authors.
+        let mut file = std::fs::OpenOptions::new();
+        let mut file = file.create(true).append(true).open(path).with_context(|| named(path))?;
+        file.write_all(markdown::render(report).as_bytes())
+            .with_context(|| named(path))?;
+    }
+    Ok(())
 }

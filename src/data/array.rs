@@ -136,6 +136,27 @@ impl Array {
         }
     }
 
+    /// All elements of a list of whole numbers.
+    ///
+    /// # Errors
+    /// When it has another shape or type, or the data cannot be read.
+    pub fn integers(&self) -> Result<Vec<i64>> {
+        let n: usize = self.shape.iter().product();
+        ensure!(
+            self.shape.first() == Some(&n),
+            "its shape is {:?}, not one number for each sample",
+            self.shape
+        );
+        let bytes = self.bytes(0, n * (bits(self.dtype).unwrap_or(8) / 8))?;
+        let list = Tensor::from_raw(self.dtype, &[n], bytes)?.ints();
+        list.with_context(|| {
+            format!(
+                "it holds {}, not whole numbers",
+                self.dtype.as_str_name().to_lowercase()
+            )
+        })
+    }
+
     /// Sample `i`, shaped and typed for an input: with a batch axis of 1 in front when the input has one axis more.
     ///
     /// # Errors

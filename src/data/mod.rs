@@ -5,6 +5,7 @@
 //! which only the verdict sees.
 
 mod array;
+mod labels;
 mod npz;
 mod pb_files;
 mod spec;
@@ -41,6 +42,8 @@ pub struct Dataset {
     pub origin: String,
     /// True when the numbers were made up.
     pub synthetic: bool,
+    /// The right class of every sample, or why it is not known.
+    labels: Arc<Result<Vec<i64>, String>>,
 }
 
 impl Dataset {
@@ -61,8 +64,10 @@ impl Dataset {
             ),
         };
         ensure!(source.len() > 0, "{}: there is no sample in it", path.display());
+        let labels = labels::read(path, source.len()).map_err(|e| format!("{e:#}"));
         let data = Dataset {
             source,
+            labels: Arc::new(labels),
             specs: Arc::new(specs),
             origin: path.display().to_string(),
             synthetic: false,
@@ -95,6 +100,7 @@ impl Dataset {
             specs: Arc::new(specs),
             origin: format!("synthetic, seed {seed}"),
             synthetic: true,
+            labels: Arc::new(Err("made-up samples have none".into())),
         }
     }
 
@@ -106,6 +112,22 @@ impl Dataset {
     /// True when there is none. (Opening a file without samples is an error.)
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The right class of every sample.
+    ///
+    /// # Errors
+    /// When none were given, or they are no class numbers; the message says how to give them.
+    pub fn labels(&self) -> Result<&[i64]> {
+        match &*self.labels {
+            Ok(all) => Ok(all),
+            Err(why) => bail!(
+                "{}: no labels: {why}; add an array {:?} of class numbers, one for each sample, to the .npz, or \
+                put labels.npy beside the data",
+                self.origin,
+                labels::NAME
+            ),
+        }
     }
 
     /// Sample number `i`.
@@ -191,6 +213,11 @@ impl Samples {
     pub fn get(&self, i: usize) -> Result<Sample> {
         self.set.get(self.indices[i])
     }
+    /// The right class of one, where it is known; negative labels stand for samples without.
+    pub fn label(&self, i: usize) -> Option<usize> {
+        let all = (*self.set.labels).as_ref().ok()?;
+        usize::try_from(all[self.indices[i]]).ok()
+    }
     /// Every `step`-th of them, beginning with number `from`.
     ///
     /// # Panics
@@ -206,10 +233,22 @@ impl Samples {
         let n = self.len();
         let first = |i: usize| n == 1 || i % 2 == picked(i / 2, 2);
         let (one, other) = (0..n).partition::<Vec<usize>, _>(|&i| first(i));
-        [one, other].map(|half| Samples {
+        [one, other].map(|half| self.of(&half))
+    }
+    /// Two parts: of every `among` in a row a hash puts one into the second. With fewer than that, both are all of them.
+    pub fn parted(&self, among: usize) -> [Samples; 2] {
+        let second = |i: usize| i % among == picked(i / among, among);
+        let (one, other) = (0..self.len()).partition::<Vec<usize>, _>(|&i| !second(i));
+        if one.is_empty() || other.is_empty() {
+            return [self.clone(), self.clone()];
+        }
+        [one, other].map(|part| self.of(&part))
+    }
+    fn of(&self, which: &[usize]) -> Samples {
+        Samples {
             set: self.set.clone(),
-            indices: half.into_iter().map(|i| self.indices[i]).collect(),
-        })
+            indices: which.iter().map(|&i| self.indices[i]).collect(),
+        }
     }
     /// True when the numbers are made up.
     pub fn synthetic(&self) -> bool {

@@ -103,6 +103,31 @@ impl Npz {
     }
 }
 
+/// An array of whole numbers in an archive; `None` when it has no such key.
+///
+/// # Errors
+/// When it is no list of whole numbers.
+pub fn integers_in(path: &Path, key: &str) -> Result<Option<Vec<i64>>> {
+    let mut zip = ZipArchive::new(BufReader::new(File::open(path)?))?;
+    let entry = format!("{key}.npy");
+    if zip.index_for_name(&entry).is_none() {
+        return Ok(None);
+    }
+    let file = Arc::new(Mutex::new(File::open(path)?));
+    let list = entry_array(&mut zip, &entry, &file).and_then(|a| a.integers());
+    list.map(Some).with_context(|| format!("array {key:?}"))
+}
+
+/// The whole numbers of an `.npy` file.
+///
+/// # Errors
+/// When it cannot be read, or is no list of whole numbers.
+pub fn integers(path: &Path) -> Result<Vec<i64>> {
+    let named = || format!("{}", path.display());
+    let bytes = std::fs::read(path).with_context(named)?;
+    in_memory(bytes.into()).and_then(|a| a.integers()).with_context(named)
+}
+
 fn entry_array(zip: &mut ZipArchive<BufReader<File>>, name: &str, file: &Arc<Mutex<File>>) -> Result<Array> {
     let mut entry = zip.by_name(name)?;
     if entry.compression() == CompressionMethod::Stored {

@@ -11,8 +11,10 @@ mod branches;
 mod convert;
 mod dequantize;
 mod graph;
+mod nbits;
 mod ops;
 mod prepare;
+mod shadow;
 
 use super::{Engine, NotRun, Session};
 use crate::data::Sample;

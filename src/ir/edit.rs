@@ -408,6 +408,47 @@ impl Model {
         }
     }
 
+    /// Changes the element type that is declared for a value: at its ports, and in `value_info`, where an entry is added when there is none.
+    pub fn declare_elem_type(&mut self, value: ValueId, dtype: super::DType) {
+        self.revision += 1;
+        let v = &self.values[value.index()];
+        let (name, retyped) = (v.name.clone(), v.retyped);
+        let graph = &mut self.graphs[v.graph.index()];
+        let ports = graph
+            .inputs
+            .iter_mut()
+            .chain(&mut graph.outputs)
+            .filter(|p| p.value == value);
+        let mut ports = ports.map(|p| &mut p.info).collect::<Vec<_>>();
+        let mut infos = graph
+            .infos
+            .iter_mut()
+            .filter(|i| i.value == Some(value))
+            .map(|i| &mut i.info)
+            .collect::<Vec<_>>();
+        let declared = !ports.is_empty() || !retyped && !infos.is_empty();
+        for info in ports.iter_mut().chain(&mut infos) {
+            if let Some(pb::type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+                t.elem_type = Some(dtype as i32);
+            }
+        }
+        if !declared {
+            let tensor = pb::type_proto::Tensor {
+                elem_type: Some(dtype as i32),
+                shape: None,
+            };
+            let info = pb::ValueInfoProto {
+                name: Some(name),
+                r#type: Some(pb::TypeProto {
+                    value: Some(pb::type_proto::Value::TensorType(tensor)),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            self.declare(value, info);
+        }
+    }
+
     /// Adds these values as outputs of the main graph, under their own names, so that an engine gives them out.
     /// Values that are outputs already stay one output more.
     pub fn expose(&mut self, values: &[ValueId]) {

@@ -73,6 +73,16 @@ impl IntKind {
         f64::from(self.qmax()) - f64::from(self.qmin())
     }
 
+    /// Bits that a code is stored in.
+    pub fn bits(self) -> u32 {
+        match self {
+            IntKind::U4 | IntKind::S4 => 4,
+            IntKind::U7 | IntKind::S7 | IntKind::U8 | IntKind::S8 => 8,
+            IntKind::U16 | IntKind::S16 => 16,
+            IntKind::S32 => 32,
+        }
+    }
+
     /// Whether codes may be negative.
     pub fn signed(self) -> bool {
         self.qmin() < 0

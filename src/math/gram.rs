@@ -148,13 +148,17 @@ impl Gram {
     pub fn second(&self) -> Array2<f64> {
         let dim = self.dim();
         let mut full = Array2::zeros((dim, dim));
-        for i in 0..dim {
-            let start = i / BAND * BAND;
+        for (i, band) in self.bands.iter().enumerate() {
+            let start = i * BAND;
             let width = dim.min(start + BAND);
-            let row = &self.bands[i / BAND][(i - start) * width..][..=i];
-            let row = ArrayView1::from(row);
-            full.slice_mut(s![i, ..=i]).assign(&row);
-            full.slice_mut(s![..=i, i]).assign(&row);
+            let band = ArrayView2::from_shape((width - start, width), band).expect("made so");
+            full.slice_mut(s![start..width, ..width]).assign(&band);
+            // A square at a time: a whole column would miss the cache at every row.
+            for left in (0..width).step_by(BAND) {
+                let columns = left..width.min(left + BAND);
+                full.slice_mut(s![columns.clone(), start..width])
+                    .assign(&band.slice(s![.., columns]).t());
+            }
         }
         full
     }

@@ -17,6 +17,8 @@ pub mod decompose;
 pub mod few;
 /// First and second moments of a stream of rows.
 pub mod gram;
+/// Scales and zero points for blocks of weights.
+pub mod grid;
 /// A hash of a number, for choices that are spread out.
 pub mod hash;
 /// Streaming histogram over an unknown range, in bounded memory.
@@ -25,6 +27,10 @@ pub mod histogram;
 pub mod kernel;
 /// The best map of a given rank under the second moment of its input.
 pub mod lowrank;
+/// How many decisions a noise is expected to change.
+pub mod margins;
+/// Rounding to float16 and bfloat16.
+pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
 /// Rounding of weights so that errors cancel under the second moment of the input.
@@ -35,3 +41,5 @@ pub mod shrink;
 pub mod sparse;
 /// The strongest directions of a large layer's output.
 pub mod subspace;
+/// Quantiles of times, and their ratio with its confidence interval.
+pub mod timing;

@@ -15,6 +15,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::affine::{IntKind, round_half_even};
+use super::grid::Grid;
 
 /// Rows of weights that are rounded together by one task.
 const ROWS: usize = 64;
@@ -85,21 +86,31 @@ impl Rounding {
     /// # Errors
     /// When sizes do not fit, a weight is not finite, or the kind does not fit into int8.
     pub fn codes(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> Result<Codes> {
-        let n = self.order.len();
-        ensure!(w.ncols() == n, "{} weights in a row, a moment of {n}", w.ncols());
         ensure!(w.nrows() == scales.len(), "{} rows, {} scales", w.nrows(), scales.len());
         ensure!(kind.signed() && kind.qmax() <= 127, "{kind:?} does not fit into int8");
+        self.on_grid(w, &Grid::of_rows(scales, w.ncols(), kind))
+    }
+
+    /// Codes of `w` (rows × dim) on a grid.
+    ///
+    /// # Errors
+    /// When sizes do not fit, or a weight is not finite.
+    pub fn on_grid(&self, w: ArrayView2<f32>, grid: &Grid) -> Result<Codes> {
+        let n = self.order.len();
+        ensure!(w.ncols() == n, "{} weights in a row, a moment of {n}", w.ncols());
+        let parameters = (w.nrows(), grid.blocks(n));
+        ensure!(
+            grid.scales.dim() == parameters && grid.zeros.dim() == parameters,
+            "{:?} parameters, not {parameters:?}",
+            grid.scales.dim()
+        );
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
         let zeros = w.iter().filter(|x| **x == 0.0).count();
         let keep_zeros = zeros as f64 >= SPARSE * w.len() as f64;
         let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
         let task = |&first: &usize| {
             let rows = first..w.nrows().min(first + ROWS);
-            self.task(
-                w.slice(ndarray::s![rows.clone(), ..]),
-                &scales[rows],
-                (kind, keep_zeros),
-            )
+            self.task(w.slice(ndarray::s![rows, ..]), grid, first, keep_zeros)
         };
         let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -109,11 +120,11 @@ impl Rounding {
         })
     }
 
-    /// Codes row by row, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
+    /// Codes row by row, from row `first` of the grid on, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
     /// block is felt at once, and by all places before the block when it is done.
-    fn task(&self, w: ArrayView2<f32>, scales: &[f32], (kind, keep_zeros): (IntKind, bool)) -> (Vec<i8>, Vec<f64>) {
+    fn task(&self, w: ArrayView2<f32>, grid: &Grid, first: usize, keep_zeros: bool) -> (Vec<i8>, Vec<f64>) {
         let (n, rows) = (self.order.len(), w.nrows());
-        let (low, high) = kind.symmetric_limits();
+        let (low, high) = (grid.limits.0 as f32, grid.limits.1 as f32);
         let mut codes = vec![0i8; rows * n];
         let mut energies = vec![0.0f64; rows];
         // Column `j` of each: one number for every row.
@@ -131,13 +142,14 @@ impl Rounding {
                 let own = errors.col_as_slice_mut(j);
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
                     let weight = w[[r, self.order[j]]];
-                    let target = (weight + felt / column[j]) / scales[r];
-                    let code = match keep_zeros && weight == 0.0 {
+                    let (scale, zero) = grid.at(first + r, self.order[j]);
+                    let target = (weight + felt / column[j]) / scale;
+                    let steps = match keep_zeros && weight == 0.0 {
                         true => 0.0,
-                        false => round_half_even(target.clamp(low as f32, high as f32)),
+                        false => round_half_even(target.clamp(low - zero, high - zero)),
                     };
-                    codes[r * n + self.order[j]] = code as i8;
-                    *error = weight - scales[r] * code;
+                    codes[r * n + self.order[j]] = (steps + zero) as i8;
+                    *error = weight - scale * steps;
                     let term = f64::from(column[j] * *error + felt);
                     energies[r] += term * term - self.damping * f64::from(*error).powi(2);
                 }

@@ -35,7 +35,11 @@ pub struct Shrunk {
 impl Shrunk {
     /// Mean and covariance from sums, with a given λ.
     pub fn new(sums: &Gram, intensity: f64) -> Shrunk {
-        let mut covariance = sums.covariance();
+        Shrunk::of(sums, sums.covariance(), intensity)
+    }
+
+    /// As [`Shrunk::new`], from the covariance of these sums.
+    pub fn of(sums: &Gram, mut covariance: Array2<f64>, intensity: f64) -> Shrunk {
         let diagonal = covariance.diag().to_owned();
         covariance *= 1.0 - intensity;
         covariance.diag_mut().assign(&diagonal);
@@ -48,8 +52,8 @@ impl Shrunk {
     }
 
     /// `E x xᵀ = covariance + mean meanᵀ`.
-    pub fn moment(&self) -> Array2<f64> {
-        let mut moment = self.covariance.clone();
+    pub fn into_moment(self) -> Array2<f64> {
+        let mut moment = self.covariance;
         for (mut row, &m) in moment.rows_mut().into_iter().zip(&self.mean) {
             row.scaled_add(m, &self.mean);
         }
@@ -57,15 +61,30 @@ impl Shrunk {
     }
 }
 
+/// What two halves of the samples tell.
+pub struct Halved {
+    /// Both together, shrunk.
+    pub all: Shrunk,
+    /// The covariance of the first half as measured.
+    pub one: Array2<f64>,
+    /// The covariance of the other half as measured.
+    pub other: Array2<f64>,
+}
+
 /// Mean and covariance from the sums over two halves that share no sample; an error when their sizes differ.
-pub fn shrunk(one: &Gram, other: &Gram) -> Result<Shrunk> {
+pub fn shrunk(one: &Gram, other: &Gram) -> Result<Halved> {
     let mut all = one.clone();
     all.merge(other)?;
+    let (a, b) = (one.covariance(), other.covariance());
     let intensity = match one.n == 0 || other.n == 0 {
         true => UNKNOWN,
-        false => (2.0 * disagreement(&one.covariance(), &other.covariance())).clamp(0.0, 1.0),
+        false => (2.0 * disagreement(&a, &b)).clamp(0.0, 1.0),
     };
-    Ok(Shrunk::new(&all, intensity))
+    Ok(Halved {
+        all: Shrunk::new(&all, intensity),
+        one: a,
+        other: b,
+    })
 }
 
 /// The λ for half the samples, when `intensity` is that for all: noise in relation to signal doubles.
@@ -126,14 +145,18 @@ mod tests {
 
     #[test]
     fn independent_entries_are_shrunk_to_the_diagonal() {
-        let s = shrunk(&gram(30, 40, 1, false), &gram(30, 40, 2, false)).expect("fits");
+        let s = shrunk(&gram(30, 40, 1, false), &gram(30, 40, 2, false))
+            .expect("fits")
+            .all;
         assert!(s.intensity > 0.9, "{}", s.intensity);
         assert!(s.covariance[[0, 1]].abs() < 0.05 && s.covariance[[0, 0]] > 0.2);
     }
 
     #[test]
     fn a_clear_correlation_is_believed() {
-        let s = shrunk(&gram(500, 20, 1, true), &gram(500, 20, 2, true)).expect("fits");
+        let s = shrunk(&gram(500, 20, 1, true), &gram(500, 20, 2, true))
+            .expect("fits")
+            .all;
         assert!(s.intensity < 0.05, "{}", s.intensity);
         assert!(s.covariance[[0, 1]] > 0.25);
     }
@@ -141,22 +164,22 @@ mod tests {
     #[test]
     fn the_moment_is_covariance_plus_mean() {
         let (a, b) = (gram(50, 5, 3, true), gram(50, 5, 4, true));
-        let s = shrunk(&a, &b).expect("fits");
+        let s = shrunk(&a, &b).expect("fits").all;
         let mut all = a.clone();
         all.merge(&b).expect("fits");
-        let diagonal = all.moment();
-        for i in 0..5 {
-            assert!((s.moment()[[i, i]] - diagonal[[i, i]]).abs() < 1e-9);
-        }
         assert_eq!(s.rows, 100);
+        let (diagonal, moment) = (all.moment(), s.into_moment());
+        for i in 0..5 {
+            assert!((moment[[i, i]] - diagonal[[i, i]]).abs() < 1e-9);
+        }
     }
 
     #[test]
     fn one_half_or_other_sizes_are_answered() {
-        let s = shrunk(&gram(50, 5, 3, true), &Gram::new(5)).expect("fits");
+        let s = shrunk(&gram(50, 5, 3, true), &Gram::new(5)).expect("fits").all;
         assert_eq!((s.intensity, s.rows), (0.5, 50));
         assert!(shrunk(&gram(5, 5, 3, true), &Gram::new(6)).is_err());
-        let nothing = shrunk(&Gram::new(3), &Gram::new(3)).expect("fits");
+        let nothing = shrunk(&Gram::new(3), &Gram::new(3)).expect("fits").all;
         assert!(nothing.covariance.iter().all(|&x| x == 0.0));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::encode;
 use super::sink::Sink;
+use super::temp::Temp;
 use crate::ir::{Model, store::stream};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,6 @@ use prost::Message;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// Tensors smaller than this stay inside the model when data go to an external file.
 const EXTERNAL_FROM: usize = 1024;
@@ -41,8 +41,8 @@ impl Default for WriteOptions {
 
 /// A model that was written in full, but not yet put in its place. Dropping it removes the temporary files.
 pub struct Staged {
-    model: NamedTempFile,
-    data: Option<(NamedTempFile, PathBuf)>,
+    model: Temp,
+    data: Option<(Temp, PathBuf)>,
     target: PathBuf,
     size: u64,
 }
@@ -59,12 +59,9 @@ impl Staged {
     /// When the file system refuses; the target is then as it was.
     pub fn commit(self) -> Result<()> {
         if let Some((data, path)) = self.data {
-            data.persist(&path).with_context(|| format!("{}", path.display()))?;
+            data.persist(&path)?;
         }
-        self.model
-            .persist(&self.target)
-            .with_context(|| format!("{}", self.target.display()))?;
-        Ok(())
+        self.model.persist(&self.target)
     }
 }
 
@@ -117,21 +114,21 @@ pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Stag
     let mut data = None;
     if outside {
         let name = format!("{}.data", target.file_name().unwrap_or_default().to_string_lossy());
-        let mut temp = temp_in(folder)?;
-        move_data_out(&mut proto, &name, temp.as_file_mut())?;
+        let mut temp = Temp::new_in(folder)?;
+        move_data_out(&mut proto, &name, temp.file())?;
         data = Some((temp, folder.join(name)));
     }
     ensure!(
         proto.encoded_len() <= MESSAGE,
         "the model is larger than 2 GiB even without its initializers: no runtime could read it"
     );
-    let mut temp = temp_in(folder)?;
-    let mut sink = Sink::new(temp.as_file_mut());
+    let mut temp = Temp::new_in(folder)?;
+    let mut sink = Sink::new(temp.file());
     proto.encode(&mut sink).context("the model cannot be encoded")?;
     sink.finish().with_context(|| format!("{}", target.display()))?;
-    let mut size = temp.as_file().metadata()?.len();
-    if let Some((d, _)) = &data {
-        size += d.as_file().metadata()?.len();
+    let mut size = temp.len()?;
+    if let Some((d, _)) = &mut data {
+        size += d.len()?;
     }
     Ok(Staged {
         model: temp,
@@ -149,14 +146,12 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     Ok(encode(model)?.encode_to_vec())
 }
 
-fn temp_in(folder: &Path) -> Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".onnxzip-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask, like any new file
-    builder
-        .tempfile_in(folder)
-        .with_context(|| format!("cannot write in folder {}", folder.display()))
+/// The length of [`to_bytes`].
+///
+/// # Errors
+/// When the graph has a cycle.
+pub fn encoded_len(model: &Model) -> Result<u64> {
+    Ok(encode(model)?.encoded_len() as u64)
 }
 
 fn move_data_out(proto: &mut pb::ModelProto, name: &str, file: &mut File) -> Result<()> {

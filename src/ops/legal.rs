@@ -239,12 +239,65 @@ pub fn legal(node: &Node) -> Result<()> {
             types[0].as_str_name()
         );
     }
+    windows(node)
+}
+
+/// Operators that slide a window.
+const WINDOWS: &[&str] = &[
+    "AveragePool",
+    "Conv",
+    "ConvInteger",
+    "ConvTranspose",
+    "LpPool",
+    "MaxPool",
+    "QLinearConv",
+];
+
+/// Sizes of windows are positive, and padding takes nothing away.
+fn windows(node: &Node) -> Result<()> {
+    if !WINDOWS.contains(&node.op.name.as_str()) {
+        return Ok(());
+    }
+    for (name, least) in [("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", 0)] {
+        let bad = node.ints(name).and_then(|x| x.iter().find(|x| **x < least));
+        if let Some(x) = bad {
+            anyhow::bail!("attribute {name:?} has {x}, but {least} is the least: export the model anew");
+        }
+    }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::{Attr, Model};
+
+    #[test]
+    fn a_window_without_size_and_padding_that_takes_away_are_refused() {
+        let conv = |name: &str, x: i64| {
+            let mut m = Model::new(crate::pb::ModelProto::default());
+            let (node, _) = m.add_node(
+                m.main_id(),
+                "n",
+                "Conv",
+                &[],
+                &["y"],
+                vec![Attr::ints(name, vec![x, 1])],
+            );
+            windows(m.node(node)).map_err(|e| format!("{e}"))
+        };
+        assert_eq!(conv("pads", 0), Ok(()));
+        assert_eq!(conv("kernel_shape", 1), Ok(()));
+        for (name, x) in [
+            ("pads", -1_000_000_000),
+            ("strides", 0),
+            ("dilations", -1),
+            ("kernel_shape", 0),
+        ] {
+            let e = conv(name, x).expect_err("refused");
+            assert!(e.contains(name) && e.contains(&x.to_string()), "{e}");
+        }
+    }
 
     #[test]
     fn no_operator_and_no_attribute_is_listed_twice() {

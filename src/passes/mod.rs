@@ -23,6 +23,21 @@ pub trait Pass {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()>;
 }
 
+/// What a search under a budget ([`crate::search`]) may ask of a pass.
+#[derive(Clone, Copy)]
+pub enum Part {
+    /// Nothing: it changes no numbers, or only on request.
+    Aside,
+    /// It makes the network smaller, up to an error of the outputs (a part of their power) that this option sets.
+    Structure {
+        /// The option.
+        error: &'static str,
+    },
+    /// It stores or computes in fewer bits; at most one such pass runs, the last. As it
+    /// is written, the boldest way first.
+    Precision(&'static [&'static str]),
+}
+
 /// What the table knows of a pass: help and documentation are made from it.
 pub struct PassInfo {
     /// The name on the command line.
@@ -33,6 +48,8 @@ pub struct PassInfo {
     pub doc: &'static str,
     /// True when outputs may change by more than rounding.
     pub lossy: bool,
+    /// What a search under a budget may ask of it.
+    pub part: Part,
     /// Its options.
     pub options: &'static [Opt],
     /// Builds the pass.
@@ -54,6 +71,9 @@ passes! {
     sparsify,
     lowrank,
     int8,
+    weights,
+    dynamic,
+    fp16,
 }
 
 /// The pass called `name`.

@@ -1,12 +1,19 @@
-//! The account of a run: one structure; text and JSON are renderings of it.
+//! The account of a run: one structure; text, JSON, Markdown and HTML are renderings of it.
 
+mod baseline;
+pub mod html;
+pub mod markdown;
 pub mod text;
+mod weights;
+
+pub use baseline::Baseline;
+pub use weights::{WeightSize, weights};
 
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
 use crate::ir::Model;
 use crate::passes::Note;
-use crate::verify::{Budget, OutputGap, Verdict};
+use crate::verify::{Budget, LayerDamage, OutputGap, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -65,6 +72,27 @@ pub struct PassRun {
     pub notes: Vec<Note>,
 }
 
+/// A result that a search measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// The passes, as `--passes` takes them.
+    pub passes: String,
+    /// Bytes of the result.
+    pub bytes: u64,
+    /// Multiply-accumulate operations for one sample, where they are known.
+    pub macs: Option<u64>,
+    /// What it used up of the budget on the tuning samples: 1 is all.
+    pub used: f64,
+    /// The lowest SQNR of an output, dB.
+    pub sqnr_db: f64,
+    /// Wall time.
+    pub seconds: f64,
+    /// True for the one that was taken.
+    pub chosen: bool,
+    /// Why the held-back samples refused it, when it was to be taken.
+    pub refused: Option<String>,
+}
+
 /// The whole account.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -84,14 +112,26 @@ pub struct Report {
     pub before: Size,
     /// The result.
     pub after: Size,
+    /// The original's weights, largest first.
+    pub weights_before: Vec<WeightSize>,
+    /// The result's weights, largest first.
+    pub weights_after: Vec<WeightSize>,
+    /// Seed of everything random.
+    pub seed: u64,
     /// The samples.
     pub data: DataUsed,
     /// The passes, in order.
     pub passes: Vec<PassRun>,
+    /// What a search measured before it chose the passes; empty when they were given.
+    pub search: Vec<Tried>,
+    /// Calibration samples on which the search measured.
+    pub tuning_samples: usize,
     /// What was allowed to be lost.
     pub budget: Budget,
     /// What was lost, output by output.
     pub gaps: Vec<OutputGap>,
+    /// Noise that came in layer by layer, the worst first; empty when nobody asked for it and the budget holds.
+    pub layers: Vec<LayerDamage>,
     /// The judgement.
     pub verdict: Verdict,
     /// The first pass after which the budget no longer held.
@@ -114,10 +154,16 @@ impl Report {
             unverified: false,
             before: Size::default(),
             after: Size::default(),
+            weights_before: Vec::new(),
+            weights_after: Vec::new(),
+            seed: 0,
             data: DataUsed::default(),
             passes: Vec::new(),
-            budget: Budget::LOSSLESS,
+            search: Vec::new(),
+            tuning_samples: 0,
+            budget: Budget::lossless(),
             gaps: Vec::new(),
+            layers: Vec::new(),
             verdict: Verdict::NotRun("not yet".into()),
             culprit: None,
             warnings: Vec::new(),
@@ -140,11 +186,36 @@ impl Report {
         }
     }
 
+    /// The command that gives the same bytes again, without a search.
+    pub fn command(&self) -> String {
+        let passes: Vec<&str> = self.passes.iter().map(|p| p.pass.as_str()).collect();
+        let calib = match self.data.synthetic {
+            true => String::new(),
+            false => format!(" --calib {}", quoted(&self.data.origin)),
+        };
+        let (passes, seed, budget) = (quoted(&passes.join(",")), self.seed, self.budget.to_string());
+        format!(
+            "onnxzip optimize --passes {passes}{calib} --budget {} --seed {seed} {} {}",
+            quoted(&budget),
+            quoted(&self.input),
+            quoted(&self.output)
+        )
+    }
+
     /// The account as JSON. Infinite and undefined numbers are `null`.
     ///
     /// # Errors
     /// Never for a report made by this crate.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self).map(|s| s + "\n")
+    }
+}
+
+/// A word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }

@@ -2,12 +2,15 @@
 
 use super::{PassRun, Report, Size};
 use crate::passes::NoteKind;
-use crate::verify::{OutputGap, Verdict};
+use crate::verify::{OutputGap, Verdict, worst};
 use std::fmt::Write;
 
 /// Renders a report; `verbose` adds what the passes say of every node.
 pub fn render(report: &Report, verbose: bool) -> String {
     let mut out = String::new();
+    if !report.search.is_empty() {
+        searched(&mut out, report);
+    }
     for p in &report.passes {
         pass(&mut out, p, verbose);
     }
@@ -24,8 +27,41 @@ pub fn render(report: &Report, verbose: bool) -> String {
     for w in &report.warnings {
         let _ = writeln!(out, "warning: {w}");
     }
-    let _ = writeln!(out, "{}", verdict(report));
+    let _ = writeln!(out, "{}", outcome(report));
     out
+}
+
+/// What was tried, and what was taken.
+fn searched(out: &mut String, r: &Report) {
+    let n = r.tuning_samples;
+    let _ = writeln!(
+        out,
+        "searched, measured on {n} tuning samples (used: of the budget {}):",
+        r.budget
+    );
+    let _ = writeln!(
+        out,
+        "  {:>9} {:>9} {:>7} {:>9}  passes",
+        "bytes", "MACs", "used", "SQNR"
+    );
+    for t in &r.search {
+        let mark = if t.chosen { '*' } else { ' ' };
+        let (size, macs) = (bytes(t.bytes), t.macs.map_or("–".into(), count));
+        let (used, sqnr) = (format!("{:.0} %", t.used * 100.0), db(t.sqnr_db));
+        let _ = writeln!(out, "{mark} {size:>9} {macs:>9} {used:>7} {sqnr:>9}  {}", t.passes);
+        if let Some(why) = &t.refused {
+            let _ = writeln!(out, "  {:>37}  held-back samples refused it: {why}", "");
+        }
+    }
+    out.push('\n');
+}
+
+/// A ratio in dB.
+pub fn db(x: f64) -> String {
+    match x == f64::INFINITY {
+        true => "equal".into(),
+        false => format!("{x:.1} dB"),
+    }
 }
 
 fn pass(out: &mut String, p: &PassRun, verbose: bool) {
@@ -92,15 +128,15 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
     );
     for g in gaps {
         let name: String = g.name.chars().take(width).collect();
-        let sqnr = if g.sqnr_db == f64::INFINITY {
-            "equal".into()
-        } else {
-            format!("{:.1} dB", g.sqnr_db)
-        };
+        let sqnr = db(g.sqnr_db);
         let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
         let mut notes = String::new();
         if g.inner {
             notes += "  (before the last nonlinearity)";
+        }
+        if let Some(a) = &g.accuracy {
+            let (before, after) = (a.before * 100.0, a.after * 100.0);
+            notes += &format!("  accuracy {before:.2} → {after:.2} % of {}", a.samples);
         }
         if g.constant {
             notes += "  (the original is constant here)";
@@ -113,7 +149,8 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
     }
 }
 
-fn verdict(r: &Report) -> String {
+/// The verdict, why, and what was written.
+pub fn outcome(r: &Report) -> String {
     let placed = match (r.written, r.may_leave()) {
         (true, true) => format!("wrote {}", r.output),
         (true, false) => format!("wrote {} all the same (--keep)", r.output),
@@ -123,11 +160,12 @@ fn verdict(r: &Report) -> String {
         .culprit
         .as_ref()
         .map_or(String::new(), |c| format!("\n  first broken {c}"));
-    let (seconds, budget) = (r.seconds, r.budget);
+    let layers = worst(&r.layers, 5).map_or(String::new(), |w| format!("\n  most noise comes in at {w}"));
+    let (seconds, budget) = (r.seconds, &r.budget);
     match &r.verdict {
         Verdict::Same => format!("OK: outputs are equal bit for bit; {placed} in {seconds:.1} s"),
         Verdict::Within => format!("OK: within budget {budget}; {placed} in {seconds:.1} s"),
-        Verdict::Outside(why) => format!("FAILED: {why}{culprit}\n  {placed}"),
+        Verdict::Outside(why) => format!("FAILED: {why}{culprit}{layers}\n  {placed}"),
         Verdict::Vacuous(why) => format!("NOT VERIFIED: {why}\n  {placed}"),
         Verdict::NotRun(why) if r.unverified => format!("NOT VERIFIED: {why}\n  {placed} in {seconds:.1} s"),
         Verdict::NotRun(why) => {

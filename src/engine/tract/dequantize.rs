@@ -2,21 +2,24 @@
 //!
 //! * DequantizeLinear of a constant is replaced by its float values: any integer type down to 2 bits, per tensor, axis or
 //!   block. They are the same numbers that a runtime computes from them.
+//! * MatMulInteger with a constant matrix and DynamicQuantizeLSTM become float operators (`shadow`).
+//! * MatMulNBits becomes a MatMul with the float values of its weight (`nbits`).
 //! * QuantizeLinear followed by DequantizeLinear of the same parameters becomes one operator ([`ops::FAKE`]); others go to
 //!   operators of our own.
 
 use super::graph::{Flat, label};
-use super::ops;
+use super::{nbits, ops, shadow};
 use crate::ir::{DType, Tensor};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Rewrites the main graph.
 pub fn rewrite(flat: &mut Flat) -> Result<()> {
     let nodes = std::mem::take(&mut flat.graph.node);
     let mut kept: Vec<pb::NodeProto> = Vec::with_capacity(nodes.len());
     let mut quantized: HashMap<String, pb::NodeProto> = HashMap::new();
+    let mut scalars = BTreeSet::new();
     for mut n in nodes {
         match n.op_type() {
             "QuantizeLinear" if known_domain(&n) => {
@@ -38,6 +41,24 @@ pub fn rewrite(flat: &mut Flat) -> Result<()> {
                 }
                 n.domain = None;
             }
+            "DynamicQuantizeLinear" if default_domain(&n) => scalars.extend(n.output.iter().skip(1).cloned()),
+            "MatMulInteger" if default_domain(&n) => {
+                if let Some(plain) = shadow::matmul_integer(&n, flat, &scalars).with_context(|| label(&n))? {
+                    kept.extend(plain);
+                    continue;
+                }
+            }
+            "DynamicQuantizeLSTM" if n.domain() == "com.microsoft" => {
+                if let Some(plain) = shadow::lstm(&n, flat).with_context(|| label(&n))? {
+                    n = plain;
+                }
+            }
+            "MatMulNBits" if n.domain() == "com.microsoft" => {
+                if let Some(plain) = nbits::rewrite(&n, flat).with_context(|| label(&n))? {
+                    kept.extend(plain);
+                    continue;
+                }
+            }
             _ => {}
         }
         kept.push(n);
@@ -48,7 +69,11 @@ pub fn rewrite(flat: &mut Flat) -> Result<()> {
 }
 
 fn known_domain(n: &pb::NodeProto) -> bool {
-    matches!(n.domain(), "" | "ai.onnx" | "com.microsoft") && n.output.len() == 1
+    (default_domain(n) || n.domain() == "com.microsoft") && n.output.len() == 1
+}
+
+fn default_domain(n: &pb::NodeProto) -> bool {
+    matches!(n.domain(), "" | "ai.onnx")
 }
 
 fn int_attr(n: &pb::NodeProto, name: &str, default: i64) -> i64 {
@@ -216,7 +241,7 @@ fn places(dims: &[usize], scale: &[usize], axis: i64, block: i64) -> Result<Plac
 }
 
 /// Integer codes as floats; `None` for types that are not quantized integers.
-fn codes(t: &Tensor) -> Option<Vec<f32>> {
+pub fn codes(t: &Tensor) -> Option<Vec<f32>> {
     let signed = |bits: u32, code: u8| (i32::from(code) << (32 - bits) >> (32 - bits)) as f32;
     match t.dtype() {
         DType::Uint4 | DType::Int4 | DType::Uint2 | DType::Int2 => {

@@ -6,10 +6,12 @@
 //!   `DequantizeLinear → Softmax → QuantizeLinear` into a lookup table is wrong; nothing is rewritten around an operator
 //!   that tract does not know.
 //! * [`QUANTIZE`], [`DEQUANTIZE`]: the two alone, for 8 and 16 bits, with parameters that may be computed.
+//! * [`ROUND`]: float16 or bfloat16 and back: arithmetic in f32 whose results are those of the narrow type, overflow included.
 //! * [`REVERSE`]: one axis backwards; makes reverse recurrences out of forward ones.
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
 
+use crate::math::narrow;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
@@ -20,6 +22,8 @@ pub const FAKE: &str = "onnxzip.FakeQuantize";
 pub const QUANTIZE: &str = "onnxzip.QuantizeLinear";
 /// DequantizeLinear.
 pub const DEQUANTIZE: &str = "onnxzip.DequantizeLinear";
+/// Rounds to a narrow type and back; attribute `code` is the type.
+pub const ROUND: &str = "onnxzip.Round";
 /// Attribute `axis`.
 pub const REVERSE: &str = "onnxzip.Reverse";
 /// Shape as int64.
@@ -48,6 +52,7 @@ pub fn register(onnx: &mut Onnx) {
     });
     r.insert(DEQUANTIZE, |_, n| built(n, Kind::Dequantize));
     r.insert(REVERSE, |_, n| built(n, Kind::Reverse));
+    r.insert(ROUND, |_, n| built(n, Kind::Round(n.get_attr::<i64>("code")? == 16)));
     r.insert(SHAPE, |_: &ParsingContext, n: &NodeProto| {
         let start = n.get_attr_opt("start")?.unwrap_or(0);
         Ok((expand(Shape(start, n.get_attr_opt("end")?)), vec![]))
@@ -73,6 +78,8 @@ enum Kind {
     Quantize(DatumType),
     Dequantize,
     Reverse,
+    /// To bfloat16, else to float16.
+    Round(bool),
     Cast,
 }
 
@@ -95,7 +102,9 @@ impl Expansion for Own {
     ) -> InferenceResult {
         s.equals(&outputs[0].shape, &inputs[0].shape)?;
         match &self.kind {
-            Kind::Fake(..) | Kind::Dequantize => s.equals(&outputs[0].datum_type, f32::datum_type())?,
+            Kind::Fake(..) | Kind::Dequantize | Kind::Round(_) => {
+                s.equals(&outputs[0].datum_type, f32::datum_type())?
+            }
             Kind::Quantize(to) => s.equals(&outputs[0].datum_type, *to)?,
             Kind::Reverse => s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?,
             Kind::Cast => s.equals(&outputs[0].datum_type, i64::datum_type())?,
@@ -121,7 +130,7 @@ impl Op for Own {
 impl TypedOp for Own {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let dt = match &self.kind {
-            Kind::Fake(..) | Kind::Dequantize => DatumType::F32,
+            Kind::Fake(..) | Kind::Dequantize | Kind::Round(_) => DatumType::F32,
             Kind::Quantize(to) => *to,
             Kind::Reverse => inputs[0].datum_type,
             Kind::Cast => DatumType::I64,
@@ -167,6 +176,17 @@ impl EvalOp for Own {
                 x
             }
             Kind::Reverse => reversed(&x, self.axis)?,
+            Kind::Round(wide) => {
+                let mut x = x.cast_to::<f32>()?.into_owned();
+                let mut data = x.try_as_plain_ram_mut()?;
+                let data = data.as_slice_mut::<f32>()?;
+                // Two loops, each of which becomes vector instructions.
+                match wide {
+                    true => data.iter_mut().for_each(|x| *x = narrow::bfloat16(*x)),
+                    false => data.iter_mut().for_each(|x| *x = narrow::float16(*x)),
+                }
+                x
+            }
             Kind::Cast => x.cast_to::<i64>()?.into_owned(),
         };
         Ok(tvec!(out.into_tvalue()))

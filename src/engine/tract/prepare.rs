@@ -4,7 +4,7 @@
 //! * Only what the wanted values need is kept; they are its outputs. Declared types of inner values and outputs are
 //!   dropped: claims that a rewrite made obsolete would be believed.
 //! * Inputs have the dimensions of the sample.
-//! * float16 and bfloat16 become float; every tensor is raw data (tract reads typed unsigned data from the wrong field).
+//! * float16 and bfloat16 become float, and values that are declared so are rounded to it after each operator; every tensor is raw data (tract reads typed unsigned data from the wrong field).
 //! * A reverse recurrence, which tract runs forward, becomes a forward one between two reversals of the sequence.
 
 use super::graph::{Flat, plain_node};
@@ -130,6 +130,7 @@ pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     dequantize::rewrite(&mut flat)?;
     let inputs = inputs_like(&mut flat.graph, like)?;
     flat.graph.node = forward(std::mem::take(&mut flat.graph.node));
+    round_narrow(&mut flat.graph);
     plain_graph(&mut flat.graph, exact)?;
     let inputs_and_tensors = flat
         .graph
@@ -184,6 +185,39 @@ fn tensor_type(dtype: DType, dims: &[usize]) -> pb::TypeProto {
         })),
         ..Default::default()
     }
+}
+
+/// Rounds what operators give out to the narrow float type that it is declared to have.
+fn round_narrow(graph: &mut pb::GraphProto) {
+    let narrow = |v: &pb::ValueInfoProto| match v.r#type.as_ref()?.value.as_ref()? {
+        pb::type_proto::Value::TensorType(t) => {
+            let code = i64::from(t.elem_type());
+            let dtype = DType::try_from(t.elem_type()).ok()?;
+            matches!(dtype, DType::Float16 | DType::Bfloat16).then(|| (v.name().to_owned(), code))
+        }
+        _ => None,
+    };
+    let declared: BTreeMap<String, i64> = graph.value_info.iter().filter_map(narrow).collect();
+    if declared.is_empty() {
+        return;
+    }
+    let mut out = Vec::with_capacity(graph.node.len() * 2);
+    for mut n in std::mem::take(&mut graph.node) {
+        let exact = matches!(n.domain(), "" | "ai.onnx") && crate::ops::half::is_exact(n.op_type());
+        let mut after = Vec::new();
+        for o in n.output.iter_mut().filter(|_| !exact) {
+            if let Some(&code) = declared.get(o.as_str()) {
+                let raw = format!("{o}/not rounded");
+                let mut round = plain_node(ops::ROUND, &format!("{o}/rounded"), vec![raw.clone()], vec![o.clone()]);
+                round.attribute = vec![crate::ir::Attr::int("code", code).proto];
+                after.push(round);
+                *o = raw;
+            }
+        }
+        out.push(n);
+        out.extend(after);
+    }
+    graph.node = out;
 }
 
 /// LSTM, GRU and RNN with direction "reverse" between reversals of X and Y; states are the same either way.

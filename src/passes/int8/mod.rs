@@ -14,13 +14,13 @@ mod place;
 mod prepare;
 mod ranges;
 mod settle;
-mod tables;
+pub(super) mod tables;
 mod target;
 mod time;
 mod units;
 mod weights;
 
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::stats::{Measure, Stats};
 use crate::analysis::sites::Site;
 use crate::ir::{Model, NodeId, ValueId};
@@ -43,6 +43,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "static INT8: Q/DQ pairs in ONNX Runtime's layout, per-channel weights, int32 biases",
     doc: include_str!("doc.md"),
     lossy: true,
+    part: Part::Precision(&["int8", "int8(error=0.01)"]),
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
@@ -407,7 +408,7 @@ fn summary(model: &Model, units: &Units, placement: &place::Placement, cx: &mut 
 }
 
 /// `*` stands for any characters, `?` for one.
-fn matches(glob: &str, text: &str) -> bool {
+pub(super) fn matches(glob: &str, text: &str) -> bool {
     let (g, t): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
     let (mut i, mut j, mut star) = (0, 0, None);
     while j < t.len() {

@@ -8,7 +8,7 @@
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
 use crate::math::gram::Gram;
-use crate::math::shrink::{Shrunk, for_half, shrunk};
+use crate::math::shrink::{Halved, Shrunk, for_half, shrunk};
 use anyhow::Result;
 use ndarray::{Array1, Array2};
 
@@ -40,17 +40,19 @@ impl Halves {
     /// When the halves do not fit together.
     pub fn of(&self, site: &Site, columns: usize, centered: bool) -> Result<Option<Known>> {
         let [a, b] = &self.stats;
-        let of = |stats: &Stats| -> Option<Gram> {
-            let gram = stats.gram(site.input, &site.patch)?.first()?;
-            (gram.dim() == columns && gram.n > 0).then(|| gram.clone())
-        };
         let samples = a.samples + b.samples;
-        match (of(a), of(b)) {
-            (Some(one), Some(other)) => Known::new(&one, Some(&other), samples, centered).map(Some),
-            (Some(one), None) | (None, Some(one)) => Known::new(&one, None, samples, centered).map(Some),
+        match (gram(a, site, columns), gram(b, site, columns)) {
+            (Some(one), Some(other)) => Known::new(one, Some(other), samples, centered).map(Some),
+            (Some(one), None) | (None, Some(one)) => Known::new(one, None, samples, centered).map(Some),
             (None, None) => Ok(None),
         }
     }
+}
+
+/// The sums over a site's input, when there are any of rows of this length.
+fn gram<'s>(stats: &'s Stats, site: &Site, columns: usize) -> Option<&'s Gram> {
+    let gram = stats.gram(site.input, &site.patch)?.first()?;
+    (gram.dim() == columns && gram.n > 0).then_some(gram)
 }
 
 impl Known {
@@ -59,14 +61,17 @@ impl Known {
     /// # Errors
     /// When their sizes differ.
     pub fn new(one: &Gram, other: Option<&Gram>, samples: usize, centered: bool) -> Result<Known> {
-        let all = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
-        let half = match other {
-            Some(_) => Shrunk::new(one, for_half(all.intensity)),
-            None => all.clone(),
-        };
-        let (mut spread, mean) = match other {
-            Some(other) => (other.covariance(), other.mean()),
-            None => (one.covariance(), one.mean()),
+        let Halved {
+            all,
+            one: first,
+            other: second,
+        } = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
+        let (half, mut spread, mean) = match other {
+            Some(other) => {
+                let half = Shrunk::of(one, first, for_half(all.intensity));
+                (half, second, other.mean())
+            }
+            None => (all.clone(), first, one.mean()),
         };
         // Around the mean that the bias is adjusted to.
         outer(&mut spread, &(&mean - &half.mean));
@@ -80,12 +85,12 @@ impl Known {
             outer(&mut moment, &mean);
             moment
         });
-        let moment = |s: &Shrunk| if centered { s.covariance.clone() } else { s.moment() };
+        let moment = |s: Shrunk| if centered { s.covariance } else { s.into_moment() };
         Ok(Known {
-            all: moment(&all),
-            half: moment(&half),
-            mean: all.mean,
-            half_mean: half.mean,
+            mean: all.mean.clone(),
+            half_mean: half.mean.clone(),
+            all: moment(all),
+            half: moment(half),
             spread,
             apart,
         })

@@ -20,7 +20,7 @@ mod plan;
 mod rewrite;
 mod trial;
 
-use super::{Context, Opt, Options, Pass, PassInfo};
+use super::{Context, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::{Site, site};
 use crate::engine::NotRun;
 use crate::ir::Model;
@@ -34,6 +34,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "splits dense layers and convolutions into thin ones, as the data allow",
     doc: DOC,
     lossy: true,
+    part: Part::Structure { error: "error" },
     options: OPTIONS,
     build: |o| Ok(Box::new(LowRank::new(o)?)),
 };

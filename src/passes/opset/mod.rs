@@ -14,7 +14,7 @@ mod changes;
 mod raise;
 mod softmax;
 
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{GraphId, Model, NodeId};
 use crate::onnx::default_domain;
 use crate::pb::OperatorSetIdProto;
@@ -27,6 +27,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "raise the version of the default operator set",
     doc: DOC,
     lossy: false,
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

@@ -24,7 +24,7 @@ mod spell;
 mod trial;
 mod units;
 
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
 use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
@@ -41,6 +41,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "remove channels that are zero or constant, with everything tied to them; fold masks into weights",
     doc: DOC,
     lossy: true,
+    part: Part::Structure { error: "error" },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

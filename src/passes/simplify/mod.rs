@@ -36,7 +36,7 @@ mod views;
 mod weights;
 mod work;
 
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{Model, NodeId};
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -48,6 +48,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "fold constants and batch normalization, drop what does nothing, merge what repeats",
     doc: DOC,
     lossy: false,
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

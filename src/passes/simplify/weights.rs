@@ -86,33 +86,40 @@ impl Linear {
         self.weight.dims().iter().skip(2).product()
     }
 
-    /// Calls `f` with the output channel and the input channel of each run of elements of the weight, in order, and with the
-    /// elements; a run may come in parts. Runs are [`Linear::taps`] long, or whole rows of the first axis where `rows`: then
-    /// only the channel that the first axis counts is right. `None` when the weight is not float.
-    fn each_run(&self, rows: bool, mut f: impl FnMut(usize, usize, &[f64])) -> Option<()> {
-        let (columns, taps) = match (self.weight.dims()[1], self.taps()) {
-            (columns, taps) if rows => (1, columns * taps),
-            axes => axes,
-        };
+    /// True when the first axis of the weight counts output channels.
+    fn first_is_output(&self) -> bool {
+        matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true })
+    }
+
+    /// The channel that column 0 of a row of the weight belongs to: groups share the second axis.
+    fn first_column(&self, row: usize) -> usize {
         let (outs, ins) = (self.outs / self.group, self.ins / self.group);
-        let kind = self.kind;
-        let (mut r, mut c, mut tap) = (0, 0, 0);
+        match self.kind {
+            Kind::Conv => row / outs * ins,
+            Kind::ConvTranspose => row / ins * outs,
+            Kind::Gemm { .. } | Kind::MatMul => 0,
+        }
+    }
+
+    /// The numbers of a row's second-axis channels, each as often as it has taps.
+    fn spread(&self, row: usize, by: &[f64]) -> Vec<f64> {
+        let first = self.first_column(row);
+        let channels = &by[first..first + self.weight.dims()[1]];
+        channels.iter().flat_map(|x| std::iter::repeat_n(*x, self.taps())).collect()
+    }
+
+    /// Calls `f` with each row of the first axis, in order: its number, where in the row the elements begin (a row may come
+    /// in parts), and the elements. `None` when the weight is not float.
+    fn each_row(&self, mut f: impl FnMut(usize, usize, &[f64])) -> Option<()> {
+        let len = self.weight.dims()[1] * self.taps();
+        let (mut row, mut at) = (0, 0);
         every(&self.weight, |mut part| {
             while !part.is_empty() {
-                let (run, rest) = part.split_at((taps - tap).min(part.len()));
-                let (o, i) = match kind {
-                    Kind::Conv => (r, r / outs * ins + c),
-                    Kind::ConvTranspose => (r / ins * outs + c, r),
-                    Kind::Gemm { trans_b: true } => (r, c),
-                    Kind::Gemm { trans_b: false } | Kind::MatMul => (c, r),
-                };
-                f(o, i, run);
-                (tap, part) = (tap + run.len(), rest);
-                if tap == taps {
-                    (tap, c) = (0, c + 1);
-                }
-                if c == columns {
-                    (c, r) = (0, r + 1);
+                let (run, rest) = part.split_at((len - at).min(part.len()));
+                f(row, at, run);
+                (at, part) = (at + run.len(), rest);
+                if at == len {
+                    (row, at) = (row + 1, 0);
                 }
             }
             true
@@ -122,27 +129,32 @@ impl Linear {
 
     /// The weight with each element multiplied by a number of its output channel.
     pub fn scaled_outputs(&self, by: &[f64]) -> Option<Tensor> {
-        let rows = matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
-        self.scaled(rows, |o, _| by[o])
+        self.scaled(self.first_is_output(), by)
     }
 
     /// The weight with each element multiplied by a number of its input channel.
     pub fn scaled_inputs(&self, by: &[f64]) -> Option<Tensor> {
-        let rows = !matches!(self.kind, Kind::Conv | Kind::Gemm { trans_b: true });
-        self.scaled(rows, |_, i| by[i])
+        self.scaled(!self.first_is_output(), by)
     }
 
-    fn scaled(&self, rows: bool, by: impl Fn(usize, usize) -> f64) -> Option<Tensor> {
+    /// The weight times numbers of the channels of its first axis, or of its second.
+    fn scaled(&self, first: bool, by: &[f64]) -> Option<Tensor> {
         let mut out = Writer::new(self.weight.dtype(), self.weight.dims())?;
         let mut scaled = Vec::with_capacity(BUFFER);
-        self.each_run(rows, |o, i, run| {
-            let factor = by(o, i);
-            for part in run.chunks(BUFFER) {
+        let (mut group, mut factors) = (usize::MAX, Vec::new());
+        self.each_row(|row, at, run| {
+            if !first && self.first_column(row) != group {
+                (group, factors) = (self.first_column(row), self.spread(row, by));
+            }
+            for (k, part) in run.chunks(BUFFER).enumerate() {
                 if scaled.len() + part.len() > BUFFER {
                     out.push(&scaled);
                     scaled.clear();
                 }
-                scaled.extend(part.iter().map(|x| x * factor));
+                match first {
+                    true => scaled.extend(part.iter().map(|x| x * by[row])),
+                    false => scaled.extend(part.iter().zip(&factors[at + k * BUFFER..]).map(|(x, f)| x * f)),
+                }
             }
         })?;
         out.push(&scaled);
@@ -153,7 +165,22 @@ impl Linear {
     /// channel; a Gemm's `alpha` is not in it.
     pub fn response(&self, shift: &[f64]) -> Option<Vec<f64>> {
         let mut out = vec![0.0; self.outs];
-        self.each_run(false, |o, i, run| out[o] += run.iter().sum::<f64>() * shift[i])?;
+        let (mut group, mut shifts) = (usize::MAX, Vec::new());
+        let taps = self.taps();
+        self.each_row(|row, at, run| {
+            let base = self.first_column(row);
+            if self.first_is_output() {
+                if base != group {
+                    (group, shifts) = (base, self.spread(row, shift));
+                }
+                out[row] += run.iter().zip(&shifts[at..]).map(|(x, s)| x * s).sum::<f64>();
+            } else if taps == 1 {
+                let sums = &mut out[base + at..];
+                sums.iter_mut().zip(run).for_each(|(sum, x)| *sum += x * shift[row]);
+            } else {
+                run.iter().enumerate().for_each(|(k, x)| out[base + (at + k) / taps] += x * shift[row]);
+            }
+        })?;
         Some(out)
     }
 

@@ -14,7 +14,7 @@ mod layer;
 mod store;
 
 use super::noise::{Reference, SAMPLES};
-use super::{Context, NoteKind, Opt, Options, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
 use crate::engine::NotRun;
@@ -30,6 +30,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "sets single weights to zero, the others making up for them",
     doc: DOC,
     lossy: true,
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(Sparsify::new(o)?)),
 };

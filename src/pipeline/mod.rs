@@ -1,14 +1,18 @@
 //! The main job: read, rewrite pass by pass, verify, put into place, account for it.
 
+mod targets;
+
+pub use targets::{Amount, Targets};
+
 use crate::data::{Dataset, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
 use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, find};
 use crate::progress::Progress;
-use crate::report::{DataUsed, PassRun, Report, Size};
-use crate::verify::{Budget, OutputGap, Verdict, compare, judge};
-use anyhow::{Context as _, Result};
+use crate::report::{Baseline, DataUsed, PassRun, Report, Size, weights};
+use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge, layers};
+use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,12 +30,18 @@ pub struct Options {
     pub simplify_first: bool,
     /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
     pub calib: Option<PathBuf>,
-    /// What may be lost; by default [`Budget::LOSSLESS`] or [`Budget::LOSSY`], as the passes are.
+    /// What may be lost; by default [`Budget::lossless`] or [`Budget::lossy`], as the passes are.
     pub budget: Option<Budget>,
+    /// How small the result has to be.
+    pub targets: Targets,
+    /// An earlier result that this one must not fall behind.
+    pub baseline: Option<Baseline>,
     /// Write the output even when the verdict is against it.
     pub keep: bool,
     /// Compare the result with the original before it is let out.
     pub verify: bool,
+    /// Say in the report how much noise came in at each layer, even when the budget holds.
+    pub layers: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// Number of threads; results do not depend on it.
@@ -48,15 +58,19 @@ impl Options {
             simplify_first: true,
             calib: None,
             budget: None,
+            targets: Targets::default(),
+            baseline: None,
             keep: false,
             verify: true,
+            layers: false,
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             write: WriteOptions::default(),
         }
     }
 
-    fn requests(&self) -> Vec<Request> {
+    /// The passes that run, `simplify` included.
+    pub fn requests(&self) -> Vec<Request> {
         let mut all = self.passes.clone();
         let first = all.iter().take_while(|r| r.info.name == "opset").count();
         let named = all.get(first).is_some_and(|r| r.info.name == "simplify");
@@ -100,6 +114,12 @@ pub fn optimize(
         report
             .warnings
             .push(format!("the output is {grown} bytes larger than the input"));
+    }
+    let missed = options.targets.missed(&report.before, &report.after);
+    let missed = missed.or_else(|| options.baseline.as_ref()?.worse(&report));
+    if let (true, Some(missed)) = (report.may_leave(), missed) {
+        report.verdict = Verdict::Outside(missed);
+        report.unverified = false;
     }
     if options.keep || report.may_leave() {
         staged.commit()?;
@@ -145,18 +165,16 @@ pub fn rewrite(
             .warnings
             .push(format!("only {n} sample(s): the verdict rests on one of them"));
     }
-    report.budget = options
-        .budget
-        .unwrap_or(if lossy { Budget::LOSSY } else { Budget::LOSSLESS });
-    let snapshots = run_passes(model, &requests, &calib, options, engine, progress, &mut report)?;
+    if let Some(budget) = &options.budget {
+        check_budget(budget, &original, data)?;
+    }
+    let usual = if lossy { Budget::lossy } else { Budget::lossless };
+    report.budget = options.budget.clone().unwrap_or_else(usual);
+    let applied = apply(model, &requests, &calib, options, engine, progress)?;
+    report.passes = applied.runs;
+    (report.weights_before, report.weights_after) = (weights(&original), weights(model));
+    report.seed = options.seed;
     report.after = Size::of(model, &dims);
-    let trial = Trial {
-        original: &original,
-        held: &held,
-        options,
-        engine,
-        progress,
-    };
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());
         report.unverified = true;
@@ -168,7 +186,18 @@ pub fn rewrite(
         report.verdict = Verdict::NotRun(format!("{e:#}"));
         return Ok(report);
     }
-    match trial.gaps(model) {
+    let mut trial = Trial {
+        original: &original,
+        held: &held,
+        decisions: None,
+        options,
+        engine,
+        progress,
+    };
+    let measured = trial
+        .look_at_decisions(&report.budget, data)
+        .and_then(|()| trial.gaps(model));
+    match measured {
         Ok(gaps) => {
             report.verdict = judge(&gaps, &report.budget);
             report.gaps = gaps;
@@ -179,28 +208,61 @@ pub fn rewrite(
         },
     }
     if let Verdict::Outside(_) = report.verdict {
-        report.culprit = trial.culprit(&snapshots, &report.budget)?;
+        report.culprit = trial.culprit(&applied.snapshots, &report.budget)?;
+    }
+    if matches!(report.verdict, Verdict::Outside(_)) || options.layers && lossy && !report.gaps.is_empty() {
+        // An account, not the verdict: what cannot be had is left out.
+        report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }
     Ok(report)
 }
 
-/// Runs the passes and gives the model as it was after each one that changed it.
-fn run_passes(
+/// Whether a budget can be about this model and these data.
+///
+/// # Errors
+/// When it names an output that the model does not have, or needs labels and there are none.
+pub fn check_budget(budget: &Budget, model: &Model, data: &Dataset) -> Result<()> {
+    let names: Vec<&str> = model.main().outputs().iter().map(|p| p.name()).collect();
+    if let Some(unknown) = budget.unknown_output(&names) {
+        bail!(
+            "--budget: there is no output {unknown:?}; there are: {}",
+            names.join(", ")
+        );
+    }
+    if budget.needs_labels() {
+        data.labels().context("--budget accuracy")?;
+    }
+    Ok(())
+}
+
+/// What passes did.
+pub struct Applied {
+    /// Their account.
+    pub runs: Vec<PassRun>,
+    /// The model as it was after each pass that changed it.
+    snapshots: Vec<(String, Model)>,
+}
+
+/// Runs passes, which may look at these samples.
+///
+/// # Errors
+/// When a request is bad, or the engine cannot run the model where a pass needs it.
+pub fn apply(
     model: &mut Model,
     requests: &[Request],
-    calib: &Samples,
+    samples: &Samples,
     options: &Options,
     engine: &dyn Engine,
     progress: &dyn Progress,
-    report: &mut Report,
-) -> Result<Vec<(String, Model)>> {
+) -> Result<Applied> {
+    let mut runs = Vec::new();
     let mut snapshots = Vec::new();
     for request in requests {
         let start = Instant::now();
         let revision = model.revision();
         let mut cx = Context {
             engine,
-            samples: calib,
+            samples,
             threads: options.threads,
             seed: options.seed,
             progress,
@@ -215,29 +277,43 @@ fn run_passes(
         if changed {
             snapshots.push((request.spelled(), model.clone()));
         }
-        report.passes.push(PassRun {
+        runs.push(PassRun {
             pass: request.spelled(),
             changed,
             seconds: start.elapsed().as_secs_f64(),
             notes: cx.notes,
         });
     }
-    Ok(snapshots)
+    Ok(Applied { runs, snapshots })
 }
 
 /// What is needed to try a changed model on held-back samples.
 struct Trial<'a> {
     original: &'a Model,
     held: &'a Samples,
+    decisions: Option<Decisions>,
     options: &'a Options,
     engine: &'a dyn Engine,
     progress: &'a dyn Progress,
 }
 
 impl Trial<'_> {
+    /// Looks at the original's decisions on all samples, where the budget is about such: passes had no part in them.
+    fn look_at_decisions(&mut self, budget: &Budget, data: &Dataset) -> Result<()> {
+        if budget.about_decisions() {
+            let (all, threads) = (data.all(), self.options.threads);
+            self.decisions = Some(Decisions::of(self.original, &all, self.engine, threads, self.progress)?);
+        }
+        Ok(())
+    }
+
     fn gaps(&self, model: &Model) -> Result<Vec<OutputGap>> {
         let threads = self.options.threads;
-        compare(self.original, model, self.held, self.engine, threads, self.progress)
+        let mut gaps = compare(self.original, model, self.held, self.engine, threads, self.progress)?;
+        if let Some(decisions) = &self.decisions {
+            decisions.refine(&mut gaps);
+        }
+        Ok(gaps)
     }
 
     /// The first pass after which the budget no longer held.

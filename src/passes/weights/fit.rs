@@ -1,0 +1,229 @@
+//! Codes and parameters of one weight.
+//!
+//! The grid that is best when inputs are uncorrelated comes first; where the second moment `G` of the input is known, codes
+//! are rounded on it so that errors cancel (`math::rounding`), scales are fitted to the codes under `G`, codes rounded anew, as long as it
+//! helps. Every row (every output) keeps the best that it saw. `G` is estimated from two halves of the samples and shrunk as far as they
+//! disagree (`math::shrink`): few samples show correlations that are none. Where a constant bias can take up the mean error,
+//! the covariance stands in for `G`.
+
+use super::find::Weight;
+use super::view::View;
+use crate::analysis::stats::{Stats, measure};
+use crate::ir::Model;
+use crate::math::gram::Gram;
+use crate::math::grid::{Form, Grid};
+use crate::math::rounding::{Rounding, energies};
+use crate::math::shrink::{Shrunk, shrunk};
+use crate::passes::Context;
+use anyhow::{Context as _, Result};
+use ndarray::{Array2, ArrayView2, Axis, s};
+
+/// How weights are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
+    /// Signed codes: S8 or S4.
+    pub kind: crate::math::affine::IntKind,
+    /// Weights that share a scale; 0: all of an output.
+    pub block: usize,
+    /// Zero points.
+    pub zeros: bool,
+    /// Scales may be negative.
+    pub negative: bool,
+}
+
+/// A weight in integers.
+pub struct Fitted {
+    /// rows × columns of the view.
+    pub codes: Array2<i8>,
+    /// Parameters.
+    pub grid: Grid,
+    /// What its bias must gain so that outputs keep their mean; empty when the bias is not to change.
+    pub shift: Vec<f32>,
+    /// Signal to noise of the products, dB; of the weight itself where nothing was measured.
+    pub sqnr: f64,
+}
+
+/// Second moments over two halves of the samples; the second half may be empty.
+pub struct Data([Stats; 2]);
+
+impl Data {
+    /// Measures the inputs of weights; `None` when there is nothing to measure, or no real data to measure with.
+    ///
+    /// # Errors
+    /// When the engine cannot run the model, or a sample fails.
+    pub fn measure(model: &Model, weights: &[Weight], cx: &Context) -> Result<Option<Data>> {
+        let mut wanted = Vec::new();
+        for m in weights.iter().flat_map(|w| w.measures(model)) {
+            if !wanted.contains(&m) {
+                wanted.push(m);
+            }
+        }
+        if cx.samples.synthetic() || wanted.is_empty() {
+            return Ok(None);
+        }
+        let over = |samples: &crate::data::Samples| match samples.is_empty() {
+            true => Ok(Stats::default()),
+            false => measure(model, &wanted, cx.engine, samples, cx.threads, cx.progress),
+        };
+        let [one, other] = cx.samples.halves();
+        Ok(Some(Data([over(&one)?, over(&other)?])))
+    }
+}
+
+/// What is known of the inputs of a weight: moments for each group of rows.
+struct Known {
+    moments: Vec<Shrunk>,
+    /// A bias can take up the mean error.
+    movable: bool,
+}
+
+/// Fits codes to a weight, seen as the matrix of `view`.
+///
+/// # Errors
+/// When the weight is not finite.
+pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<&Data>) -> Result<Fitted> {
+    let tensor = model.constant(w.value).context("a constant")?;
+    let floats = tensor.floats().context("float32")?;
+    let matrix = view.matrix(&w.dims, &floats)?;
+    let known = data.and_then(|d| known(model, w, d));
+    let natural: Vec<usize> = (0..w.dims.len()).filter(|a| *a != w.axis).collect();
+    let order = view.order(&natural, &w.dims);
+    let span = match scheme.block {
+        0 => matrix.ncols(),
+        _ => view.span(&w.dims).1,
+    };
+    let form = Form {
+        kind: scheme.kind,
+        block: if scheme.block == 0 { span } else { scheme.block },
+        span,
+        zeros: scheme.zeros,
+        negative: scheme.negative,
+    };
+    let Some(known) = known else {
+        let grid = Grid::best(matrix.view(), form, None)?;
+        let codes = grid.nearest(matrix.view());
+        let power = |m: &Array2<f32>| m.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let sqnr = decibels(power(&matrix), power(&(&matrix - &grid.values(codes.view()))));
+        return Ok(Fitted { codes, grid, shift: Vec::new(), sqnr });
+    };
+    let rows = matrix.nrows() / known.moments.len().max(1);
+    let (mut parts, mut signal, mut noise, mut shift) = (Vec::new(), 0.0, 0.0, Vec::new());
+    for (g, moments) in known.moments.iter().enumerate() {
+        let second = if known.movable { moments.covariance.clone() } else { moments.clone().into_moment() };
+        let second = second.select(Axis(0), &order).select(Axis(1), &order);
+        let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
+        let best = data_aware(part, form, second.view())?;
+        signal += energies(part, second.view()).iter().sum::<f64>();
+        noise += best.wrong.iter().sum::<f64>();
+        if known.movable {
+            let mean = &moments.mean;
+            let error = &part - &best.grid.values(best.codes.view());
+            shift.extend(error.rows().into_iter().map(|r| {
+                r.iter().zip(&order).map(|(e, &i)| f64::from(*e) * mean[i]).sum::<f64>() as f32
+            }));
+        }
+        parts.push(best);
+    }
+    if signal == 0.0 {
+        return fit(model, w, view, scheme, None); // inputs are always zero on the data
+    }
+    let (codes, grid) = joined(&parts)?;
+    Ok(Fitted { codes, grid, shift, sqnr: decibels(signal, noise) })
+}
+
+fn decibels(signal: f64, noise: f64) -> f64 {
+    10.0 * (signal / noise).log10()
+}
+
+/// The moments of a weight: those of its sites added up, when their rows mean the same.
+fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
+    let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
+    for (sums, stats) in halves.iter_mut().zip(&data.0).filter(|(_, s)| s.samples > 0) {
+        for site in &w.sites {
+            let grams = stats.gram(site.input, &site.patch)?;
+            match sums {
+                None => *sums = Some(grams.to_vec()),
+                Some(sums) if sums.len() == grams.len() => {
+                    for (sum, g) in sums.iter_mut().zip(grams) {
+                        sum.merge(g).ok()?;
+                    }
+                }
+                Some(_) => return None,
+            }
+        }
+    }
+    let [one, other] = halves;
+    let one = one?;
+    let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
+    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| Ok(shrunk(a, b)?.all)).collect();
+    let all = Some(all.ok()?);
+    let [site] = &w.sites[..] else { return Some(Known { moments: all?, movable: false }) };
+    let movable = w.nodes.len() == 1
+        && !site.shared
+        && site.bias.is_some_and(|b| model.constant(b.value).is_some() && b.scale == 1.0)
+        && site.owns_bias(model)
+        && site.bias_values(model).is_some_and(|b| b.len() == site.outputs())
+        && site.bias.and_then(|b| model.constant(b.value)).is_some_and(|t| t.len() == site.outputs());
+    Some(Known { moments: all?, movable })
+}
+
+/// Rows with parameters, and how wrong each is.
+struct Rows {
+    codes: Array2<i8>,
+    grid: Grid,
+    wrong: Vec<f64>,
+}
+
+impl Rows {
+    /// Takes over rows that are better; false when there is none.
+    fn improve(&mut self, other: Rows) -> bool {
+        let better: Vec<usize> = (0..self.wrong.len()).filter(|&i| other.wrong[i] < self.wrong[i]).collect();
+        for &i in &better {
+            self.wrong[i] = other.wrong[i];
+            self.codes.row_mut(i).assign(&other.codes.row(i));
+            self.grid.scales.row_mut(i).assign(&other.grid.scales.row(i));
+            self.grid.zeros.row_mut(i).assign(&other.grid.zeros.row(i));
+        }
+        !better.is_empty()
+    }
+}
+
+fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result<Rows> {
+    /// How often scales are fitted to codes.
+    const REFITS: usize = 3;
+    let importance = second.diag().to_vec();
+    let grid = Grid::best(w, form, Some(&importance))?;
+    let Some(rounding) = Rounding::new(second) else {
+        let codes = grid.nearest(w);
+        let wrong = energies((&w - &grid.values(codes.view())).view(), second);
+        return Ok(Rows { codes, grid, wrong });
+    };
+    let rounded = |grid: Grid| -> Result<Rows> {
+        let found = rounding.on_grid(w, &grid)?;
+        Ok(Rows { codes: found.codes, grid, wrong: found.energies })
+    };
+    let mut best = rounded(grid)?;
+    best.improve(rounded(Grid::best(w, form, None)?)?);
+    if form.kind.qmax() < 127 {
+        for _ in 0..REFITS {
+            let fitted = best.grid.refit(w, best.codes.view(), second)?;
+            if !best.improve(rounded(fitted)?) {
+                break;
+            }
+        }
+    }
+    Ok(best)
+}
+
+fn joined(parts: &[Rows]) -> Result<(Array2<i8>, Grid)> {
+    let first = parts.first().context("a group")?;
+    fn stack<T: Clone>(all: Vec<ArrayView2<T>>) -> Result<Array2<T>> {
+        Ok(ndarray::concatenate(Axis(0), &all)?)
+    }
+    let grid = Grid {
+        scales: stack(parts.iter().map(|p| p.grid.scales.view()).collect())?,
+        zeros: stack(parts.iter().map(|p| p.grid.zeros.view()).collect())?,
+        ..first.grid.clone()
+    };
+    Ok((stack(parts.iter().map(|p| p.codes.view()).collect())?, grid))
+}

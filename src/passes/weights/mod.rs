@@ -1,0 +1,261 @@
+//! Weight-only quantization: weights in 8 or 4 bits, `ŵ = s·(q − z)`, activations in floating point.
+//!
+//! The flow: which weights there are (`find`), how a tensor is a matrix of rows with blocks (`view`), codes and parameters (`fit`), then
+//! `DequantizeLinear` in front of the readers (`emit`) or `MatMulNBits` in their place (`nbits`).
+//!
+//! Does nothing to a model that is quantized already. Costs one run over the calibration samples and the second moments of
+//! the inputs of all weights.
+
+pub(super) mod emit;
+pub(super) mod find;
+pub(super) mod fit;
+mod nbits;
+pub(super) mod view;
+
+use super::int8::{matches, tables};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use crate::ir::Model;
+use crate::math::affine::IntKind;
+use crate::ops::quant::is_quantized_op;
+use crate::passes::opset::raise_opset;
+use anyhow::{Context as _, Result, ensure};
+use find::Weight;
+use fit::{Data, Scheme, fit};
+
+/// The pass's row in the table.
+pub const INFO: PassInfo = PassInfo {
+    name: "weights",
+    summary: "weight-only quantization: 8 or 4 bits, per channel or in blocks, activations stay in floating point",
+    doc: include_str!("doc.md"),
+    lossy: true,
+    part: Part::Precision(&["weights"]),
+    options: OPTIONS,
+    build: |o| Ok(Box::new(build(o)?)),
+};
+
+const OPTIONS: &[Opt] = &[
+    Opt {
+        name: "bits",
+        default: "8",
+        values: "8|4",
+        doc: "bits of a weight",
+    },
+    Opt {
+        name: "block",
+        default: "auto",
+        values: "auto, 0 (one scale for each output channel), or a power of two from 16 to 256",
+        doc: "weights that share a scale; auto: 0 for 8 bits, 32 for 4 bits and for MatMulNBits",
+    },
+    Opt {
+        name: "symmetric",
+        default: "auto",
+        values: "auto|on|off",
+        doc: "no zero points; auto: on for 8 bits, off for 4",
+    },
+    Opt {
+        name: "form",
+        default: "qdq",
+        values: "qdq|matmulnbits",
+        doc: "standard operators everywhere, or MatMulNBits of ONNX Runtime for MatMul and Gemm",
+    },
+    Opt {
+        name: "compute",
+        default: "int8",
+        values: "int8|float",
+        doc: "with form=matmulnbits: the runtime may round activations to int8 in small blocks (faster), or computes in float",
+    },
+    Opt {
+        name: "rounding",
+        default: "data",
+        values: "data|nearest",
+        doc: "round weights so that errors cancel on the calibration data, and correct biases; or each to the nearest code",
+    },
+    Opt {
+        name: "tables",
+        default: "on",
+        values: "on|off",
+        doc: "store embedding tables in 8 bits",
+    },
+    Opt {
+        name: "min",
+        default: "1024",
+        values: "a number of elements",
+        doc: "smaller weights stay as they are",
+    },
+    Opt {
+        name: "skip",
+        default: "",
+        values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
+        doc: "nodes whose weights stay as they are",
+    },
+];
+
+struct Weights {
+    scheme: Scheme,
+    nbits: bool,
+    int8: bool,
+    data: bool,
+    tables: bool,
+    min: usize,
+    skip: Vec<String>,
+}
+
+fn build(o: &Options) -> Result<Weights> {
+    let four = o.text("bits") == "4";
+    let nbits = o.text("form") == "matmulnbits";
+    let block: Option<usize> = o.get_or_auto("block")?;
+    let block = block.unwrap_or(if four || nbits { 32 } else { 0 });
+    ensure!(
+        block == 0 || (16..=256).contains(&block) && block.is_power_of_two(),
+        "weights(block={block}): give 0, or a power of two from 16 to 256"
+    );
+    ensure!(
+        !(nbits && block == 0),
+        "weights(form=matmulnbits,block=0): MatMulNBits has blocks; give a power of two from 16 to 256"
+    );
+    let zeros = match o.text("symmetric") {
+        "on" => false,
+        "off" => true,
+        _ => four,
+    };
+    Ok(Weights {
+        scheme: Scheme {
+            kind: if four { IntKind::S4 } else { IntKind::S8 },
+            block,
+            zeros,
+            negative: false,
+        },
+        nbits,
+        int8: o.text("compute") == "int8",
+        data: o.text("rounding") == "data",
+        tables: o.text("tables") == "on",
+        min: o.get("min")?,
+        skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+    })
+}
+
+impl Pass for Weights {
+    fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
+        if let Some((id, _)) = model.nodes().find(|(id, _)| is_quantized_op(model, *id)) {
+            cx.skip(model, id, "the model is quantized already: left as it is");
+            return Ok(());
+        }
+        let mut work = model.clone();
+        let wanted = match self.scheme.block == 0 && self.scheme.kind == IntKind::S8 {
+            true => 13,
+            false => 21,
+        };
+        if work.opset("") < wanted
+            && let Err(why) = raise_opset(&mut work, wanted)
+        {
+            let what = format!("left as they are: these weights need operator set {wanted}, and {why:#}");
+            cx.note(NoteKind::Skip, String::new(), what);
+            return Ok(());
+        }
+        let tables = self.tables && tables::quantize(&mut work, cx, |label| self.skips(label))?;
+        if self.quantize(&mut work, cx)? || tables {
+            *model = work;
+        } else if cx.notes.is_empty() {
+            cx.note(NoteKind::Skip, String::new(), "there is no weight to quantize");
+        }
+        Ok(())
+    }
+}
+
+impl Weights {
+    fn skips(&self, label: &str) -> bool {
+        self.skip.iter().any(|glob| matches(glob, label))
+    }
+
+    /// Quantizes what can be; false when there was nothing.
+    fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
+        let (weights, refused) = find::weights(model);
+        for (node, why) in refused {
+            cx.skip(model, node, why);
+        }
+        let weights: Vec<Weight> = weights.into_iter().filter(|w| self.wants(model, w, cx)).collect();
+        if weights.is_empty() {
+            return Ok(false);
+        }
+        let data = if self.data { Data::measure(model, &weights, cx)? } else { None };
+        let mut bytes = (0usize, 0usize);
+        let mut changed = false;
+        let mut emitter = emit::Emitter::new(model);
+        for w in &weights {
+            let Some((before, after)) = self.one(&mut emitter, w, data.as_ref(), cx)? else { continue };
+            bytes = (bytes.0 + before, bytes.1 + after);
+            changed = true;
+        }
+        if changed {
+            let what = format!("weights of {} bytes take {} now", bytes.0, bytes.1);
+            cx.note(NoteKind::Did, String::new(), what);
+        }
+        Ok(changed)
+    }
+
+    fn wants(&self, model: &Model, w: &Weight, cx: &mut Context) -> bool {
+        let node = w.nodes[0];
+        if w.nodes.iter().any(|n| self.skips(&model.label(*n))) {
+            cx.skip(model, node, "left alone as asked (skip)");
+            return false;
+        }
+        if w.len() < self.min {
+            cx.skip(model, node, format!("its weight has {} elements, fewer than {}: left as it is", w.len(), self.min));
+            return false;
+        }
+        let finite = model.constant(w.value).and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())));
+        if finite != Some(true) {
+            cx.skip(model, node, "its weight is not finite: left as it is");
+            return false;
+        }
+        true
+    }
+
+    /// Quantizes one weight; gives its bytes before and after.
+    fn one(
+        &self,
+        emitter: &mut emit::Emitter,
+        w: &Weight,
+        data: Option<&Data>,
+        cx: &mut Context,
+    ) -> Result<Option<(usize, usize)>> {
+        let model = &*emitter.model;
+        let label = model.label(w.nodes[0]);
+        let nbits = self.nbits && nbits::fits(model, w);
+        let mut scheme = Scheme { negative: nbits && !self.scheme.zeros, ..self.scheme };
+        let view = match &w.blocked {
+            Some(view) if scheme.block > 0 && view.span(&w.dims).1 * 2 >= scheme.block => view.clone(),
+            _ => {
+                scheme.block = 0;
+                w.channels.clone()
+            }
+        };
+        if scheme.block == 0 && self.scheme.block > 0 && !nbits {
+            // Blocks were asked for and cannot be had: one scale for so many weights needs more codes.
+            (scheme.kind, scheme.zeros) = (IntKind::S8, false);
+        }
+        let before = 4 * w.len();
+        let after = emit::bytes(w, &view, scheme);
+        if after >= before {
+            cx.skip(model, w.nodes[0], "its weight would not become smaller");
+            return Ok(None);
+        }
+        let fitted = fit(model, w, &view, scheme, data).with_context(|| label.clone())?;
+        if fitted.sqnr.is_nan() {
+            cx.skip(model, w.nodes[0], "its weight is all zeros");
+            return Ok(None);
+        }
+        let blocks = match scheme.block {
+            0 => "one scale for each channel".to_owned(),
+            b => format!("blocks of {b}"),
+        };
+        let what = format!("weight in {} bits, {blocks}, {:.1} dB", scheme.kind.bits(), fitted.sqnr);
+        cx.note(NoteKind::Did, label, what);
+        emit::shift(emitter.model, w, &fitted)?;
+        match nbits {
+            true => nbits::emit(emitter, w, &fitted, self.int8)?,
+            false => emitter.dequantized(w, &view, scheme, &fitted)?,
+        }
+        Ok(Some((before, after)))
+    }
+}

@@ -1,0 +1,118 @@
+//! The account as Markdown, for the summary of a job or a comment.
+
+use super::text::{bytes, count, outcome};
+use super::{Report, Tried};
+use std::fmt::Write;
+
+/// Renders a report.
+pub fn render(r: &Report) -> String {
+    let mut out = String::new();
+    let mark = if r.exit_code() == 0 { "✅" } else { "❌" };
+    let _ = writeln!(out, "### {mark} onnxzip: `{}`\n", escaped(&r.input));
+    let _ = writeln!(out, "{}\n", escaped(&outcome(r)));
+    let _ = writeln!(out, "| | before | after | |\n|---|---:|---:|---:|");
+    let (a, b) = (&r.before, &r.after);
+    let ratio = |x: u64, y: u64| {
+        if y == 0 {
+            String::new()
+        } else {
+            format!("{:.2}×", x as f64 / y as f64)
+        }
+    };
+    let _ = writeln!(
+        out,
+        "| file | {} | {} | {} |",
+        bytes(a.bytes),
+        bytes(b.bytes),
+        ratio(a.bytes, b.bytes)
+    );
+    let _ = writeln!(out, "| nodes | {} | {} | |", a.nodes, b.nodes);
+    let _ = writeln!(
+        out,
+        "| parameters | {} | {} | {} |",
+        count(a.params),
+        count(b.params),
+        ratio(a.params, b.params)
+    );
+    if let (Some(x), Some(y)) = (a.macs, b.macs) {
+        let _ = writeln!(out, "| MACs | {} | {} | {} |", count(x), count(y), ratio(x, y));
+    }
+    outputs(&mut out, r);
+    search(&mut out, r);
+    for w in &r.warnings {
+        let _ = writeln!(out, "\n> ⚠️ {}", escaped(w));
+    }
+    let passes: Vec<String> = r.passes.iter().map(|p| format!("`{}`", p.pass)).collect();
+    let _ = writeln!(
+        out,
+        "\nPasses: {}. onnxzip {}, {:.1} s.",
+        passes.join(", "),
+        r.version,
+        r.seconds
+    );
+    out
+}
+
+fn outputs(out: &mut String, r: &Report) {
+    let shown: Vec<_> = r.gaps.iter().filter(|g| !g.inner).collect();
+    if shown.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\n| output | SQNR | cosine | same class | accuracy |\n|---|---:|---:|---:|---:|"
+    );
+    for g in shown {
+        let percent = |x: f64| format!("{:.2} %", x * 100.0);
+        let accuracy = g
+            .accuracy
+            .as_ref()
+            .map(|a| format!("{} → {}", percent(a.before), percent(a.after)));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {:.5} | {} | {} |",
+            escaped(&g.name),
+            super::text::db(g.sqnr_db),
+            g.cosine,
+            g.top1.map_or_else(String::new, percent),
+            accuracy.unwrap_or_default()
+        );
+    }
+}
+
+fn search(out: &mut String, r: &Report) {
+    if r.search.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\n<details><summary>{} results were measured</summary>\n",
+        r.search.len()
+    );
+    let _ = writeln!(out, "| | bytes | budget used | passes |\n|---|---:|---:|---|");
+    let row = |t: &Tried| {
+        let mark = if t.chosen { "★" } else { "" };
+        format!(
+            "| {mark} | {} | {:.0} % | `{}` |",
+            bytes(t.bytes),
+            t.used * 100.0,
+            t.passes
+        )
+    };
+    for t in &r.search {
+        let _ = writeln!(out, "{}", row(t));
+    }
+    let _ = writeln!(out, "\n</details>");
+}
+
+/// Text that Markdown leaves alone.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '|' | '*' | '_' | '`' | '<' | '>' | '[' | ']' | '#' | '\\') {
+            out.push('\\');
+        }
+        out.push(if c.is_control() { ' ' } else { c });
+    }
+    out
+}

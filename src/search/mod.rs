@@ -1,0 +1,397 @@
+//! Which passes, and how strong: the smallest result within a budget.
+//!
+//! The calibration samples are parted once more: passes look at two thirds, results are measured on the rest (the tuning
+//! samples); the held-back ones are asked once, at the end. The budget's use `u` of a result is what it loses on the tuning
+//! samples as a part of what may be lost ([`Budget::used`]). The search
+//!
+//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone;
+//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`.
+//!    Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
+//!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
+//! 3. does the same with each structural pass alone: they compete for the same weights;
+//! 4. gives the smallest that fits, and the next careful ones in case the held-back samples disagree.
+//!
+//! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
+//! that size. The winner is made anew from all calibration samples; its list of passes alone gives the same bytes again.
+
+mod plan;
+
+pub use plan::{Effort, Plan};
+
+use crate::data::Samples;
+use crate::engine::Engine;
+use crate::ir::Model;
+use crate::onnx;
+use crate::pipeline::{self, Options};
+use crate::progress::Progress;
+use crate::report::{Report, Size, Tried};
+use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
+use anyhow::{Context, Result};
+use plan::{Knob, knobs, precisions};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// The part of the budget that may be used up on the tuning samples: the held-back ones differ.
+const FIT: f64 = 0.9;
+/// Good enough: not worth another measurement.
+const NEAR: f64 = 0.75;
+/// The range of errors that is searched.
+const ERRORS: (f64, f64) = (1e-5, 0.5);
+/// Where a search begins when the budget does not say.
+const FIRST: f64 = 0.01;
+/// How often a more careful result is tried when the held-back samples disagree.
+const SECOND_CHANCES: usize = 2;
+/// A second chance uses at most this part of what the one before did.
+const CAREFUL: f64 = 0.6;
+
+/// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
+/// [`Options::passes`] are run before all others.
+///
+/// # Errors
+/// As [`pipeline::optimize`]; an engine that cannot run the model ends the search.
+pub fn optimize(
+    input: &Path,
+    output: &Path,
+    options: &Options,
+    effort: Effort,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let start = Instant::now();
+    onnx::check_target(output)?;
+    let original = onnx::read(input)?;
+    crate::analysis::legal::check(&original)?;
+    let mut options = options.clone();
+    let budget = options.budget.get_or_insert_with(Budget::lossy).clone();
+    let data = pipeline::find_data(input, &original, &options)?;
+    pipeline::check_budget(&budget, &original, &data)?;
+    let calib = data.split().0;
+    let [fit, tune] = calib.parted(3);
+    let of_original = || Decisions::of(&original, &calib, engine, options.threads, progress);
+    let dims = data.dims()?;
+    let mut search = Search {
+        before: Size {
+            bytes: onnx::size_on_disk(input, &original)?,
+            ..Size::of(&original, &dims)
+        },
+        original: &original,
+        fit,
+        tune,
+        dims,
+        decisions: budget.about_decisions().then(of_original).transpose()?,
+        budget,
+        effort,
+        options: &options,
+        engine,
+        progress,
+        chain: Vec::new(),
+        tried: Vec::new(),
+    };
+    search.run().with_context(|| format!("{}", input.display()))?;
+    let (choices, mut tried, samples) = (search.choices(), search.tried, search.tune.len());
+    let mut chances = choices.into_iter().take(1 + SECOND_CHANCES).peekable();
+    while let Some(k) = chances.next() {
+        let mut job = options.clone();
+        job.passes = tried[k].plan.requests(&options.passes)?;
+        job.keep &= chances.peek().is_none();
+        let mut report = pipeline::optimize(input, output, &job, engine, progress)?;
+        if report.written || chances.peek().is_none() {
+            report.search = tried.into_iter().map(|m| m.tried).collect();
+            report.search[k].chosen = true;
+            report.tuning_samples = samples;
+            report.seconds = start.elapsed().as_secs_f64();
+            return Ok(report);
+        }
+        if let Verdict::Outside(why) = report.verdict {
+            tried[k].tried.refused = Some(why);
+        }
+    }
+    unreachable!("run() measures at least one result, and choices() gives at least one of them")
+}
+
+struct Search<'a> {
+    original: &'a Model,
+    before: Size,
+    fit: Samples,
+    tune: Samples,
+    dims: BTreeMap<String, Vec<usize>>,
+    budget: Budget,
+    decisions: Option<Decisions>,
+    effort: Effort,
+    options: &'a Options,
+    engine: &'a dyn Engine,
+    progress: &'a dyn Progress,
+    /// The models of the last result, pass by pass, with the passes as they are written.
+    chain: Vec<(String, Model)>,
+    tried: Vec<Measured>,
+}
+
+/// A result that was measured.
+struct Measured {
+    plan: Plan,
+    tried: Tried,
+}
+
+impl Search<'_> {
+    /// Measures as many results as the effort allows.
+    fn run(&mut self) -> Result<()> {
+        let precision = self.precision()?;
+        let knobs = knobs();
+        let base = self.tried.last().map_or(0.0, |m| m.tried.used);
+        if base > FIT && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
+            return Ok(());
+        }
+        let mut start = self.first_error(base);
+        let alone = knobs.iter().map(|k| vec![*k]).filter(|_| knobs.len() > 1);
+        for (round, structure) in std::iter::once(knobs.clone()).chain(alone).enumerate() {
+            let probes = self.effort.probes(round);
+            let best = self.strength(&structure, precision, base, start, probes)?;
+            if round == 0 {
+                start = best.unwrap_or(start);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first precision that fits alone; none when none does.
+    fn precision(&mut self) -> Result<Option<&'static str>> {
+        let mut best: Option<(u64, &'static str)> = None;
+        for p in precisions() {
+            let t = self.measure(Plan::new(&[], 0.0, Some(p)))?;
+            if t.used > FIT || best.is_some_and(|(bytes, _)| bytes <= t.bytes) {
+                continue;
+            }
+            best = Some((t.bytes, p));
+            if self.effort != Effort::Smallest {
+                break;
+            }
+        }
+        match best {
+            // Measured last, so that it is what comes after is compared with.
+            Some((_, p)) => self.measure(Plan::new(&[], 0.0, Some(p))).map(|_| Some(p)),
+            None => self.measure(Plan::new(&[], 0.0, None)).map(|_| None),
+        }
+    }
+
+    fn first_error(&self, base: f64) -> f64 {
+        let db = self
+            .budget
+            .conditions
+            .iter()
+            .filter(|c| c.metric == Metric::Sqnr)
+            .map(|c| c.limit);
+        let least = db.map(|db| 10f64.powf(-db / 10.0)).fold(f64::INFINITY, f64::min);
+        let parts = knobs().len().max(1) as f64;
+        let left = (FIT - base).max(0.1) / parts;
+        let e = if least.is_finite() { least * left } else { FIRST };
+        e.clamp(ERRORS.0, ERRORS.1)
+    }
+
+    /// Looks for the largest error of these passes that fits (or the least that meets the targets), and gives it.
+    fn strength(
+        &mut self,
+        structure: &[Knob],
+        precision: Option<&'static str>,
+        base: f64,
+        start: f64,
+        probes: usize,
+    ) -> Result<Option<f64>> {
+        let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
+        let targets = self.options.targets.any();
+        let mut best = None;
+        for _ in 0..probes {
+            let t = self.measure(Plan::new(structure, e, precision))?.clone();
+            let used = t.used;
+            let met = self.misses(&t).is_none();
+            let (good, up) = match targets {
+                true => (met, !met),
+                false => (used <= FIT, used <= FIT),
+            };
+            *(if up { &mut low } else { &mut high }) = Some(e);
+            if good {
+                best = Some(e);
+            }
+            let step = match (targets, up) {
+                (true, true) => 3.0,
+                (true, false) => 1.0 / 3.0,
+                _ if (NEAR..=FIT).contains(&used) => break,
+                _ => self.step(base, used),
+            };
+            let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
+            let next = match (low, high) {
+                (Some(l), Some(h)) if h / l < 1.25 => break,
+                (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
+                _ => guess,
+            };
+            if (next / e - 1.0).abs() < 0.1 {
+                break;
+            }
+            e = next;
+        }
+        Ok(best)
+    }
+
+    /// By which factor the error may grow, from what the last one used.
+    fn step(&self, base: f64, used: f64) -> f64 {
+        let power = |u: f64| if self.budget.about_decisions() { u * u } else { u };
+        let (left, made) = (power(0.95 * FIT) - power(base), power(used) - power(base));
+        match made > 0.0 && left > 0.0 {
+            true => (left / made).clamp(0.1, 6.0),
+            false if used > FIT => 0.1,
+            false => 6.0,
+        }
+    }
+
+    /// Runs the passes of a plan on the fitting samples and measures the result on the tuning samples.
+    fn measure(&mut self, plan: Plan) -> Result<&Tried> {
+        let known = self.tried.iter().position(|m| m.plan == plan);
+        if let Some(k) = known {
+            let again = self.tried.remove(k);
+            self.tried.push(again);
+            return Ok(&self.tried[self.tried.len() - 1].tried);
+        }
+        let start = Instant::now();
+        let model = self.made(&plan)?;
+        let mut gaps = compare(
+            self.original,
+            &model,
+            &self.tune,
+            self.engine,
+            self.options.threads,
+            self.progress,
+        )?;
+        if let Some(decisions) = &self.decisions {
+            decisions.refine(&mut gaps);
+        }
+        let used = self.budget.used(&gaps).unwrap_or(f64::INFINITY);
+        let size = Size::of(&model, &self.dims);
+        let tried = Tried {
+            passes: plan.to_string(),
+            bytes: onnx::encoded_len(&model)?,
+            macs: size.macs,
+            used,
+            sqnr_db: gaps
+                .iter()
+                .filter(|g| !g.inner)
+                .map(|g| g.sqnr_db)
+                .fold(f64::INFINITY, f64::min),
+            seconds: start.elapsed().as_secs_f64(),
+            chosen: false,
+            refused: None,
+        };
+        self.tried.push(Measured { plan, tried });
+        Ok(&self.tried[self.tried.len() - 1].tried)
+    }
+
+    /// The model after the passes of a plan; those that it shares with the last plan are not run again.
+    fn made(&mut self, plan: &Plan) -> Result<Model> {
+        let mut first = self.options.clone();
+        first.passes = plan.requests(&self.options.passes)?;
+        let requests = first.requests();
+        let same = self
+            .chain
+            .iter()
+            .zip(&requests)
+            .take_while(|(made, r)| made.0 == r.spelled());
+        self.chain.truncate(same.count());
+        for request in &requests[self.chain.len()..] {
+            let mut model = self.chain.last().map_or(self.original, |(_, m)| m).clone();
+            let one = std::slice::from_ref(request);
+            pipeline::apply(&mut model, one, &self.fit, self.options, self.engine, self.progress)?;
+            self.chain.push((request.spelled(), model));
+        }
+        Ok(self.chain.last().map_or(self.original, |(_, m)| m).clone())
+    }
+
+    /// What was measured, the best first, then what is more careful.
+    fn choices(&self) -> Vec<usize> {
+        let all: Vec<&Tried> = self.tried.iter().map(|m| &m.tried).collect();
+        let met: Vec<bool> = all.iter().map(|t| self.misses(t).is_none()).collect();
+        order(&all, &met, self.options.targets.any())
+    }
+
+    /// The target that a result misses.
+    fn misses(&self, t: &Tried) -> Option<String> {
+        let size = Size {
+            bytes: t.bytes,
+            macs: t.macs,
+            ..Size::default()
+        };
+        self.options.targets.missed(&self.before, &size)
+    }
+}
+
+/// Which results to take, the best first: those that meet the targets and fit the budget; of these the smallest, or (with
+/// targets) the one that uses least of the budget. Each next one uses much less of it than the one before.
+fn order(all: &[&Tried], met: &[bool], targets: bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by(|&a, &b| {
+        let flaws = |k: usize| (!met[k], all[k].used > FIT);
+        let cost = |k: usize| match targets || all[k].used > FIT {
+            true => all[k].used,
+            false => all[k].bytes as f64,
+        };
+        flaws(a).cmp(&flaws(b)).then(cost(a).total_cmp(&cost(b)))
+    });
+    let mut chosen: Vec<usize> = Vec::new();
+    for k in order {
+        let careful = chosen
+            .last()
+            .is_none_or(|l| met[k] && all[k].used <= CAREFUL * all[*l].used);
+        if careful {
+            chosen.push(k);
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tried(bytes: u64, used: f64) -> Tried {
+        Tried {
+            passes: String::new(),
+            bytes,
+            macs: None,
+            used,
+            sqnr_db: 20.0,
+            seconds: 0.0,
+            chosen: false,
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn the_smallest_that_fits_comes_first_and_careful_ones_after_it() {
+        let all = [
+            tried(100, 0.0),
+            tried(50, 0.5),
+            tried(40, 0.8),
+            tried(30, 1.2),
+            tried(60, 0.7),
+        ];
+        let all: Vec<&Tried> = all.iter().collect();
+        assert_eq!(
+            order(&all, &[true; 5], false),
+            [2, 0],
+            "50 bytes use more than a second chance may"
+        );
+        assert_eq!(order(&all[1..4], &[true; 3], false), [1]);
+        assert_eq!(
+            order(&all[3..4], &[true], false),
+            [0],
+            "something is always taken: the verdict refuses it"
+        );
+    }
+
+    #[test]
+    fn with_targets_the_best_that_meets_them_comes_first() {
+        let all = [tried(100, 0.0), tried(50, 0.5), tried(40, 0.8), tried(30, 1.2)];
+        let all: Vec<&Tried> = all.iter().collect();
+        assert_eq!(order(&all, &[false, true, true, true], true)[0], 1);
+        assert_eq!(order(&all, &[false, false, false, true], true), [3]);
+        assert_eq!(order(&all, &[false; 4], true), [0], "none meets them");
+    }
+}

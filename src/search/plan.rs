@@ -1,0 +1,121 @@
+//! What a search tries: passes with their strengths.
+
+use crate::passes::{ALL, Part, Request, parse_list};
+use anyhow::Result;
+use std::fmt;
+
+/// How long a search may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Effort {
+    /// Precision only: two or three measurements.
+    Fast,
+    /// Some ten measurements.
+    Balanced,
+    /// All precisions, and some twenty measurements.
+    Smallest,
+}
+
+impl Effort {
+    /// Measurements for all structural passes together (round 0), and then for each alone.
+    pub(super) fn probes(self, round: usize) -> usize {
+        match (self, round) {
+            (Effort::Fast, _) => 3,
+            (Effort::Balanced, 0) => 5,
+            (Effort::Balanced, _) => 2,
+            (Effort::Smallest, 0) => 8,
+            (Effort::Smallest, _) => 4,
+        }
+    }
+}
+
+/// A structural pass: its name, and the option that takes an error.
+pub(super) type Knob = (&'static str, &'static str);
+
+/// The structural passes.
+pub(super) fn knobs() -> Vec<Knob> {
+    let of = |p: &&crate::passes::PassInfo| match p.part {
+        Part::Structure { error } => Some((p.name, error)),
+        _ => None,
+    };
+    ALL.iter().filter_map(of).collect()
+}
+
+/// The passes that change the precision, as they are written, the boldest first.
+pub(super) fn precisions() -> Vec<&'static str> {
+    ALL.iter()
+        .flat_map(|p| if let Part::Precision(ways) = p.part { ways } else { &[] })
+        .copied()
+        .collect()
+}
+
+/// Passes with their strengths.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    structure: Vec<Knob>,
+    /// In parts of the outputs' power.
+    error: f64,
+    precision: Option<&'static str>,
+}
+
+impl Plan {
+    pub(super) fn new(structure: &[Knob], error: f64, precision: Option<&'static str>) -> Plan {
+        // Two digits: what is written is what runs.
+        let digits = 10f64.powf(error.max(f64::MIN_POSITIVE).log10().floor() - 1.0);
+        Plan {
+            structure: structure.to_vec(),
+            error: match error > 0.0 {
+                true => format!("{:.1e}", (error / digits).round() * digits)
+                    .parse()
+                    .unwrap_or(error),
+                false => 0.0,
+            },
+            precision,
+        }
+    }
+
+    /// The passes, after those that come first in any case.
+    ///
+    /// # Errors
+    /// When the table of passes names an option that a pass does not have, which a test finds.
+    pub(super) fn requests(&self, first: &[Request]) -> Result<Vec<Request>> {
+        let mut all = first.to_vec();
+        all.extend(parse_list(&self.to_string())?);
+        Ok(all)
+    }
+}
+
+impl fmt::Display for Plan {
+    /// As `--passes` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let knobs = self
+            .structure
+            .iter()
+            .map(|(pass, option)| format!("{pass}({option}={})", self.error));
+        let all: Vec<String> = knobs.chain(self.precision.map(str::to_owned)).collect();
+        f.write_str(if all.is_empty() { "simplify" } else { "" })?;
+        f.write_str(&all.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_written_as_passes_that_exist() {
+        for precision in precisions().into_iter().map(Some).chain([None]) {
+            let plan = Plan::new(&knobs(), 0.012_345, precision);
+            let text = plan.to_string();
+            assert!(text.contains("error=0.012)"), "{text}");
+            assert_eq!(
+                plan.requests(&[]).expect("they exist").len(),
+                knobs().len() + precision.iter().len()
+            );
+        }
+        assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");
+        assert_eq!(
+            Plan::new(&[("lowrank", "error")], 3.21e-5, None).to_string(),
+            "lowrank(error=0.000032)"
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! What may be lost: conditions on outputs, as the user writes them, and how much of them a result uses up.
+
+use super::OutputGap;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+
+/// What a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Signal-to-quantization-noise ratio: at least so many dB.
+    Sqnr,
+    /// Cosine similarity: at least so much.
+    Cosine,
+    /// Share of top-1 classes that change, 0 to 1: at most so much.
+    Top1,
+    /// Top-1 accuracy against the labels, 0 to 1: falls by at most so much.
+    Accuracy,
+}
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Condition {
+    /// What is measured.
+    pub metric: Metric,
+    /// The least or the most, see [`Metric`].
+    pub limit: f64,
+    /// The output that it is about; every output when it names none.
+    pub output: Option<String>,
+}
+
+/// What may be lost: every condition holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Budget {
+    /// The conditions, in the order in which they were given.
+    pub conditions: Vec<Condition>,
+}
+
+/// How a budget is written.
+const FORM: &str = "write sqnr:20dB, top1:1%, cosine:0.999 or accuracy:0.5pt, and @NAME behind it for one output only";
+
+impl Budget {
+    /// For passes that promise the same numbers up to rounding.
+    pub fn lossless() -> Budget {
+        Budget::sqnr(60.0)
+    }
+
+    /// For lossy passes, when the user says nothing. Files that other tools broke measure 6 to 9 dB.
+    pub fn lossy() -> Budget {
+        Budget::sqnr(10.0)
+    }
+
+    fn sqnr(limit: f64) -> Budget {
+        let (metric, output) = (Metric::Sqnr, None);
+        Budget {
+            conditions: vec![Condition { metric, limit, output }],
+        }
+    }
+
+    /// True when it is about accuracy, which needs labels.
+    pub fn needs_labels(&self) -> bool {
+        self.conditions.iter().any(|c| c.metric == Metric::Accuracy)
+    }
+
+    /// True when it is about decisions among classes.
+    pub fn about_decisions(&self) -> bool {
+        let decides = |m| matches!(m, Metric::Top1 | Metric::Accuracy);
+        self.conditions.iter().any(|c| decides(c.metric))
+    }
+
+    /// The condition about an output that nobody has.
+    pub fn unknown_output(&self, names: &[&str]) -> Option<&str> {
+        let mut named = self.conditions.iter().filter_map(|c| c.output.as_deref());
+        named.find(|n| !names.contains(n))
+    }
+
+    /// How much of the budget is used up: 1 is all of it. Where there are few samples, changes of decisions are estimated
+    /// from margins ([`crate::math::margins`]) beside being counted. `None` when nothing was measured that it is about.
+    pub fn used(&self, gaps: &[OutputGap]) -> Option<f64> {
+        let all = self
+            .conditions
+            .iter()
+            .flat_map(|c| gaps.iter().filter_map(|g| c.used(g)));
+        all.reduce(f64::max)
+    }
+
+    /// The first condition that does not hold, in words.
+    pub fn exceeded(&self, gaps: &[OutputGap]) -> Option<String> {
+        let mut of_outputs = gaps.iter().filter(|g| !g.inner);
+        of_outputs.find_map(|g| self.conditions.iter().find_map(|c| c.exceeded(g)))
+    }
+}
+
+impl Condition {
+    fn about(&self, g: &OutputGap) -> bool {
+        !g.inner && self.output.as_ref().is_none_or(|o| *o == g.name)
+    }
+
+    fn used(&self, g: &OutputGap) -> Option<f64> {
+        if !self.about(g) {
+            return None;
+        }
+        if g.broken > 0 {
+            return Some(f64::INFINITY);
+        }
+        // What counting cannot tell from the limit: two deviations of a binomial count.
+        let slack = |n: u64| 2.0 * (self.limit / n.max(1) as f64).sqrt();
+        let part = |lost: f64| match lost <= 0.0 {
+            true => 0.0,
+            false => lost / self.limit,
+        };
+        Some(match self.metric {
+            Metric::Sqnr if g.max_abs == 0.0 => 0.0,
+            Metric::Sqnr if g.sqnr_db.is_nan() => f64::INFINITY,
+            Metric::Sqnr => 10f64.powf((self.limit - g.sqnr_db) / 10.0),
+            Metric::Cosine if g.cosine.is_nan() => f64::INFINITY,
+            Metric::Cosine => (1.0 - g.cosine).max(0.0) / (1.0 - self.limit).max(f64::EPSILON),
+            Metric::Top1 => {
+                let counted = 1.0 - g.top1? - slack(g.decisions);
+                part(g.top1_expected_change.unwrap_or(0.0).max(counted))
+            }
+            Metric::Accuracy => {
+                let a = g.accuracy.as_ref()?;
+                let counted = a.before - a.after - slack(a.samples);
+                part(a.expected_loss.max(counted))
+            }
+        })
+    }
+
+    fn exceeded(&self, g: &OutputGap) -> Option<String> {
+        if !self.about(g) {
+            return None;
+        }
+        let (name, limit) = (&g.name, self.limit);
+        match self.metric {
+            Metric::Sqnr if g.sqnr_db.is_nan() || g.sqnr_db < limit => {
+                Some(format!("output {name:?}: {:.1} dB SQNR, below {limit} dB", g.sqnr_db))
+            }
+            Metric::Cosine if g.cosine.is_nan() || g.cosine < limit => {
+                Some(format!("output {name:?}: cosine {:.5}, below {limit}", g.cosine))
+            }
+            Metric::Top1 => {
+                let changed = 1.0 - g.top1?;
+                let (most, changed, over) = (limit * 100.0, changed * 100.0, changed > limit);
+                over.then(|| format!("output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"))
+            }
+            Metric::Accuracy => {
+                let a = g.accuracy.as_ref()?;
+                let (lost, counted) = a.loss_beside(limit);
+                let (before, after, most) = (a.before * 100.0, a.after * 100.0, limit * 100.0);
+                let how = match counted {
+                    true => format!("accuracy {before:.2} % → {after:.2} % on {} samples", a.samples),
+                    false => format!(
+                        "{:.2} points of accuracy are expected to be lost, by the margins of decisions ({} samples are too few to count)",
+                        lost * 100.0,
+                        a.samples
+                    ),
+                };
+                (lost > limit).then(|| format!("output {name:?}: {how}, more than {most} points"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = anyhow::Error;
+    /// `sqnr:20dB`, `top1:1%`, `cosine:0.999`, `accuracy:0.5pt`, each with `@NAME` behind it or not, separated by commas.
+    fn from_str(text: &str) -> Result<Budget> {
+        let conditions = text.split(',').map(condition).collect::<Result<_>>()?;
+        Ok(Budget { conditions })
+    }
+}
+
+fn condition(text: &str) -> Result<Condition> {
+    let wrong = || format!("budget {text:?}: {FORM}");
+    let (what, output) = match text.split_once('@') {
+        Some((what, name)) => (what, Some(name.trim().to_owned())),
+        None => (text, None),
+    };
+    ensure!(output.as_ref().is_none_or(|o| !o.is_empty()), "{}", wrong());
+    let (kind, amount) = what.trim().split_once(':').with_context(wrong)?;
+    let (metric, unit, scale) = match kind.trim() {
+        "sqnr" => (Metric::Sqnr, "dB", 1.0),
+        "cosine" => (Metric::Cosine, "", 1.0),
+        "top1" => (Metric::Top1, "%", 100.0),
+        "accuracy" => (Metric::Accuracy, "pt", 100.0),
+        _ => bail!(wrong()),
+    };
+    let number = amount.trim().trim_end_matches(unit).trim();
+    let number: f64 = number.parse().with_context(wrong)?;
+    ensure!(number.is_finite() && number >= 0.0, "{}", wrong());
+    let limit = number / scale;
+    Ok(Condition { metric, limit, output })
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, c) in self.conditions.iter().enumerate() {
+            let x = c.limit;
+            // Percent as they were given: 0.1 and not 0.10000000000000001.
+            let hundredth = (x * 1e12).round() / 1e10;
+            let comma = if i > 0 { "," } else { "" };
+            match c.metric {
+                Metric::Sqnr => write!(f, "{comma}sqnr:{x}dB")?,
+                Metric::Cosine => write!(f, "{comma}cosine:{x}")?,
+                Metric::Top1 => write!(f, "{comma}top1:{hundredth}%")?,
+                Metric::Accuracy => write!(f, "{comma}accuracy:{hundredth}pt")?,
+            }
+            if let Some(o) = &c.output {
+                write!(f, "@{o}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Budget {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::gap;
+    use super::super::{Accuracy, Verdict, judge};
+    use super::*;
+
+    fn budget(text: &str) -> Budget {
+        text.parse().expect("a budget")
+    }
+
+    #[test]
+    fn every_condition_of_a_budget_must_hold() {
+        let b = budget("sqnr:20dB, top1:1%");
+        assert_eq!(judge(&[gap(25.0, Some(1.0))], &b), Verdict::Within);
+        assert!(matches!(judge(&[gap(19.0, Some(1.0))], &b), Verdict::Outside(_)));
+        assert!(matches!(judge(&[gap(25.0, Some(0.98))], &b), Verdict::Outside(_)));
+        assert!(matches!(judge(&[gap(f64::NAN, None)], &b), Verdict::Outside(_)));
+    }
+
+    #[test]
+    fn a_condition_about_one_output_leaves_the_others_alone() {
+        let mut other = gap(3.0, None);
+        other.name = "z".into();
+        let gaps = [gap(25.0, None), other];
+        assert_eq!(judge(&gaps, &budget("sqnr:20dB@y")), Verdict::Within);
+        assert!(matches!(judge(&gaps, &budget("sqnr:20dB")), Verdict::Outside(_)));
+        assert_eq!(
+            budget("sqnr:20dB@y,cosine:0.9@w").unknown_output(&["y", "z"]),
+            Some("w")
+        );
+    }
+
+    #[test]
+    fn a_budget_is_written_as_it_is_read() {
+        for text in [
+            "sqnr:20dB",
+            "top1:0.1%",
+            "cosine:0.999",
+            "accuracy:0.3pt@y",
+            "sqnr:7.5dB@a,top1:1%",
+        ] {
+            assert_eq!(budget(text).to_string(), text);
+        }
+        for text in [
+            "",
+            "sqnr",
+            "sqnr:",
+            "sqnr:x",
+            "top5:1%",
+            "sqnr:-3dB",
+            "cosine:nan",
+            "sqnr:3dB@",
+        ] {
+            assert!(text.parse::<Budget>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_used_up_is_one_at_the_limit() {
+        let near = |x: Option<f64>, y: f64| assert!((x.expect("measured") - y).abs() < 1e-9, "{x:?} {y}");
+        near(budget("sqnr:20dB").used(&[gap(20.0, None)]), 1.0);
+        near(
+            budget("sqnr:20dB").used(&[gap(30.0, None), gap(17.0, None)]),
+            10f64.powf(0.3),
+        );
+        near(budget("cosine:0.98").used(&[gap(9.0, None)]), 0.5);
+        assert_eq!(budget("top1:1%").used(&[gap(9.0, None)]), None);
+        let mut g = gap(9.0, Some(1.0));
+        g.top1_expected_change = Some(0.005);
+        near(budget("top1:1%").used(&[g]), 0.5);
+    }
+
+    #[test]
+    fn few_samples_are_judged_by_what_is_expected() {
+        let with = |samples: u64, after: f64, expected_loss: f64| {
+            let mut g = gap(30.0, Some(0.97));
+            let before = 1.0;
+            g.accuracy = Some(Accuracy {
+                before,
+                after,
+                samples,
+                expected_loss,
+            });
+            judge(&[g], &budget("accuracy:0.5pt"))
+        };
+        assert_eq!(
+            with(32, 31.0 / 32.0, 0.002),
+            Verdict::Within,
+            "one of 32 is no evidence"
+        );
+        assert!(matches!(with(32, 30.0 / 32.0, 0.002), Verdict::Outside(_)));
+        assert!(matches!(with(32, 31.0 / 32.0, 0.006), Verdict::Outside(_)));
+        assert!(matches!(with(1000, 0.99, 0.002), Verdict::Outside(_)));
+        assert_eq!(
+            with(1000, 0.996, 0.006),
+            Verdict::Within,
+            "enough samples speak for themselves"
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! The comparison of a result with its original on held-back samples, and the verdict.
+
+mod budget;
+mod decisions;
+mod layers;
+mod meter;
+
+pub use budget::{Budget, Condition, Metric};
+pub use decisions::Decisions;
+pub use layers::{LayerDamage, layers, worst};
+
+use crate::data::Samples;
+use crate::engine::{Engine, NotRun};
+use crate::ir::{Model, ValueId};
+use crate::parallel::in_order;
+use crate::progress::Progress;
+use anyhow::{Context, Result};
+use meter::Meter;
+use serde::Serialize;
+
+/// How far one output is from the original's.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputGap {
+    /// The output's public name, or the name of the inner value that was compared as well.
+    pub name: String,
+    /// True for the value before a last nonlinearity that may have saturated.
+    pub inner: bool,
+    /// Largest absolute difference.
+    pub max_abs: f64,
+    /// Signal-to-quantization-noise ratio, dB; infinite (in JSON: null) when all is equal.
+    pub sqnr_db: f64,
+    /// Cosine similarity over all elements.
+    pub cosine: f64,
+    /// Share of class decisions that agree, when the output looks like class scores.
+    pub top1: Option<f64>,
+    /// How much the lead of the best class over the second errs, root mean square.
+    pub margin_noise: Option<f64>,
+    /// The share of class decisions that is expected to change, from margins and noise: it resolves more than a count.
+    pub top1_expected_change: Option<f64>,
+    /// How many class decisions there were.
+    pub decisions: u64,
+    /// Against the labels, when there are any and the output is one decision for each sample.
+    pub accuracy: Option<Accuracy>,
+    /// Elements that are NaN or infinite on one side only.
+    pub broken: u64,
+    /// True when the original gives the same number everywhere: the comparison says nothing.
+    pub constant: bool,
+}
+
+/// Top-1 accuracy of both models.
+#[derive(Clone, Debug, Serialize)]
+pub struct Accuracy {
+    /// Share of samples that the original gets right.
+    pub before: f64,
+    /// Share of samples that the result gets right.
+    pub after: f64,
+    /// Samples with a label.
+    pub samples: u64,
+    /// The share of samples that is expected to be lost, from margins and noise.
+    pub expected_loss: f64,
+}
+
+impl Accuracy {
+    /// The loss to hold against a limit, and whether it was counted: where a single sample is more than the limit, it is what
+    /// is expected.
+    fn loss_beside(&self, limit: f64) -> (f64, bool) {
+        let counted = self.before - self.after;
+        let one = 1.0 / self.samples.max(1) as f64;
+        match limit < one && counted < 1.5 * one {
+            true => (self.expected_loss, false),
+            false => (counted, true),
+        }
+    }
+}
+
+/// The outcome of a verification.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "verdict", content = "reason", rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Every output equals the original's bit for bit.
+    Same,
+    /// Inside the budget.
+    Within,
+    /// Outside the budget, with the reason.
+    Outside(String),
+    /// The comparison proves nothing, with the reason.
+    Vacuous(String),
+    /// It was not compared, with the reason.
+    NotRun(String),
+}
+
+/// Runs both models over the samples and measures every output.
+///
+/// # Errors
+/// [`NotRun`] (in the chain) when the engine cannot run one of them; otherwise when a sample fails or outputs do not correspond.
+pub fn compare(
+    original: &Model,
+    changed: &Model,
+    samples: &Samples,
+    engine: &dyn Engine,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<OutputGap>> {
+    let pairs = pairs(original, changed)?;
+    let like = samples.get(0)?;
+    let load = |model: &Model, which: &str, wanted: Vec<ValueId>| {
+        let session = engine.load(model, &wanted, &like);
+        session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("{which}: {why}"))))
+    };
+    let a = || load(original, "the original", pairs.iter().map(|p| p.original).collect());
+    let b = || load(changed, "the result", pairs.iter().map(|p| p.changed).collect());
+    let (a, b) = both(threads, a, b)?;
+    let mut meters: Vec<Meter> = pairs.iter().map(|_| Meter::default()).collect();
+    progress.start("verify", samples.len());
+    let mut xs = Vec::new();
+    in_order(
+        2 * samples.len(),
+        threads,
+        |i| [&a, &b][i % 2].run(&samples.get(i / 2)?),
+        |i, ys| {
+            let label = samples.label(i / 2);
+            if i % 2 == 0 {
+                xs = ys;
+                return Ok(());
+            }
+            for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs.iter().zip(&ys)) {
+                meter
+                    .add(x, y, label)
+                    .with_context(|| format!("output {:?}", pair.name))?;
+            }
+            progress.advance(1);
+            Ok(())
+        },
+    )?;
+    progress.finish();
+    Ok(pairs
+        .into_iter()
+        .zip(meters)
+        .map(|(p, m)| m.gap(p.name, p.inner))
+        .collect())
+}
+
+/// Runs two jobs, at the same time when there are threads for it; the first error of the two, in order.
+fn both<T: Send>(
+    threads: usize,
+    a: impl FnOnce() -> Result<T>,
+    b: impl FnOnce() -> Result<T> + Send,
+) -> Result<(T, T)> {
+    if threads < 2 {
+        return Ok((a()?, b()?));
+    }
+    std::thread::scope(|scope| {
+        let b = scope.spawn(b);
+        let a = a();
+        let b = b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((a?, b?))
+    })
+}
+
+struct Pair {
+    name: String,
+    inner: bool,
+    original: ValueId,
+    changed: ValueId,
+}
+
+/// Outputs by name, and the inputs of last nonlinearities that both models have.
+fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for port in original.main().outputs() {
+        let same = changed.main().outputs().iter().find(|p| p.name() == port.name());
+        let same = same.with_context(|| format!("the result has no output {:?}", port.name()))?;
+        pairs.push(Pair {
+            name: port.name().to_owned(),
+            inner: false,
+            original: port.value,
+            changed: same.value,
+        });
+    }
+    let ends: Vec<ValueId> = pairs.iter().map(|p| p.original).collect();
+    for end in ends {
+        let Some(node) = original.value(end).producer() else {
+            continue;
+        };
+        let n = original.node(node);
+        let saturates = ["Softmax", "Sigmoid", "Tanh", "LogSoftmax", "HardSigmoid"];
+        let Some(before) = n.input(0).filter(|_| saturates.iter().any(|s| n.is(s))) else {
+            continue;
+        };
+        let name = original.value(before).name.clone();
+        let main = changed.main_id();
+        let same = changed.values().find(|(_, v)| v.name == name && v.graph() == main);
+        if let Some((changed, _)) = same {
+            pairs.push(Pair {
+                name,
+                inner: true,
+                original: before,
+                changed,
+            });
+        }
+    }
+    Ok(pairs)
+}
+
+/// Judges the gaps by a budget.
+pub fn judge(gaps: &[OutputGap], budget: &Budget) -> Verdict {
+    if let Some(g) = gaps.iter().find(|g| g.broken > 0) {
+        return Verdict::Outside(format!(
+            "output {:?}: {} numbers are NaN or infinite in only one of the models",
+            g.name, g.broken
+        ));
+    }
+    if let Some(reason) = budget.exceeded(gaps) {
+        return Verdict::Outside(reason);
+    }
+    if !gaps.is_empty() && gaps.iter().all(|g| g.constant) {
+        return Verdict::Vacuous(
+            "the original gives one and the same number for every sample, so equality proves nothing; give real data with --calib".into(),
+        );
+    }
+    if budget.used(gaps).is_none() {
+        return Verdict::Vacuous(format!(
+            "nothing that the budget {budget} is about was measured: classes are counted in outputs [samples, classes], \
+             labels are class numbers"
+        ));
+    }
+    if gaps.iter().filter(|g| !g.inner).all(|g| g.max_abs == 0.0) {
+        return Verdict::Same;
+    }
+    Verdict::Within
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn gap(sqnr_db: f64, top1: Option<f64>) -> OutputGap {
+        OutputGap {
+            name: "y".into(),
+            inner: false,
+            max_abs: 0.1,
+            sqnr_db,
+            cosine: 0.99,
+            top1,
+            margin_noise: top1.map(|_| 0.1),
+            top1_expected_change: top1.map(|_| 0.0),
+            decisions: 100,
+            accuracy: None,
+            broken: 0,
+            constant: false,
+        }
+    }
+
+    #[test]
+    fn a_constant_reference_proves_nothing() {
+        let mut g = gap(f64::INFINITY, None);
+        g.constant = true;
+        g.max_abs = 0.0;
+        assert!(matches!(judge(&[g], &Budget::lossy()), Verdict::Vacuous(_)));
+    }
+
+    #[test]
+    fn a_budget_about_nothing_that_was_measured_proves_nothing() {
+        let classes: Budget = "top1:1%".parse().expect("a budget");
+        assert!(matches!(judge(&[gap(30.0, None)], &classes), Verdict::Vacuous(_)));
+        assert_eq!(judge(&[gap(30.0, Some(1.0))], &classes), Verdict::Within);
+    }
+}
