@@ -89,6 +89,9 @@ fn a_quarter_goes_from_every_layer_that_no_graph_output_fixes() {
                 onnx::to_bytes(&model).expect("it encodes"),
             )
             .expect("written");
+            let raw = |t: &Tensor| t.raw().to_vec();
+            std::fs::write(format!("{folder}/{name}.in"), raw(&sample["x"])).expect("written");
+            std::fs::write(format!("{folder}/{name}.out"), raw(&out[0])).expect("written");
         }
     }
     crate::tool::say(&table);

@@ -130,7 +130,7 @@ fn new_numbers(model: &Model, groups: &Groups, id: NodeId, fix: &Fix, kept: &Kep
             let n = groups.axis(value_at(model, id, from.0)?, from.1)?.1 as i64;
             let place = |i: &i64| {
                 let i = usize::try_from(if *i < 0 { i + n } else { *i }).ok()?;
-                Some(source.map_or(Some(i as i64), |k| k.get(..i).map(stay))?)
+                source.map_or(Some(i as i64), |k| k.get(..i).map(stay))
             };
             let stays = |j: usize| taken.is_none_or(|k| k.get(j) == Some(&true));
             list.iter().enumerate().filter(|(j, _)| stays(*j)).map(|(_, i)| place(i)).collect()

@@ -24,7 +24,7 @@ mod spell;
 mod trial;
 mod units;
 
-use super::{Context, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
 use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
@@ -150,12 +150,20 @@ impl Pass for Prune {
         let mut account = Account::default();
         let mut dims = self.exactly(model, inferred(model)?, &mut account)?;
         if let Some(plan) = &self.lossy {
-            shuffle::unfold(model, &mut dims, cx);
+            let (whole, known) = (model.clone(), dims.clone());
+            let unfolded = shuffle::unfold(model, &mut dims);
             let groups = Groups::new(model, dims);
             let (gone, shifts) = ratio::choose(model, &groups, plan, cx)?;
-            let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
-            account.add(round.tied);
-            dims = self.exactly(model, round.dims, &mut account)?;
+            if gone.is_empty() {
+                (*model, dims) = (whole, known);
+            } else {
+                for (node, n) in unfolded {
+                    cx.note(NoteKind::Did, node, format!("a shuffle of {n} channels becomes a Gather"));
+                }
+                let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
+                account.add(round.tied);
+                dims = self.exactly(model, round.dims, &mut account)?;
+            }
         }
         let groups = Groups::new(model, dims);
         let facts = Facts::new(model, &groups);

@@ -169,7 +169,7 @@ fn left(units: &Units, part: f64, round_to: usize) -> Vec<usize> {
 /// What each group loses under a limit, with a word about it; `None` when nothing may go.
 fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<Option<Choice>> {
     let rung = |(g, l): (&Group, &Ladder)| -> Vec<usize> {
-        let fits = |n: &usize| *n == 0 || (g.members.len() - n) % plan.round_to == 0;
+        let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(plan.round_to);
         (0..=l.order.len()).filter(fits).collect()
     };
     let rungs: Vec<Vec<usize>> = bench.units.groups.iter().zip(bench.ladders).map(rung).collect();

@@ -35,8 +35,10 @@ pub enum Part {
 pub struct Moments {
     halves: [Stats; 2],
     /// What was made of them, by the reader's output; bounded by [`CACHE`].
-    made: Mutex<BTreeMap<(ValueId, Part), Option<Arc<Known>>>>,
+    made: Mutex<Made>,
 }
+
+type Made = BTreeMap<(ValueId, Part), Option<Arc<Known>>>;
 
 /// What is known of a reader's input.
 struct Known {

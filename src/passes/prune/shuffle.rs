@@ -4,13 +4,13 @@
 //! channels could only spell by losing the same channel in every group. `Gather` with the list of channels spells any. The
 //! outputs are equal bit for bit. Done only when channels are to go, and only where nothing else reads the values between.
 
-use super::Context;
 use crate::analysis::groups::Dims;
 use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use crate::ops::infer::Dim;
 
-/// Replaces every shuffle; `dims` are extended by what is new.
-pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
+/// Replaces every shuffle, and says which and of how many channels; `dims` are extended by what is new.
+pub fn unfold(model: &mut Model, dims: &mut Dims) -> Vec<(String, usize)> {
+    let mut said = Vec::new();
     let found: Vec<(NodeId, ValueId, ValueId, Vec<i64>)> =
         model.node_ids().into_iter().filter_map(|id| shuffle(model, dims, id)).collect();
     for (last, from, to, list) in found {
@@ -23,7 +23,7 @@ pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
         let name = model.fresh_name(&base);
         let (_, outs) = model.add_node(graph, &label, "Gather", &[Some(from), Some(list)], &[&name], vec![Attr::int("axis", 1)]);
         let Some(&new) = outs.first() else { continue };
-        cx.did(model, last, format!("a shuffle of {n} channels becomes a Gather"));
+        said.push((model.label(last), n));
         model.replace_uses(to, new);
         let known = dims.get(from.index()).cloned().flatten();
         for (v, d) in [(new, known), (list, Some(vec![Dim::Known(n)]))] {
@@ -32,12 +32,15 @@ pub fn unfold(model: &mut Model, dims: &mut Dims, cx: &mut Context) {
         }
     }
     model.sweep();
+    said
 }
 
 /// The last node of a shuffle, what goes in and comes out, and for every channel that comes out which one it was.
 fn shuffle(model: &Model, dims: &Dims, last: NodeId) -> Option<(NodeId, ValueId, ValueId, Vec<i64>)> {
     let is = |id: NodeId, op: &str| model.node(id).is(op) && model.node(id).op.domain.is_empty();
-    let shape = |v: ValueId| dims.get(v.index())?.as_ref()?.iter().map(Dim::known).collect::<Vec<_>>().into();
+    let shape = |v: ValueId| -> Option<Vec<Option<usize>>> {
+        Some(dims.get(v.index())?.as_ref()?.iter().map(Dim::known).collect())
+    };
     let before = |id: NodeId| {
         let v = model.node(id).input(0)?;
         let p = model.value(v).producer()?;
@@ -46,9 +49,7 @@ fn shuffle(model: &Model, dims: &Dims, last: NodeId) -> Option<(NodeId, ValueId,
     let (turn, _) = before(last).filter(|_| is(last, "Reshape"))?;
     let (first, split) = before(turn).filter(|(p, _)| is(turn, "Transpose") && is(*p, "Reshape"))?;
     let (from, to) = (model.node(first).input(0)?, model.node(last).output(0)?);
-    let (a, b, c): (Option<Vec<Option<usize>>>, Option<Vec<Option<usize>>>, Option<Vec<Option<usize>>>) =
-        (shape(from), shape(split), shape(to));
-    let (a, b, c) = (a?, b?, c?);
+    let (a, b, c) = (shape(from)?, shape(split)?, shape(to)?);
     let perm = model.node(turn).ints("perm")?;
     let swaps = perm.iter().enumerate().all(|(i, p)| *p == match i {
         1 => 2,

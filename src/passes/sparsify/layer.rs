@@ -115,7 +115,7 @@ impl Layer {
             let new = bias.iter().zip(&shift).map(|(b, s)| (f64::from(*b) + s) as f32).collect();
             let slot = self.site.bias.context("it had a bias")?.value;
             let old = model.constant(slot).context("the bias is gone")?;
-            let new = float_tensor(old.dtype(), &old.dims().to_vec(), new)?;
+            let new = float_tensor(old.dtype(), old.dims(), new)?;
             model.set_const(slot, new);
         }
         model.set_const(self.site.weight, tensor);
