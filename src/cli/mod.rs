@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Optimize(optimize::Args),
+    Optimize(Box<optimize::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Passes(passes::Args),
