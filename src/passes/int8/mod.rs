@@ -43,7 +43,7 @@ pub const INFO: PassInfo = PassInfo {
     summary: "static INT8: Q/DQ pairs in ONNX Runtime's layout, per-channel weights, int32 biases",
     doc: include_str!("doc.md"),
     lossy: true,
-    part: Part::Precision(&["int8", "int8(error=0.01)"]),
+    part: Part::Precision(&["int8", "int8(error=0.01)", "int8(error=0.003)"]),
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

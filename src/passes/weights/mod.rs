@@ -28,7 +28,8 @@ pub const INFO: PassInfo = PassInfo {
     summary: "weight-only quantization: 8 or 4 bits, per channel or in blocks, activations stay in floating point",
     doc: include_str!("doc.md"),
     lossy: true,
-    part: Part::Precision(&["weights"]),
+    // Convolutions whose weights are dequantized in every run are slower than before.
+    part: Part::Aside,
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
