@@ -5,7 +5,7 @@
 //! those of the whole map that cost least, told anew for every row's own support, and rows are refitted against the map
 //! as it was. That needs a factorization for each row and step, `|S|³`. Where it is too dear, columns are decided one after the other
 //! instead, in blocks, with the Cholesky factor `G = L Lᵀ` of all rows (SparseGPT, Frantar and Alistarh 2023; in the form of
-//! [`super::rounding`]): setting w_j to zero costs `(L_jj w_j + Σ_{k>j} L_kj e_k)²`, keeping it lets it make up for the errors e so far.
+//! [`crate::math::rounding`]): setting w_j to zero costs `(L_jj w_j + Σ_{k>j} L_kj e_k)²`, keeping it lets it make up for the errors e so far.
 
 use super::decompose::{Triangle, inverse_spd, matmul};
 use anyhow::{Result, ensure};
