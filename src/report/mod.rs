@@ -89,7 +89,7 @@ pub struct Tried {
     pub seconds: f64,
     /// True for the one that was taken.
     pub chosen: bool,
-    /// Why the held-back samples refused it, when it was to be taken.
+    /// Why it was refused: by the held-back samples, when it was to be taken, or by the engine.
     pub refused: Option<String>,
 }
 

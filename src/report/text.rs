@@ -50,7 +50,7 @@ fn searched(out: &mut String, r: &Report) {
         let (used, sqnr) = (format!("{:.0} %", t.used * 100.0), db(t.sqnr_db));
         let _ = writeln!(out, "{mark} {size:>9} {macs:>9} {used:>7} {sqnr:>9}  {}", t.passes);
         if let Some(why) = &t.refused {
-            let _ = writeln!(out, "  {:>37}  held-back samples refused it: {why}", "");
+            let _ = writeln!(out, "  {:>37}  refused: {why}", "");
         }
     }
     out.push('\n');

@@ -19,7 +19,7 @@ mod plan;
 pub use plan::{Effort, Plan};
 
 use crate::data::Samples;
-use crate::engine::Engine;
+use crate::engine::{Engine, NotRun};
 use crate::ir::Model;
 use crate::onnx;
 use crate::pipeline::{self, Options};
@@ -279,36 +279,43 @@ impl Search<'_> {
             return Ok(k);
         }
         let start = Instant::now();
-        let model = self.made(&plan)?;
-        let mut gaps = compare(
-            self.original,
-            &model,
-            &self.tune,
-            self.engine,
-            self.options.threads,
-            self.progress,
-        )?;
+        let mut tried = match self.looked_at(&plan) {
+            // What the engine cannot run is nothing to take; the original itself it must run.
+            Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Tried {
+                passes: plan.to_string(),
+                bytes: self.before.bytes,
+                macs: None,
+                used: f64::INFINITY,
+                sqnr_db: f64::NAN,
+                seconds: 0.0,
+                chosen: false,
+                refused: Some(format!("{e:#}")),
+            },
+            other => other?,
+        };
+        tried.seconds = start.elapsed().as_secs_f64();
+        self.tried.push(Measured { plan, tried });
+        Ok(self.tried.len() - 1)
+    }
+
+    fn looked_at(&mut self, plan: &Plan) -> Result<Tried> {
+        let model = self.made(plan)?;
+        let (threads, engine) = (self.options.threads, self.engine);
+        let mut gaps = compare(self.original, &model, &self.tune, engine, threads, self.progress)?;
         if let Some(decisions) = &self.decisions {
             decisions.refine(&mut gaps);
         }
-        let used = self.budget.used(&gaps).unwrap_or(f64::INFINITY);
-        let size = Size::of(&model, &self.dims);
-        let tried = Tried {
+        let outer = gaps.iter().filter(|g| !g.inner);
+        Ok(Tried {
             passes: plan.to_string(),
             bytes: onnx::encoded_len(&model)?,
-            macs: size.macs,
-            used,
-            sqnr_db: gaps
-                .iter()
-                .filter(|g| !g.inner)
-                .map(|g| g.sqnr_db)
-                .fold(f64::INFINITY, f64::min),
-            seconds: start.elapsed().as_secs_f64(),
+            macs: Size::of(&model, &self.dims).macs,
+            used: self.budget.used(&gaps).unwrap_or(f64::INFINITY),
+            sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),
+            seconds: 0.0,
             chosen: false,
             refused: None,
-        };
-        self.tried.push(Measured { plan, tried });
-        Ok(self.tried.len() - 1)
+        })
     }
 
     /// The model after the passes of a plan; those that it shares with the last plan are not run again.

@@ -87,14 +87,14 @@ impl Budget {
 
     /// The first condition that does not hold, in words.
     pub fn exceeded(&self, gaps: &[OutputGap]) -> Option<String> {
-        let mut of_outputs = gaps.iter().filter(|g| !g.inner);
-        of_outputs.find_map(|g| self.conditions.iter().find_map(|c| c.exceeded(g)))
+        gaps.iter()
+            .find_map(|g| self.conditions.iter().find_map(|c| c.exceeded(g)))
     }
 }
 
 impl Condition {
     fn about(&self, g: &OutputGap) -> bool {
-        !g.inner && self.output.as_ref().is_none_or(|o| *o == g.name)
+        (!g.inner || g.stands_in) && self.output.as_ref().is_none_or(|o| *o == g.name)
     }
 
     fn used(&self, g: &OutputGap) -> Option<f64> {
@@ -133,12 +133,17 @@ impl Condition {
             return None;
         }
         let (name, limit) = (&g.name, self.limit);
+        let what = if g.stands_in {
+            "before a saturated output,"
+        } else {
+            "output"
+        };
         match self.metric {
             Metric::Sqnr if g.sqnr_db.is_nan() || g.sqnr_db < limit => {
-                Some(format!("output {name:?}: {:.1} dB SQNR, below {limit} dB", g.sqnr_db))
+                Some(format!("{what} {name:?}: {:.1} dB SQNR, below {limit} dB", g.sqnr_db))
             }
             Metric::Cosine if g.cosine.is_nan() || g.cosine < limit => {
-                Some(format!("output {name:?}: cosine {:.5}, below {limit}", g.cosine))
+                Some(format!("{what} {name:?}: cosine {:.5}, below {limit}", g.cosine))
             }
             Metric::Top1 => {
                 let changed = 1.0 - g.top1?;
@@ -292,6 +297,21 @@ mod tests {
         let mut g = gap(9.0, Some(1.0));
         g.top1_expected_change = Some(0.005);
         near(budget("top1:1%").used(&[g]), 0.5);
+    }
+
+    #[test]
+    fn behind_a_saturated_output_the_value_before_it_is_judged() {
+        let (y, mut before) = (gap(90.0, None), gap(10.0, None));
+        (before.inner, before.name) = (true, "logits".into());
+        assert_eq!(
+            judge(&[y.clone(), before.clone()], &budget("sqnr:20dB")),
+            Verdict::Within
+        );
+        before.stands_in = true;
+        let Verdict::Outside(why) = judge(&[y, before], &budget("sqnr:20dB")) else {
+            panic!("it is outside");
+        };
+        assert!(why.contains("logits"), "{why}");
     }
 
     #[test]

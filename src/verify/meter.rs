@@ -19,6 +19,10 @@ pub struct Meter {
     right: [u64; 2],
     least: Option<f32>,
     most: Option<f32>,
+    /// The original's values for the first sample, and how far later ones of the same number are from them.
+    first: Vec<f32>,
+    apart: f64,
+    power: f64,
 }
 
 impl Meter {
@@ -41,8 +45,24 @@ impl Meter {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
         }
+        self.vary(&a);
         self.decide(x, &a, &b, label);
         Ok(())
+    }
+
+    fn vary(&mut self, values: &[f32]) {
+        if self.first.is_empty() {
+            self.first = values.to_vec();
+        } else if self.first.len() == values.len() {
+            for (x, first) in values
+                .iter()
+                .zip(&self.first)
+                .filter(|(x, f)| x.is_finite() && f.is_finite())
+            {
+                self.apart += f64::from(x - first).powi(2);
+                self.power += f64::from(*x).powi(2);
+            }
+        }
     }
 
     fn decide(&mut self, t: &Tensor, a: &[f32], b: &[f32], label: Option<usize>) {
@@ -92,6 +112,8 @@ impl Meter {
             }),
             broken: self.gap.broken,
             constant: self.least == self.most,
+            variation: (self.power > 0.0).then(|| self.apart / self.power),
+            stands_in: false,
         }
     }
 }
@@ -131,6 +153,20 @@ mod tests {
         assert_eq!((g.top1, g.decisions), (Some(0.5), 2));
         let image = measured(&[1, 2, 2, 2], &[0.; 8], &[0.; 8], None);
         assert_eq!((image.top1, image.decisions), (None, 0));
+    }
+
+    #[test]
+    fn an_output_that_stays_the_same_varies_by_nothing() {
+        let mut m = Meter::default();
+        let t = |x: f32| Tensor::new(&[1, 2], vec![1.0, x]);
+        m.add(&t(0.0), &t(0.0), None).expect("same dimensions");
+        m.add(&t(0.001), &t(0.0), None).expect("same dimensions");
+        assert!(m.gap("y".into(), false).variation.is_some_and(|v| v < 1e-5));
+        assert_eq!(
+            measured(&[1, 2], &[1., 2.], &[1., 2.], None).variation,
+            None,
+            "of one sample nothing is known"
+        );
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub struct OutputGap {
     pub broken: u64,
     /// True when the original gives the same number everywhere: the comparison says nothing.
     pub constant: bool,
+    /// How much the original's values change from sample to sample, in parts of their power.
+    pub variation: Option<f64>,
+    /// True for the inner value before an output that hardly changes from sample to sample, because it has saturated: the
+    /// budget holds for this value, too.
+    pub stands_in: bool,
 }
 
 /// Top-1 accuracy of both models.
@@ -88,6 +93,9 @@ pub enum Verdict {
     /// It was not compared, with the reason.
     NotRun(String),
 }
+
+/// Below this variation an output is taken to have saturated: repeating one sample's values would give 30 dB.
+const HARDLY: f64 = 1e-3;
 
 /// Runs both models over the samples and measures every output.
 ///
@@ -133,11 +141,14 @@ pub fn compare(
         },
     )?;
     progress.finish();
-    Ok(pairs
-        .into_iter()
-        .zip(meters)
-        .map(|(p, m)| m.gap(p.name, p.inner))
-        .collect())
+    let of: Vec<usize> = pairs.iter().map(|p| p.of).collect();
+    let gaps = pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p.name, p.inner));
+    let mut gaps: Vec<OutputGap> = gaps.collect();
+    for k in 0..gaps.len() {
+        let saturated = gaps[of[k]].variation.is_some_and(|v| v < HARDLY);
+        gaps[k].stands_in = gaps[k].inner && saturated;
+    }
+    Ok(gaps)
 }
 
 /// Runs two jobs, at the same time when there are threads for it; the first error of the two, in order.
@@ -160,6 +171,8 @@ fn both<T: Send>(
 struct Pair {
     name: String,
     inner: bool,
+    /// The number of the output that it belongs to.
+    of: usize,
     original: ValueId,
     changed: ValueId,
 }
@@ -173,12 +186,13 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
         pairs.push(Pair {
             name: port.name().to_owned(),
             inner: false,
+            of: pairs.len(),
             original: port.value,
             changed: same.value,
         });
     }
     let ends: Vec<ValueId> = pairs.iter().map(|p| p.original).collect();
-    for end in ends {
+    for (of, end) in ends.into_iter().enumerate() {
         let Some(node) = original.value(end).producer() else {
             continue;
         };
@@ -194,6 +208,7 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
             pairs.push(Pair {
                 name,
                 inner: true,
+                of,
                 original: before,
                 changed,
             });
@@ -248,6 +263,8 @@ mod tests {
             accuracy: None,
             broken: 0,
             constant: false,
+            variation: None,
+            stands_in: false,
         }
     }
 
