@@ -1,12 +1,22 @@
 //! The passes: THE table, how a pass is asked for, and what it may use.
 //!
-//! A pass is one file (or folder) and one line in the `passes!` table below. It reads `ops`, `analysis` and `math`, edits
+//! A pass is one file (or folder), its `mod` line and its line in the table [`ALL`] (no macro declares the modules: rustfmt would not see them). It reads `ops`, `analysis` and `math`, edits
 //! through the methods of [`Model`], and tells what it did with [`Context::did`] and what it left alone, and why, with
 //! [`Context::skip`].
 
 mod context;
 mod noise;
 mod options;
+
+pub mod dynamic;
+pub mod fp16;
+pub mod int8;
+pub mod lowrank;
+pub mod opset;
+pub mod prune;
+pub mod simplify;
+pub mod sparsify;
+pub mod weights;
 
 pub use context::{Context, Note, NoteKind};
 pub use options::{Opt, Options, Request, parse_list};
@@ -56,25 +66,18 @@ pub struct PassInfo {
     pub build: fn(&Options) -> Result<Box<dyn Pass>>,
 }
 
-macro_rules! passes {
-    ($($name:ident),* $(,)?) => {
-        $(pub mod $name;)*
-        /// Every pass, in the order in which they are usually run.
-        pub const ALL: &[&PassInfo] = &[$(&$name::INFO),*];
-    };
-}
-
-passes! {
-    opset,
-    simplify,
-    prune,
-    sparsify,
-    lowrank,
-    int8,
-    weights,
-    dynamic,
-    fp16,
-}
+/// Every pass, in the order in which they are usually run.
+pub const ALL: &[&PassInfo] = &[
+    &opset::INFO,
+    &simplify::INFO,
+    &prune::INFO,
+    &sparsify::INFO,
+    &lowrank::INFO,
+    &int8::INFO,
+    &weights::INFO,
+    &dynamic::INFO,
+    &fp16::INFO,
+];
 
 /// The pass called `name`.
 pub fn find(name: &str) -> Option<&'static PassInfo> {

@@ -41,7 +41,11 @@ impl<'a> Emitter<'a> {
     /// Ready to write.
     pub fn new(model: &'a mut Model) -> Emitter<'a> {
         let nodes = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
-        Emitter { model, quantized: BTreeMap::new(), nodes }
+        Emitter {
+            model,
+            quantized: BTreeMap::new(),
+            nodes,
+        }
     }
 
     /// Puts integer products in place of all readers of a weight, whose codes are outputs × inputs.
@@ -82,23 +86,54 @@ impl<'a> Emitter<'a> {
         let bias = self.bias(site)?;
         let [q, s, z] = self.activation(site.input, graph);
         let inputs = [Some(q), Some(codes), Some(z), Some(zero)];
-        let integers = self.node(graph, &label, "MatMulInteger", &inputs, &format!("{base}_output_quantized"), Vec::new());
+        let integers = self.node(
+            graph,
+            &label,
+            "MatMulInteger",
+            &inputs,
+            &format!("{base}_output_quantized"),
+            Vec::new(),
+        );
         let to = vec![Attr::int("to", DType::Float as i64)];
-        let cast = self.node(graph, &format!("{label}_cast"), "Cast", &[Some(integers)], &format!("{base}_cast"), to);
+        let cast = self.node(
+            graph,
+            &format!("{label}_cast"),
+            "Cast",
+            &[Some(integers)],
+            &format!("{base}_cast"),
+            to,
+        );
         let inputs = [Some(s), Some(scale)];
-        let factor = self.node(graph, &format!("{label}_scales_mul"), "Mul", &inputs, &format!("{base}_scales_mul"), Vec::new());
+        let factor = self.node(
+            graph,
+            &format!("{label}_scales_mul"),
+            "Mul",
+            &inputs,
+            &format!("{base}_scales_mul"),
+            Vec::new(),
+        );
         let name = format!("{label}_output_scale_mul");
         let (op, inputs, name) = match bias {
             None => ("Mul", [cast, factor], name),
             Some(bias) => {
-                let product = self.node(graph, &name, "Mul", &[Some(cast), Some(factor)], &format!("{base}_product"), Vec::new());
+                let product = self.node(
+                    graph,
+                    &name,
+                    "Mul",
+                    &[Some(cast), Some(factor)],
+                    &format!("{base}_product"),
+                    Vec::new(),
+                );
                 ("Add", [product, bias], self.model.label(node))
             }
         };
         self.model.set_inputs(node, inputs.map(Some).to_vec());
         let name = if bias.is_none() { self.node_name(name) } else { name };
         let n = self.model.node_mut(node);
-        n.op = Op { domain: String::new(), name: op.to_owned() };
+        n.op = Op {
+            domain: String::new(),
+            name: op.to_owned(),
+        };
         n.attrs.clear();
         n.rest.name = Some(name);
         Ok(())
@@ -107,7 +142,9 @@ impl<'a> Emitter<'a> {
     /// What a Gemm adds: its C times beta.
     fn bias(&mut self, site: &Site) -> Result<Option<ValueId>> {
         let n = self.model.node(site.node);
-        let Some(c) = n.input(2).filter(|_| n.is("Gemm")) else { return Ok(None) };
+        let Some(c) = n.input(2).filter(|_| n.is("Gemm")) else {
+            return Ok(None);
+        };
         if site.layout.bias_scale == 1.0 {
             return Ok(Some(c));
         }
@@ -126,13 +163,23 @@ impl<'a> Emitter<'a> {
         let node = self.node_name(format!("{name}_QuantizeLinear"));
         let outputs = ["quantized", "scale", "zero_point"].map(|s| format!("{name}_{s}"));
         let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        let (_, out) = self.model.add_node(graph, &node, "DynamicQuantizeLinear", &[Some(x)], &outputs, Vec::new());
+        let (_, out) = self
+            .model
+            .add_node(graph, &node, "DynamicQuantizeLinear", &[Some(x)], &outputs, Vec::new());
         let made = [out[0], out[1], out[2]];
         self.quantized.insert((x, graph), made);
         made
     }
 
-    fn node(&mut self, graph: GraphId, name: &str, op: &str, inputs: &[Option<ValueId>], output: &str, attrs: Vec<Attr>) -> ValueId {
+    fn node(
+        &mut self,
+        graph: GraphId,
+        name: &str,
+        op: &str,
+        inputs: &[Option<ValueId>],
+        output: &str,
+        attrs: Vec<Attr>,
+    ) -> ValueId {
         let name = self.node_name(name.to_owned());
         self.model.add_node(graph, &name, op, inputs, &[output], attrs).1[0]
     }
@@ -146,7 +193,9 @@ impl<'a> Emitter<'a> {
     /// The name, or with a number when a node has it.
     fn node_name(&mut self, name: String) -> String {
         let numbered = (1..).map(|i| format!("{name}_{i}"));
-        let free = std::iter::once(name.clone()).chain(numbered).find(|n| !self.nodes.contains(n));
+        let free = std::iter::once(name.clone())
+            .chain(numbered)
+            .find(|n| !self.nodes.contains(n));
         let free = free.unwrap_or(name);
         self.nodes.insert(free.clone());
         free

@@ -16,7 +16,10 @@ const DOMAIN: &str = "com.microsoft";
 
 /// One row for each gate of each direction.
 pub fn view() -> View {
-    View { rows: vec![0, 1], columns: vec![2] }
+    View {
+        rows: vec![0, 1],
+        columns: vec![2],
+    }
 }
 
 /// Why a recurrent node stays as it is.
@@ -24,7 +27,9 @@ pub fn refuses(model: &Model, node: NodeId, w: &Weight, r: &Weight, wanted: bool
     let n = model.node(node);
     if !n.is("LSTM") {
         let name = &n.op.name;
-        return Some(format!("{name} has no integer form: stays in floating point; weights(bits=8) stores its weights in 8 bits"));
+        return Some(format!(
+            "{name} has no integer form: stays in floating point; weights(bits=8) stores its weights in 8 bits"
+        ));
     }
     if !wanted {
         return Some("left in floating point as asked (lstm=off)".to_owned());
@@ -33,13 +38,19 @@ pub fn refuses(model: &Model, node: NodeId, w: &Weight, r: &Weight, wanted: bool
         return Some("its layout has no integer form: stays in floating point".to_owned());
     }
     if w.len() + r.len() < min {
-        return Some(format!("its weights have fewer than {min} elements: stays in floating point"));
+        return Some(format!(
+            "its weights have fewer than {min} elements: stays in floating point"
+        ));
     }
     let alone = |w: &Weight| model.value(w.value).uses().len() == 1;
     if !alone(w) || !alone(r) {
         return Some("a weight is read by something else too: stays in floating point".to_owned());
     }
-    let finite = |w: &Weight| model.constant(w.value).and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())));
+    let finite = |w: &Weight| {
+        model
+            .constant(w.value)
+            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())))
+    };
     if finite(w) != Some(true) || finite(r) != Some(true) {
         return Some("a weight is not finite: stays in floating point".to_owned());
     }
@@ -72,7 +83,10 @@ pub fn emit(emitter: &mut Emitter, node: NodeId, weights: [(&Weight, &Fitted); 2
     emitter.model.set_inputs(node, inputs);
     let name = format!("{}_quant", emitter.model.label(node));
     let n = emitter.model.node_mut(node);
-    n.op = Op { domain: DOMAIN.to_owned(), name: "DynamicQuantizeLSTM".to_owned() };
+    n.op = Op {
+        domain: DOMAIN.to_owned(),
+        name: "DynamicQuantizeLSTM".to_owned(),
+    };
     n.remove_attr("layout");
     n.rest.domain = None;
     emitter.rename(node, name);

@@ -84,7 +84,11 @@ struct Dynamic {
 fn build(o: &Options) -> Result<Dynamic> {
     Ok(Dynamic {
         scheme: Scheme {
-            kind: if o.text("weights") == "7" { IntKind::S7 } else { IntKind::S8 },
+            kind: if o.text("weights") == "7" {
+                IntKind::S7
+            } else {
+                IntKind::S8
+            },
             block: 0,
             zeros: false,
             negative: false,
@@ -93,7 +97,12 @@ fn build(o: &Options) -> Result<Dynamic> {
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
         min: o.get("min")?,
-        skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+        skip: o
+            .text("skip")
+            .split(';')
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -115,7 +124,11 @@ impl Pass for Dynamic {
         if self.quantize(&mut work, cx)? || tables {
             *model = work;
         } else if cx.notes.is_empty() {
-            cx.note(NoteKind::Skip, String::new(), "there is no product with a constant matrix");
+            cx.note(
+                NoteKind::Skip,
+                String::new(),
+                "there is no product with a constant matrix",
+            );
         }
         Ok(())
     }
@@ -140,7 +153,11 @@ impl Dynamic {
                 Some(why) => cx.skip(model, w.nodes[0], why),
             }
         }
-        let data = if self.data { Data::measure(model, &chosen, cx)? } else { None };
+        let data = if self.data {
+            Data::measure(model, &chosen, cx)?
+        } else {
+            None
+        };
         let mut changed = false;
         let mut emitter = Emitter::new(model);
         for w in &chosen {
@@ -156,15 +173,26 @@ impl Dynamic {
         }
         let node = model.node(w.nodes[0]);
         if w.sites.iter().any(|s| s.layout.window.is_some()) {
-            return Some(format!("a {} stays in floating point: int8 quantizes it, with calibration data", node.op.name));
+            return Some(format!(
+                "a {} stays in floating point: int8 quantizes it, with calibration data",
+                node.op.name
+            ));
         }
         if w.len() < self.min {
-            return Some(format!("its weight has {} elements, fewer than {}: stays in floating point", w.len(), self.min));
+            return Some(format!(
+                "its weight has {} elements, fewer than {}: stays in floating point",
+                w.len(),
+                self.min
+            ));
         }
         if w.nodes.len() != model.value(w.value).uses().len() || w.sites.len() != w.nodes.len() {
             return Some("its weight is read by something else too: stays in floating point".to_owned());
         }
-        if model.constant(w.value).and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite()))) != Some(true) {
+        if model
+            .constant(w.value)
+            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())))
+            != Some(true)
+        {
             return Some("its weight is not finite: stays in floating point".to_owned());
         }
         w.sites.iter().find_map(|s| emit::refuses(model, s)).map(str::to_owned)
@@ -201,7 +229,9 @@ impl Dynamic {
             let why = match (of(1), of(2)) {
                 _ if self.skips(&emitter.model.label(node)) => Some("left alone as asked (skip)".to_owned()),
                 (Some(w), Some(r)) => lstm::refuses(emitter.model, node, w, r, self.lstm, self.min),
-                _ => Some("a weight is not constant, or is read by something else too: stays in floating point".to_owned()),
+                _ => Some(
+                    "a weight is not constant, or is read by something else too: stays in floating point".to_owned(),
+                ),
             };
             if let Some(why) = why {
                 cx.skip(emitter.model, node, why);
@@ -209,7 +239,10 @@ impl Dynamic {
             }
             let (Some(w), Some(r)) = (of(1), of(2)) else { continue };
             let view = lstm::view();
-            let (a, b) = (self.fit(emitter.model, w, &view, None)?, self.fit(emitter.model, r, &view, None)?);
+            let (a, b) = (
+                self.fit(emitter.model, w, &view, None)?,
+                self.fit(emitter.model, r, &view, None)?,
+            );
             let what = format!("u8 × s8, weights {:.1} dB and {:.1} dB", a.sqnr, b.sqnr);
             cx.did(emitter.model, node, what);
             lstm::emit(emitter, node, [(w, &a), (r, &b)])?;

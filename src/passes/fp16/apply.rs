@@ -36,7 +36,11 @@ pub fn apply(model: &mut Model, plan: &Plan) -> Result<Made> {
         let plain = |v: &ValueId| model.constant(*v).is_none() && wants.contains_key(v);
         makes.extend(inputs.into_iter().filter(plain));
     }
-    let mut work = Work { model, plan, made: Made::default() };
+    let mut work = Work {
+        model,
+        plan,
+        made: Made::default(),
+    };
     for &id in &nodes {
         work.attributes(id)?;
     }
@@ -122,7 +126,8 @@ impl Work<'_, '_> {
             return;
         }
         let name = self.model.value(v).name.clone();
-        let public = |u: &Use| matches!(u, Use::Output(g, i) if *g == main && self.model.graph(*g).outputs()[*i].name() == name);
+        let public =
+            |u: &Use| matches!(u, Use::Output(g, i) if *g == main && self.model.graph(*g).outputs()[*i].name() == name);
         let public = wanted.iter().any(public);
         let copy = match public {
             true => {
@@ -142,14 +147,18 @@ impl Work<'_, '_> {
         self.made.casts += 1;
         let graph = self.model.value(v).graph();
         let to = vec![Attr::int("to", to as i64)];
-        self.model.add_node(graph, &format!("{name}_Cast"), "Cast", &[Some(v)], &[name], to).1[0]
+        self.model
+            .add_node(graph, &format!("{name}_Cast"), "Cast", &[Some(v)], &[name], to)
+            .1[0]
     }
 
     /// Casts of the model that have become casts of float16 to float16 go.
     fn drop_idle_casts(&mut self, nodes: &[NodeId], makes: &BTreeSet<ValueId>) {
         for &id in nodes {
             let n = self.model.node(id);
-            let (Some(x), Some(y)) = (n.input(0).filter(|_| n.is("Cast")), n.output(0)) else { continue };
+            let (Some(x), Some(y)) = (n.input(0).filter(|_| n.is("Cast")), n.output(0)) else {
+                continue;
+            };
             let narrow = makes.contains(&x) || self.plan.was_half(x);
             let from_half = narrow || self.plan.half_inputs(id).iter().any(|(slot, _)| *slot == 0);
             let to_half = n.int("to") == Some(self.plan.half.dtype() as i64);

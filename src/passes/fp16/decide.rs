@@ -88,7 +88,11 @@ impl<'a> Plan<'a> {
 
     fn has_floats(&self, id: NodeId) -> bool {
         let n = self.model.node(id);
-        n.inputs().iter().chain(n.outputs()).flatten().any(|&v| self.is_float(v))
+        n.inputs()
+            .iter()
+            .chain(n.outputs())
+            .flatten()
+            .any(|&v| self.is_float(v))
     }
 
     fn legal(&self, id: NodeId) -> Result<(), String> {
@@ -97,7 +101,12 @@ impl<'a> Plan<'a> {
         if n.has_attr_refs() || n.sub_graphs().next().is_some() {
             return Err("control flow stays in float32".to_owned());
         }
-        let known = n.inputs().iter().chain(n.outputs()).flatten().all(|&v| self.types.dtype(v).is_some());
+        let known = n
+            .inputs()
+            .iter()
+            .chain(n.outputs())
+            .flatten()
+            .all(|&v| self.types.dtype(v).is_some());
         if !known {
             return Err("a type is not known: stays in float32".to_owned());
         }
@@ -105,8 +114,16 @@ impl<'a> Plan<'a> {
         if other || allowed(n, opset, self.half.dtype()) {
             return Ok(());
         }
-        let domain = if n.op.domain.is_empty() { String::new() } else { format!("{}.", n.op.domain) };
-        Err(format!("{domain}{} does not compute in {} at operator set {opset}", n.op.name, self.half.name()))
+        let domain = if n.op.domain.is_empty() {
+            String::new()
+        } else {
+            format!("{}.", n.op.domain)
+        };
+        Err(format!(
+            "{domain}{} does not compute in {} at operator set {opset}",
+            n.op.name,
+            self.half.name()
+        ))
     }
 
     /// Nodes of a kind stay in float32.
@@ -132,11 +149,17 @@ impl<'a> Plan<'a> {
                 let Some(t) = self.model.constant(v) else { continue };
                 let why = refused.entry(v).or_insert_with(|| self.half.refuses(&t.floats()?));
                 if let Some(why) = why {
-                    stays.push((id, format!("stays in float32: constant {}: {why}", self.model.value(v).name)));
+                    stays.push((
+                        id,
+                        format!("stays in float32: constant {}: {why}", self.model.value(v).name),
+                    ));
                     break;
                 }
             }
-            let filled = n.attr("value").and_then(|a| a.proto.t.as_ref()).filter(|_| n.is("ConstantOfShape"));
+            let filled = n
+                .attr("value")
+                .and_then(|a| a.proto.t.as_ref())
+                .filter(|_| n.is("ConstantOfShape"));
             let filled = filled.and_then(|t| crate::ir::Tensor::from_proto(t.clone(), None).ok());
             if let Some(why) = filled.and_then(|t| self.half.refuses(&t.floats()?)) {
                 stays.push((id, format!("stays in float32: its value: {why}")));
@@ -151,14 +174,19 @@ impl<'a> Plan<'a> {
     pub fn half_inputs(&self, id: NodeId) -> Vec<(usize, ValueId)> {
         let n = self.model.node(id);
         let inputs = n.inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-        inputs.filter(|(i, v)| self.is_float(*v) && !input_is_float(n, *i)).collect()
+        inputs
+            .filter(|(i, v)| self.is_float(*v) && !input_is_float(n, *i))
+            .collect()
     }
 
     /// The float outputs that become float16 when the node does.
     pub fn half_outputs(&self, id: NodeId) -> Vec<ValueId> {
         let n = self.model.node(id);
         let outputs = n.outputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-        outputs.filter(|(i, v)| self.is_float(*v) && !output_is_float(n, *i)).map(|(_, v)| v).collect()
+        outputs
+            .filter(|(i, v)| self.is_float(*v) && !output_is_float(n, *i))
+            .map(|(_, v)| v)
+            .collect()
     }
 
     /// The values whose ranges matter.
@@ -168,7 +196,10 @@ impl<'a> Plan<'a> {
             all.extend(self.half_inputs(id).into_iter().map(|(_, v)| v));
             all.extend(self.half_outputs(id));
         }
-        all.into_iter().filter(|v| self.model.constant(*v).is_none()).map(|v| (v, Measure::Range)).collect()
+        all.into_iter()
+            .filter(|v| self.model.constant(*v).is_none())
+            .map(|v| (v, Measure::Range))
+            .collect()
     }
 
     /// Applies the rules about sizes.
@@ -181,9 +212,18 @@ impl<'a> Plan<'a> {
             let Some(r) = measured(v) else { continue };
             let name = &self.model.value(v).name;
             if size(r) > self.half.most() {
-                wide.insert(v, format!("stays in float32: {name} reaches {:.3e} on the data", size(r)));
+                wide.insert(
+                    v,
+                    format!("stays in float32: {name} reaches {:.3e} on the data", size(r)),
+                );
             } else if size(r) > self.half.whole() && self.becomes_integer(v) {
-                wide.insert(v, format!("stays in float32: {name} is cast to an integer and reaches {:.0}", size(r)));
+                wide.insert(
+                    v,
+                    format!(
+                        "stays in float32: {name} is cast to an integer and reaches {:.0}",
+                        size(r)
+                    ),
+                );
             }
         }
         for &id in &self.able {
@@ -195,11 +235,19 @@ impl<'a> Plan<'a> {
                 && r.min < LEAST
                 && !self.half.wide()
             {
-                wide.insert(v, format!("stays in float32: {} comes down to {:.1e} on the data", self.model.value(v).name, r.min));
+                wide.insert(
+                    v,
+                    format!(
+                        "stays in float32: {} comes down to {:.1e} on the data",
+                        self.model.value(v).name,
+                        r.min
+                    ),
+                );
             }
             if let Some(&(_, squares)) = SUMS.iter().find(|(op, _)| n.is(op))
                 && let (Some(x), Some(y)) = (n.input(0).and_then(measured), n.output(0))
-                && let Some(sum) = inner_sum(x, measured(y), size(x), squares).filter(|s| *s > f64::from(self.half.most()))
+                && let Some(sum) =
+                    inner_sum(x, measured(y), size(x), squares).filter(|s| *s > f64::from(self.half.most()))
             {
                 stays.push((id, format!("stays in float32: it adds up to {sum:.3e}")));
             }
@@ -215,13 +263,34 @@ impl<'a> Plan<'a> {
 
     /// Whether a value ends as integers: positions, lengths, indices.
     fn becomes_integer(&self, v: ValueId) -> bool {
-        const STEPS: &[&str] = &["Floor", "Ceil", "Round", "Mul", "Div", "Add", "Sub", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Reshape"];
+        const STEPS: &[&str] = &[
+            "Floor",
+            "Ceil",
+            "Round",
+            "Mul",
+            "Div",
+            "Add",
+            "Sub",
+            "Unsqueeze",
+            "Squeeze",
+            "Concat",
+            "Slice",
+            "Gather",
+            "Reshape",
+        ];
         let (mut seen, mut queue) = (BTreeSet::from([v]), vec![v]);
         while let Some(v) = queue.pop() {
             for id in self.model.readers(v) {
                 let n = self.model.node(id);
-                let Some(out) = n.output(0).filter(|_| n.graph() == self.model.main_id()) else { continue };
-                if n.is("Cast") && self.types.dtype(out).is_some_and(|d| matches!(d, DType::Int64 | DType::Int32)) {
+                let Some(out) = n.output(0).filter(|_| n.graph() == self.model.main_id()) else {
+                    continue;
+                };
+                if n.is("Cast")
+                    && self
+                        .types
+                        .dtype(out)
+                        .is_some_and(|d| matches!(d, DType::Int64 | DType::Int32))
+                {
                     return true;
                 }
                 if seen.len() < 16 && STEPS.iter().any(|s| n.is(s)) && seen.insert(out) {
@@ -256,9 +325,7 @@ impl<'a> Plan<'a> {
             _ => false,
         };
         let to_float = |u: &Use| match *u {
-            Use::Node(r, slot) => {
-                !self.able.contains(&r) || self.half_inputs(r).iter().all(|(s, _)| *s != slot)
-            }
+            Use::Node(r, slot) => !self.able.contains(&r) || self.half_inputs(r).iter().all(|(s, _)| *s != slot),
             Use::Output(..) => self.keep_io,
         };
         let constant = |v: ValueId| self.model.constant(v).is_some();

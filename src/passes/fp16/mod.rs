@@ -116,10 +116,19 @@ impl Half {
         const MOST: f64 = 1e-4;
         /// Constants of so few elements are no weights: each of them counts.
         const FEW: usize = 16;
-        let beyond = floats.iter().filter(|x| x.is_finite() && !self.round(**x).is_finite()).count();
+        let beyond = floats
+            .iter()
+            .filter(|x| x.is_finite() && !self.round(**x).is_finite())
+            .count();
         if beyond > 0 {
-            let largest = floats.iter().filter(|x| x.is_finite()).fold(0f32, |m, x| m.max(x.abs()));
-            return Some(format!("{beyond} of its elements are beyond what {} holds (up to {largest:.3e})", self.name()));
+            let largest = floats
+                .iter()
+                .filter(|x| x.is_finite())
+                .fold(0f32, |m, x| m.max(x.abs()));
+            return Some(format!(
+                "{beyond} of its elements are beyond what {} holds (up to {largest:.3e})",
+                self.name()
+            ));
         }
         let small = |x: f32| x != 0.0 && !self.wide() && x.abs() < LEAST;
         if floats.len() <= FEW
@@ -135,7 +144,11 @@ impl Half {
         (noise > MOST * signal).then(|| {
             let lost = floats.iter().filter(|x| **x != 0.0 && self.round(**x) == 0.0).count();
             let db = 10.0 * (signal / noise).log10();
-            format!("it would have {db:.1} dB in {}; {lost} of its {} elements would become zero", self.name(), floats.len())
+            format!(
+                "it would have {db:.1} dB in {}; {lost} of its {} elements would become zero",
+                self.name(),
+                floats.len()
+            )
         })
     }
 }
@@ -153,11 +166,20 @@ struct Fp16 {
 
 fn build(o: &Options) -> Result<Fp16> {
     Ok(Fp16 {
-        half: Half(if o.text("type") == "bfloat16" { DType::Bfloat16 } else { DType::Float16 }),
+        half: Half(if o.text("type") == "bfloat16" {
+            DType::Bfloat16
+        } else {
+            DType::Float16
+        }),
         weights: o.text("only") == "weights",
         keep_io: o.text("keep_io") == "on",
         min: o.get("min")?,
-        block: o.text("block").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+        block: o
+            .text("block")
+            .split(';')
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -169,7 +191,10 @@ impl Pass for Fp16 {
         }
         let mut work = model.clone();
         if let Err(why) = self.raise(&mut work) {
-            let what = format!("left as it is: {} needs a newer operator set, and {why:#}", self.half.name());
+            let what = format!(
+                "left as it is: {} needs a newer operator set, and {why:#}",
+                self.half.name()
+            );
             cx.note(NoteKind::Skip, String::new(), what);
             return Ok(());
         }
@@ -212,13 +237,18 @@ impl Fp16 {
     fn compute(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let before = model.clone();
         let mut plan = decide::Plan::new(&before, self.half, self.keep_io)?;
-        plan.block(|node| self.blocks(&before.label(node)), "left in float32 as asked (block)");
+        plan.block(
+            |node| self.blocks(&before.label(node)),
+            "left in float32 as asked (block)",
+        );
         plan.constants();
         let wanted = plan.ranges_wanted();
         if !wanted.is_empty() {
             match cx.stats(&before, &wanted) {
                 Ok(stats) => plan.ranges(&stats),
-                Err(e) => cx.warn(format!("fp16: ranges are not known, so nothing says what overflows: {e:#}")),
+                Err(e) => cx.warn(format!(
+                    "fp16: ranges are not known, so nothing says what overflows: {e:#}"
+                )),
             }
         }
         plan.settle();

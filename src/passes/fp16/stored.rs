@@ -11,8 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// # Errors
 /// When a constant is not what it was.
-pub fn store(model: &mut Model, half: Half, min: usize, blocked: impl Fn(&str) -> bool, cx: &mut Context) -> Result<bool> {
-    let weights: Vec<ValueId> = model.values().map(|(v, _)| v).filter(|v| is_weight(model, *v, min)).collect();
+pub fn store(
+    model: &mut Model,
+    half: Half,
+    min: usize,
+    blocked: impl Fn(&str) -> bool,
+    cx: &mut Context,
+) -> Result<bool> {
+    let weights: Vec<ValueId> = model
+        .values()
+        .map(|(v, _)| v)
+        .filter(|v| is_weight(model, *v, min))
+        .collect();
     let mut names: BTreeSet<String> = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
     let (mut flushed, mut bytes, mut count) = (BTreeMap::new(), 0, 0);
     for v in weights {
@@ -38,7 +48,9 @@ pub fn store(model: &mut Model, half: Half, min: usize, blocked: impl Fn(&str) -
         let stored = model.fresh_name(&format!("{name}_{}", half.name()));
         let stored = model.add_const(graph, &stored, narrow);
         let numbered = (1..).map(|i| format!("{name}_Cast_{i}"));
-        let node = std::iter::once(format!("{name}_Cast")).chain(numbered).find(|n| names.insert(n.clone()));
+        let node = std::iter::once(format!("{name}_Cast"))
+            .chain(numbered)
+            .find(|n| names.insert(n.clone()));
         let to = vec![Attr::int("to", DType::Float as i64)];
         let inner = model.fresh_name(&format!("{name}_float32"));
         let (_, out) = model.add_node(graph, &node.unwrap_or_default(), "Cast", &[Some(stored)], &[&inner], to);
@@ -47,7 +59,10 @@ pub fn store(model: &mut Model, half: Half, min: usize, blocked: impl Fn(&str) -
         model.rename(out[0], name);
     }
     if count > 0 {
-        let what = format!("{count} weights in {}: {bytes} bytes saved; operators compute in float32", half.name());
+        let what = format!(
+            "{count} weights in {}: {bytes} bytes saved; operators compute in float32",
+            half.name()
+        );
         cx.note(NoteKind::Did, String::new(), what);
     }
     report_small(cx, &flushed);
@@ -63,7 +78,9 @@ fn is_weight(model: &Model, v: ValueId, min: usize) -> bool {
         }
         model.graph(g).function.is_none()
     };
-    model.constant(v).is_some_and(|t| t.dtype() == DType::Float && t.len() >= min.max(1))
+    model
+        .constant(v)
+        .is_some_and(|t| t.dtype() == DType::Float && t.len() >= min.max(1))
         && model.value(v).uses().iter().any(used)
         && inside(v)
 }

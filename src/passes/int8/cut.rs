@@ -123,7 +123,9 @@ mod tests {
     fn the_cut_is_the_cheapest_of_all() {
         let mut state = 1u64;
         let mut random = |n: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 33) % n
         };
         for _ in 0..200 {

@@ -98,11 +98,18 @@ impl<'a> Emitter<'a> {
     ///
     /// # Errors
     /// When the bias does not fit.
-    pub fn weight(&mut self, unit: &Unit, weight: Weight, bias: Option<(usize, &[f32])>, input_scale: f32) -> Result<()> {
+    pub fn weight(
+        &mut self,
+        unit: &Unit,
+        weight: Weight,
+        bias: Option<(usize, &[f32])>,
+        input_scale: f32,
+    ) -> Result<()> {
         let site = unit.site.as_ref().context("a site")?;
         let axis = (weight.scales.len() > 1 || site.outputs() == 1).then_some(site.layout.out_axis);
         let bits: Vec<u32> = weight.scales.iter().map(|s| s.to_bits()).collect();
-        let bias_codes = bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
+        let bias_codes =
+            bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
         let bias_codes = bias_codes.transpose()?;
         let key = (site.weight, axis, bits);
         let dq = match self.weights.get(&key) {
@@ -169,7 +176,9 @@ impl<'a> Emitter<'a> {
             if unit.clips.is_empty() || !self.placement.integer[i] || !self.placement.quantized.contains(&result) {
                 continue;
             }
-            let Some(out) = self.model.node(unit.node).outputs().iter().flatten().next().copied() else { continue };
+            let Some(out) = self.model.node(unit.node).outputs().iter().flatten().next().copied() else {
+                continue;
+            };
             self.model.replace_uses(result, out);
             for &clip in unit.clips.iter().rev() {
                 self.model.erase(clip);
@@ -197,7 +206,9 @@ impl<'a> Emitter<'a> {
         let q_inputs = [Some(at), Some(scale), Some(zero)];
         let q_name = self.model.fresh_name(&format!("{name}_QuantizeLinear_Output"));
         let node = self.node_name(format!("{name}_QuantizeLinear"));
-        let (_, q) = self.model.add_node(self.graph, &node, "QuantizeLinear", &q_inputs, &[&q_name], Vec::new());
+        let (_, q) = self
+            .model
+            .add_node(self.graph, &node, "QuantizeLinear", &q_inputs, &[&q_name], Vec::new());
         let dq = self.dequantize(&name, q[0], scale, zero, None);
         self.model.replace_uses_where(at, q[0], |u| codes_for.contains(u));
         self.model.replace_uses_where(at, dq, |u| floats_for.contains(u));
@@ -234,19 +245,30 @@ impl<'a> Emitter<'a> {
         self.model.add_const(self.graph, &name, tensor)
     }
 
-    fn dequantize(&mut self, name: &str, codes: ValueId, scale: ValueId, zero: ValueId, axis: Option<usize>) -> ValueId {
+    fn dequantize(
+        &mut self,
+        name: &str,
+        codes: ValueId,
+        scale: ValueId,
+        zero: ValueId,
+        axis: Option<usize>,
+    ) -> ValueId {
         let attrs = axis.map(|a| Attr::int("axis", a as i64)).into_iter().collect();
         let inputs = [Some(codes), Some(scale), Some(zero)];
         let output = self.model.fresh_name(&format!("{name}_DequantizeLinear_Output"));
         let node = self.node_name(format!("{name}_DequantizeLinear"));
-        let (_, out) = self.model.add_node(self.graph, &node, "DequantizeLinear", &inputs, &[&output], attrs);
+        let (_, out) = self
+            .model
+            .add_node(self.graph, &node, "DequantizeLinear", &inputs, &[&output], attrs);
         out[0]
     }
 
     /// The name, or with a number when a node has it.
     fn node_name(&mut self, name: String) -> String {
         let numbered = (1..).map(|i| format!("{name}_{i}"));
-        let free = std::iter::once(name.clone()).chain(numbered).find(|n| !self.nodes.contains(n));
+        let free = std::iter::once(name.clone())
+            .chain(numbered)
+            .find(|n| !self.nodes.contains(n));
         let free = free.unwrap_or(name);
         self.nodes.insert(free.clone());
         free

@@ -21,12 +21,12 @@ mod units;
 mod weights;
 
 use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
-use crate::analysis::stats::{Measure, Stats};
 use crate::analysis::sites::Site;
+use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
-use crate::passes::opset::raise_opset;
 use crate::ops::quant::is_quantized_op;
+use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
@@ -117,13 +117,30 @@ fn build(o: &Options) -> Result<Int8> {
         target: target.ok_or_else(|| anyhow!("there is no target {name:?}"))?,
         ranges: o.get("ranges")?,
         scheme: Scheme {
-            kind: if o.text("weights") == "7" { IntKind::S7 } else { IntKind::S8 },
+            kind: if o.text("weights") == "7" {
+                IntKind::S7
+            } else {
+                IntKind::S8
+            },
             per_channel: o.text("per_channel") == "on",
-            rounding: if o.text("rounding") == "data" { Choice::Data } else { Choice::Nearest },
+            rounding: if o.text("rounding") == "data" {
+                Choice::Data
+            } else {
+                Choice::Nearest
+            },
         },
         error,
-        prefer: if o.text("prefer") == "size" { Prefer::Size } else { Prefer::Speed },
-        skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+        prefer: if o.text("prefer") == "size" {
+            Prefer::Size
+        } else {
+            Prefer::Speed
+        },
+        skip: o
+            .text("skip")
+            .split(';')
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -144,11 +161,12 @@ impl Pass for Int8 {
         }
         let mut work = model.clone();
         if work.opset("") < OPSET
-            && let Err(why) = raise_opset(&mut work, OPSET) {
-                let what = format!("left in floating point: Q/DQ pairs need opset {OPSET}, and {why:#}");
-                cx.note(NoteKind::Skip, String::new(), what);
-                return Ok(());
-            }
+            && let Err(why) = raise_opset(&mut work, OPSET)
+        {
+            let what = format!("left in floating point: Q/DQ pairs need opset {OPSET}, and {why:#}");
+            cx.note(NoteKind::Skip, String::new(), what);
+            return Ok(());
+        }
         let tables = tables::quantize(&mut work, cx, |label| self.skips(label))?;
         if self.quantize(&mut work, cx)? || tables {
             *model = work;
@@ -178,7 +196,11 @@ impl Int8 {
             wanted.extend(moments(&units));
         }
         if wanted.is_empty() {
-            cx.note(NoteKind::Skip, String::new(), "no weight in the main graph meets an activation");
+            cx.note(
+                NoteKind::Skip,
+                String::new(),
+                "no weight in the main graph meets an activation",
+            );
             return Ok(false);
         }
         let stats = cx.stats(model, &wanted)?;
@@ -202,12 +224,19 @@ impl Int8 {
             cx.notes.truncate(kept);
             let placement = place::choose(model, units, &elements, self.prefer);
             for harm in &given_up {
-                let what = format!("its inputs stay in floating point: integers would add {:.2e} to its relative error", harm.added);
+                let what = format!(
+                    "its inputs stay in floating point: integers would add {:.2e} to its relative error",
+                    harm.added
+                );
                 cx.skip(model, harm.node, what);
             }
             slower(model, units, &placement, &elements, cx);
             if !integer(units, &placement).any(Unit::is_weighted) {
-                cx.note(NoteKind::Skip, String::new(), "no operator with a weight can run in integers");
+                cx.note(
+                    NoteKind::Skip,
+                    String::new(),
+                    "no operator with a weight can run in integers",
+                );
                 return Ok(false);
             }
             let scales = ranges::choose(model, units, &placement, stats, self.ranges)?;
@@ -216,7 +245,11 @@ impl Int8 {
             }
             let mut quantized = model.clone();
             let moved = write(&mut quantized, units, &placement, &scales, &weights, cx)?;
-            let pair = Pair { float: model, quantized: &quantized, moved: &moved };
+            let pair = Pair {
+                float: model,
+                quantized: &quantized,
+                moved: &moved,
+            };
             if round < ROUNDS && pair.error(cx)? > self.error {
                 let worst = pair.worst(units, &placement, round, cx)?;
                 for (_, v) in worst.iter().flat_map(|h| &units.all[h.unit].inputs) {
@@ -262,7 +295,12 @@ type Weights = BTreeMap<(NodeId, u32), weights::Weight>;
 
 /// The units that run in integers.
 fn integer<'a>(units: &'a Units, placement: &'a place::Placement) -> impl Iterator<Item = &'a Unit> {
-    units.all.iter().zip(&placement.integer).filter(|(_, i)| **i).map(|(u, _)| u)
+    units
+        .all
+        .iter()
+        .zip(&placement.integer)
+        .filter(|(_, i)| **i)
+        .map(|(u, _)| u)
 }
 
 /// What is added to the products of a site: its own bias, or zeros.
@@ -287,7 +325,9 @@ fn write(
         emitter.constants(unit)?;
         let Some(site) = &unit.site else { continue };
         let input = scales.of(site.input).context("its input is quantized")?;
-        let weight = weights.get(&(site.node, input.scale.to_bits())).context("its weight was rounded")?;
+        let weight = weights
+            .get(&(site.node, input.scale.to_bits()))
+            .context("its weight was rounded")?;
         let output = unit.results.first().and_then(|v| scales.of(*v));
         cx.did(emitter.model, unit.node, describe(input, output, weight));
         let bias = site.bias.filter(|b| b.node == site.node);
@@ -335,7 +375,11 @@ impl Int8 {
             let Some(h) = stats.histogram(*v) else { continue };
             let name = model.value(*v).name.clone();
             if h.range.nan > 0 || h.range.infinite > 0 {
-                cx.note(NoteKind::Skip, name, "NaN or infinite on the calibration data: stays in floating point");
+                cx.note(
+                    NoteKind::Skip,
+                    name,
+                    "NaN or infinite on the calibration data: stays in floating point",
+                );
                 continue;
             }
             let lost = self.ranges.lost(h);
@@ -372,7 +416,11 @@ fn slower(
     elements: &BTreeMap<ValueId, u64>,
     cx: &mut Context,
 ) {
-    let all = units.all.iter().zip(&placement.integer).filter(|(u, i)| u.is_weighted() && !**i);
+    let all = units
+        .all
+        .iter()
+        .zip(&placement.integer)
+        .filter(|(u, i)| u.is_weighted() && !**i);
     for (u, _) in all.filter(|(u, _)| place::can_run(u, elements)) {
         let (float, int) = u.nanoseconds(elements);
         let what = format!(

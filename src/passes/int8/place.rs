@@ -79,7 +79,11 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
                 net.edge(nodes[i], SINK, capacity(-gain));
                 // Between a DQ and a Q a runtime takes its integer kernel, however slow: to stay float, it needs a float input.
                 let made = |v: &ValueId| units.producer.get(v);
-                let before = u.inputs.iter().filter_map(|(_, v)| made(v)).filter(|_| !u.is_weighted());
+                let before = u
+                    .inputs
+                    .iter()
+                    .filter_map(|(_, v)| made(v))
+                    .filter(|_| !u.is_weighted());
                 before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
             }
         }
@@ -87,7 +91,10 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
     let values: BTreeSet<ValueId> = candidates(model, units);
     for v in values {
         let Some(&n) = elements.get(&v) else { continue };
-        let (q, dq) = (capacity(CALL + QUANTIZE * n as f64), capacity(CALL + DEQUANTIZE * n as f64));
+        let (q, dq) = (
+            capacity(CALL + QUANTIZE * n as f64),
+            capacity(CALL + DEQUANTIZE * n as f64),
+        );
         let (readers, others) = units.readers(model, v);
         let mut readers: Vec<usize> = readers.into_iter().map(|r| nodes[r]).collect();
         if others {
@@ -111,7 +118,12 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
         }
     }
     let side = net.source_side();
-    units.all.iter().zip(&nodes).map(|(u, &n)| side[n] && can_run(u, elements)).collect()
+    units
+        .all
+        .iter()
+        .zip(&nodes)
+        .map(|(u, &n)| side[n] && can_run(u, elements))
+        .collect()
 }
 
 /// What a choice takes for one sample, conversions included.
@@ -145,7 +157,12 @@ pub fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
 
 /// Of the units that run in integers, those that hang together with one that has a weight.
 fn connected(model: &Model, units: &Units, integer: Vec<bool>) -> Vec<bool> {
-    let mut reached: Vec<bool> = units.all.iter().zip(&integer).map(|(u, i)| *i && u.is_weighted()).collect();
+    let mut reached: Vec<bool> = units
+        .all
+        .iter()
+        .zip(&integer)
+        .map(|(u, i)| *i && u.is_weighted())
+        .collect();
     let mut queue: Vec<usize> = (0..reached.len()).filter(|&i| reached[i]).collect();
     while let Some(i) = queue.pop() {
         let u = &units.all[i];

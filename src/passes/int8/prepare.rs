@@ -27,12 +27,18 @@ pub fn prepare(model: &mut Model, order: &[NodeId]) -> Result<()> {
 
 fn is_global_pool(model: &Model, types: &Types, node: NodeId) -> Option<bool> {
     let n = model.node(node);
-    let kernel = n.ints("kernel_shape").filter(|_| n.is("AveragePool") && !n.has_attr_refs())?;
+    let kernel = n
+        .ints("kernel_shape")
+        .filter(|_| n.is("AveragePool") && !n.has_attr_refs())?;
     let plain = n.ints("pads").is_none_or(|p| p.iter().all(|&p| p == 0))
         && n.ints("dilations").is_none_or(|d| d.iter().all(|&d| d == 1))
         && matches!(n.string("auto_pad"), None | Some("" | "NOTSET" | "VALID"));
     let map = types.shape(n.input(0)?)?.get(2..)?;
-    let whole = map.len() == kernel.len() && map.iter().zip(kernel).all(|(d, &k)| d.known() == usize::try_from(k).ok());
+    let whole = map.len() == kernel.len()
+        && map
+            .iter()
+            .zip(kernel)
+            .all(|(d, &k)| d.known() == usize::try_from(k).ok());
     Some(plain && whole)
 }
 

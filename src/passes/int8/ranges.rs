@@ -87,7 +87,11 @@ fn cautious(h: &Histogram) -> Option<(f32, f32)> {
     const DROWNED: f64 = 4.0;
     let (all, least) = (h.minmax()?, h.mse_range(IntKind::U8)?);
     let error = |range| h.expected_error(range, IntKind::U8);
-    Some(if error(all) > DROWNED * error(least) { least } else { all })
+    Some(if error(all) > DROWNED * error(least) {
+        least
+    } else {
+        all
+    })
 }
 
 /// The parameters of every quantized value, and the value that first had them.
@@ -134,7 +138,11 @@ fn of_root(
     method: Method,
     root: ValueId,
 ) -> Result<Affine> {
-    let unit = units.producer.get(&root).filter(|p| placement.integer[**p]).map(|p| &units.all[*p]);
+    let unit = units
+        .producer
+        .get(&root)
+        .filter(|p| placement.integer[**p])
+        .map(|p| &units.all[*p]);
     if let Some(Role::Fixed(low, high)) = unit.map(|u| u.role) {
         return Affine::asymmetric(low, high, IntKind::U8);
     }
@@ -153,11 +161,15 @@ impl Scales {
         /// A scale so much larger costs other readers 2 dB.
         const CLOSE: f32 = 1.26;
         let unit = &units.all[i];
-        let Some(&out) = unit.results.first().and_then(|v| self.of(*v)) else { return };
+        let Some(&out) = unit.results.first().and_then(|v| self.of(*v)) else {
+            return;
+        };
         for (_, v) in &unit.inputs {
             let Some(&root) = self.roots.get(v) else { continue };
             let Some(own) = self.affine.get(&root) else { continue };
-            let Some(producer) = units.producer.get(&root).filter(|p| placement.integer[**p]) else { continue };
+            let Some(producer) = units.producer.get(&root).filter(|p| placement.integer[**p]) else {
+                continue;
+            };
             let p = &units.all[*producer];
             let alone = self.readers(model, units, root).iter().all(|r| *r == i);
             let (low, high) = (p.limits.0 - out.scale, p.limits.1 + out.scale);

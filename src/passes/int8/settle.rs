@@ -67,7 +67,11 @@ impl Pair<'_> {
         let there: Vec<ValueId> = values.iter().map(|v| *self.moved.get(v).unwrap_or(v)).collect();
         // Two models with many values each: one sample at a time.
         let noise = self.noise(&values, &there, 1, cx)?;
-        let noise: BTreeMap<ValueId, f64> = values.into_iter().zip(noise).filter_map(|(v, n)| Some((v, n?))).collect();
+        let noise: BTreeMap<ValueId, f64> = values
+            .into_iter()
+            .zip(noise)
+            .filter_map(|(v, n)| Some((v, n?)))
+            .collect();
         let most = |values: &mut dyn Iterator<Item = ValueId>| {
             values.filter_map(|v| noise.get(&v)).copied().fold(0.0, f64::max)
         };
@@ -75,7 +79,11 @@ impl Pair<'_> {
             .map(|(unit, u)| {
                 let before = most(&mut u.inputs.iter().map(|x| x.1));
                 let added = most(&mut u.results.iter().copied()) - before;
-                Harm { unit, node: u.node, added }
+                Harm {
+                    unit,
+                    node: u.node,
+                    added,
+                }
             })
             .collect();
         all.sort_by(|a, b| b.added.total_cmp(&a.added).then(a.unit.cmp(&b.unit)));
@@ -95,7 +103,9 @@ impl Pair<'_> {
         let samples: Samples = cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0);
         let first = samples.get(0)?;
         let load = |model, values: &[ValueId]| {
-            cx.engine.load(model, values, &first).map_err(|NotRun(why)| anyhow!(NotRun(why)))
+            cx.engine
+                .load(model, values, &first)
+                .map_err(|NotRun(why)| anyhow!(NotRun(why)))
         };
         let (one, other) = (load(self.float, float)?, load(self.quantized, quantized)?);
         let mut gaps = vec![Gap::new(); float.len()];

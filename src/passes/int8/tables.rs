@@ -47,12 +47,20 @@ pub fn quantize(model: &mut Model, cx: &mut Context, skipped: impl Fn(&str) -> b
         }
         let sqnr = 10.0 * (signal / noise).log10();
         if sqnr < GOOD {
-            cx.skip(model, first, format!("its table would have {sqnr:.1} dB in 8 bits: stays in floating point"));
+            cx.skip(
+                model,
+                first,
+                format!("its table would have {sqnr:.1} dB in 8 bits: stays in floating point"),
+            );
             continue;
         }
         let codes: Vec<i8> = codes.t().iter().copied().collect();
         let codes = Tensor::new(&[rows, columns], codes);
-        cx.did(model, first, format!("table of {rows} × {columns} in int8, {sqnr:.1} dB"));
+        cx.did(
+            model,
+            first,
+            format!("table of {rows} × {columns} in int8, {sqnr:.1} dB"),
+        );
         replace(model, table, &gathers, codes, scales);
         any = true;
     }
@@ -63,8 +71,12 @@ pub fn quantize(model: &mut Model, cx: &mut Context, skipped: impl Fn(&str) -> b
 fn tables(model: &Model) -> BTreeMap<ValueId, Vec<NodeId>> {
     let mut all: BTreeMap<ValueId, Vec<NodeId>> = BTreeMap::new();
     for (id, n) in model.nodes() {
-        let Some(table) = n.input(0).filter(|_| n.is("Gather") && n.graph() == model.main_id()) else { continue };
-        let Some(t) = model.constant(table).filter(|t| t.dtype() == DType::Float) else { continue };
+        let Some(table) = n.input(0).filter(|_| n.is("Gather") && n.graph() == model.main_id()) else {
+            continue;
+        };
+        let Some(t) = model.constant(table).filter(|t| t.dtype() == DType::Float) else {
+            continue;
+        };
         let rows = matches!(n.int_or("axis", 0), 0 | -2) && !n.has_attr_refs();
         if rows && t.dims().len() == 2 && t.dims()[0].saturating_mul(t.dims()[1]) >= LEAST {
             all.entry(table).or_default().push(id);
@@ -90,7 +102,9 @@ fn replace(model: &mut Model, table: ValueId, gathers: &[NodeId], codes: Tensor,
     let zero = constant("zero_point", Tensor::new(&[columns], vec![0i8; columns]));
     for &gather in gathers {
         model.set_input(gather, 0, Some(codes));
-        let Some(out) = model.node(gather).output(0) else { continue };
+        let Some(out) = model.node(gather).output(0) else {
+            continue;
+        };
         let name = model.value(out).name.clone();
         let node = format!("{}_DequantizeLinear", model.label(gather));
         let inputs = [Some(out), Some(scale), Some(zero)];

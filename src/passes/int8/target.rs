@@ -36,20 +36,44 @@ pub struct Target {
 }
 
 const fn runs(op: &'static str, kernel: Kernel) -> Runs {
-    Runs { op, free_output: false, kernel, when: None }
+    Runs {
+        op,
+        free_output: false,
+        kernel,
+        when: None,
+    }
 }
 
 const fn if_so(op: &'static str, kernel: Kernel, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
-    Runs { op, free_output: false, kernel, when: Some((when, why_not)) }
+    Runs {
+        op,
+        free_output: false,
+        kernel,
+        when: Some((when, why_not)),
+    }
 }
 
 const fn free(op: &'static str, kernel: Kernel) -> Runs {
-    Runs { op, free_output: true, kernel, when: None }
+    Runs {
+        op,
+        free_output: true,
+        kernel,
+        when: None,
+    }
 }
 
 /// What ONNX Runtime's GemmActivationFusion takes.
 const GEMM_ACTIVATIONS: &[&str] = &[
-    "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign", "ThresholdedRelu",
+    "Relu",
+    "LeakyRelu",
+    "Sigmoid",
+    "Tanh",
+    "Elu",
+    "HardSigmoid",
+    "Selu",
+    "Softplus",
+    "Softsign",
+    "ThresholdedRelu",
 ];
 
 /// ONNX Runtime on a CPU.
@@ -83,7 +107,12 @@ pub const ORT: Target = Target {
         runs("Gather", each(0.3, 0.2)),
         runs("GatherElements", each(0.3, 0.2)),
         runs("DepthToSpace", each(0.3, 0.2)),
-        if_so("Resize", each(1.3, 5.0), is_nearest, "only Resize by nearest neighbour runs in integers"),
+        if_so(
+            "Resize",
+            each(1.3, 5.0),
+            is_nearest,
+            "only Resize by nearest neighbour runs in integers",
+        ),
     ],
 };
 

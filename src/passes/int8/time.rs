@@ -84,19 +84,37 @@ const fn rate(mac: f64, out: f64, input: f64, tap: f64) -> Rate {
 
 /// An operator that costs so much for each element that it gives out.
 pub const fn each(float: f64, int: f64) -> Kernel {
-    Kernel::Plain(Times { float: rate(0.0, float, 0.0, 0.0), int: rate(0.0, int, 0.0, 0.0) })
+    Kernel::Plain(Times {
+        float: rate(0.0, float, 0.0, 0.0),
+        int: rate(0.0, int, 0.0, 0.0),
+    })
 }
 
 /// An operator that costs so much for each element of its input.
 pub const fn read(float: f64, int: f64) -> Kernel {
-    Kernel::Plain(Times { float: rate(0.0, 0.0, float, 0.0), int: rate(0.0, 0.0, int, 0.0) })
+    Kernel::Plain(Times {
+        float: rate(0.0, 0.0, float, 0.0),
+        int: rate(0.0, 0.0, int, 0.0),
+    })
 }
 
 /// A convolution whose windows see several channels.
-const CONV: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0045, 0.2, 0.0, 4.5) };
+const CONV: Times = Times {
+    float: rate(0.019, 0.1, 0.0, 0.0),
+    int: rate(0.0045, 0.2, 0.0, 4.5),
+};
 /// A depthwise convolution.
-const DEPTHWISE: Times = Times { float: rate(0.045, 0.1, 0.0, 0.0), int: rate(0.03, 0.75, 0.0, 0.0) };
+const DEPTHWISE: Times = Times {
+    float: rate(0.045, 0.1, 0.0, 0.0),
+    int: rate(0.03, 0.75, 0.0, 0.0),
+};
 /// A product of matrices.
-const MATMUL: Times = Times { float: rate(0.019, 0.1, 0.0, 0.0), int: rate(0.0035, 0.6, 0.0, 0.0) };
+const MATMUL: Times = Times {
+    float: rate(0.019, 0.1, 0.0, 0.0),
+    int: rate(0.0035, 0.6, 0.0, 0.0),
+};
 /// A product of a vector and a matrix.
-const VECTOR: Times = Times { float: rate(0.15, 0.1, 0.0, 0.0), int: rate(0.07, 0.6, 0.0, 0.0) };
+const VECTOR: Times = Times {
+    float: rate(0.15, 0.1, 0.0, 0.0),
+    int: rate(0.07, 0.6, 0.0, 0.0),
+};

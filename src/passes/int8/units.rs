@@ -43,7 +43,11 @@ impl Unit {
         let count = |v: &ValueId| elements.get(v).copied().unwrap_or(0) as f64;
         let out: f64 = self.results.iter().map(count).sum();
         let input = self.inputs.iter().map(|i| count(&i.1)).sum();
-        let mut work = Work { out, input, ..Work::default() };
+        let mut work = Work {
+            out,
+            input,
+            ..Work::default()
+        };
         let (mut depthwise, mut vector) = (false, false);
         if let Some(site) = &self.site {
             let columns = site.inputs() / site.layout.groups * site.taps();
@@ -61,7 +65,9 @@ impl Unit {
 
     /// Bytes that are saved when its weight is stored in integers.
     pub fn saved_bytes(&self) -> f64 {
-        self.site.as_ref().map_or(0.0, |s| 3.0 * s.dims().iter().product::<usize>() as f64)
+        self.site
+            .as_ref()
+            .map_or(0.0, |s| 3.0 * s.dims().iter().product::<usize>() as f64)
     }
 }
 
@@ -121,17 +127,23 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     };
     let outputs = n.outputs().iter().flatten().copied();
     let results: Vec<ValueId> = outputs.collect();
-    let (consts, inputs): (Vec<_>, Vec<_>) =
-        data_inputs(model, node).into_iter().partition(|(_, v)| model.constant(*v).is_some());
+    let (consts, inputs): (Vec<_>, Vec<_>) = data_inputs(model, node)
+        .into_iter()
+        .partition(|(_, v)| model.constant(*v).is_some());
     if inputs.is_empty() || results.is_empty() {
         return Ok(None);
     }
     let factor = n.is("Mul") || n.is("Div");
-    if !consts.iter().all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor))) {
+    if !consts
+        .iter()
+        .all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor)))
+    {
         return Err("a constant that it reads would be too wrong in 8 bits".to_owned());
     }
     let swallowed = results.len() == 1
-        && model.only_use(results[0]).is_some_and(|(next, _)| target.swallows(&n.op.name, model, next));
+        && model
+            .only_use(results[0])
+            .is_some_and(|(next, _)| target.swallows(&n.op.name, model, next));
     Ok(Some(Unit {
         node,
         role,
@@ -151,8 +163,12 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
 fn fits_codes(t: &Tensor, factor: bool) -> bool {
     /// Of a factor, 40 dB.
     const MOST: f64 = 1e-4;
-    let Some(floats) = t.floats().filter(|f| !f.is_empty() && t.dtype() == DType::Float) else { return false };
-    let Ok(affine) = super::emit::of_constant(&floats) else { return false };
+    let Some(floats) = t.floats().filter(|f| !f.is_empty() && t.dtype() == DType::Float) else {
+        return false;
+    };
+    let Ok(affine) = super::emit::of_constant(&floats) else {
+        return false;
+    };
     let power = |f: &dyn Fn(f32) -> f32| floats.iter().map(|&x| f64::from(f(x)).powi(2)).sum::<f64>();
     let error = power(&|x| x - affine.round_trip(x));
     !factor || error <= MOST * power(&|x| x)
@@ -194,10 +210,16 @@ impl Units {
     /// operator that the scale comes from) can end where the clip does: the scale must have no other reader.
     fn absorb(&mut self, model: &Model, i: usize) {
         while let [result] = self.all[i].results[..] {
-            let Some((clip, 0)) = model.only_use(result) else { return };
-            let Some((low, high)) = clip_limits(model, clip) else { return };
+            let Some((clip, 0)) = model.only_use(result) else {
+                return;
+            };
+            let Some((low, high)) = clip_limits(model, clip) else {
+                return;
+            };
             let after = model.node(clip).output(0);
-            let (Some(after), true) = (after, low <= 0.0 && 0.0 <= high) else { return };
+            let (Some(after), true) = (after, low <= 0.0 && 0.0 <= high) else {
+                return;
+            };
             if model.node(clip).graph() != model.main_id() {
                 return;
             }
@@ -220,7 +242,9 @@ impl Units {
         let mut all = vec![i];
         let mut at = i;
         while self.all[at].role == Role::Same {
-            let &[(_, input)] = &self.all[at].inputs[..] else { return None };
+            let &[(_, input)] = &self.all[at].inputs[..] else {
+                return None;
+            };
             let before = *self.producer.get(&input)?;
             if self.all[before].results.len() != 1 || model.only_use(input).is_none() {
                 return None;

@@ -10,10 +10,12 @@
 use crate::analysis::sites::Site;
 use crate::ir::{Model, Tensor};
 use crate::math::affine::IntKind;
+use crate::math::channel::{
+    best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel,
+};
+use crate::math::channel::{quantize_bias, quantize_per_channel};
 use crate::math::gram::Gram;
 use crate::math::rounding::{Codes, Rounding, energies};
-use crate::math::channel::{best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel};
-use crate::math::channel::{quantize_bias, quantize_per_channel};
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -82,7 +84,13 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
         Some(m) => m.iter().map(Gram::moment).collect(),
         None => Vec::new(),
     };
-    let task = Task { site, w: &w, seconds: &seconds, known, scheme };
+    let task = Task {
+        site,
+        w: &w,
+        seconds: &seconds,
+        known,
+        scheme,
+    };
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
     let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
@@ -93,7 +101,11 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
     };
     Ok(Weight {
         codes: to_i8(&codes)?,
-        scales: if scheme.per_channel { best.scales } else { best.scales[..1].to_vec() },
+        scales: if scheme.per_channel {
+            best.scales
+        } else {
+            best.scales[..1].to_vec()
+        },
         shift,
         sqnr,
     })
@@ -126,7 +138,10 @@ impl Task<'_> {
 
     /// Takes over rows that are better.
     fn improve(&self, best: &mut Rows, other: Rows) {
-        for i in (0..best.wrong.len()).filter(|&i| other.wrong[i] < best.wrong[i]).collect::<Vec<_>>() {
+        for i in (0..best.wrong.len())
+            .filter(|&i| other.wrong[i] < best.wrong[i])
+            .collect::<Vec<_>>()
+        {
             best.wrong[i] = other.wrong[i];
             best.scales[i] = other.scales[i];
             best.codes.row_mut(i).assign(&other.codes.row(i));
@@ -184,23 +199,35 @@ impl Task<'_> {
                 Some(r) => r.codes(part, &scales[rows], self.scheme.kind),
                 None => {
                     let codes = quantize_per_channel(part, &scales[rows.clone()], self.scheme.kind)?;
-                    Ok(Codes { codes, energies: vec![0.0; rows.len()] })
+                    Ok(Codes {
+                        codes,
+                        energies: vec![0.0; rows.len()],
+                    })
                 }
             }
         };
         let parts: Vec<Codes> = roundings.par_iter().enumerate().map(part).collect::<Result<_>>()?;
         let codes: Vec<_> = parts.iter().map(|p| p.codes.view()).collect();
         let codes = ndarray::concatenate(ndarray::Axis(0), &codes)?;
-        Ok(Rows { scales, codes, wrong: parts.into_iter().flat_map(|p| p.energies).collect() })
+        Ok(Rows {
+            scales,
+            codes,
+            wrong: parts.into_iter().flat_map(|p| p.energies).collect(),
+        })
     }
 
     /// The mean square of each row's products, or of its weights where nothing was measured.
     fn powers(&self, rows: ArrayView2<f32>) -> Vec<f64> {
         if self.seconds.is_empty() {
-            return rows.rows().into_iter().map(|r| r.iter().map(|x| f64::from(*x).powi(2)).sum()).collect();
+            return rows
+                .rows()
+                .into_iter()
+                .map(|r| r.iter().map(|x| f64::from(*x).powi(2)).sum())
+                .collect();
         }
         let each = self.seconds.iter().enumerate();
-        each.flat_map(|(g, s)| energies(rows.slice(ndarray::s![self.site.rows(g), ..]), s.view())).collect()
+        each.flat_map(|(g, s)| energies(rows.slice(ndarray::s![self.site.rows(g), ..]), s.view()))
+            .collect()
     }
 }
 
@@ -210,9 +237,11 @@ fn shift(site: &Site, error: ArrayView2<f32>, moments: &[Gram]) -> Vec<f32> {
     for (g, gram) in moments.iter().enumerate() {
         let mean = gram.mean();
         let rows = error.slice(ndarray::s![site.rows(g), ..]);
-        all.extend(rows.rows().into_iter().map(|r| {
-            r.iter().zip(&mean).map(|(e, m)| f64::from(*e) * m).sum::<f64>() as f32
-        }));
+        all.extend(
+            rows.rows()
+                .into_iter()
+                .map(|r| r.iter().zip(&mean).map(|(e, m)| f64::from(*e) * m).sum::<f64>() as f32),
+        );
     }
     all
 }
@@ -223,7 +252,11 @@ fn fill_empty(w: ArrayView2<f32>, scales: &mut [f32]) {
     let least = scales.iter().zip(&empty).filter(|(_, e)| !**e).map(|(s, _)| *s);
     let least = least.fold(f32::INFINITY, f32::min);
     let least = if least.is_finite() { least } else { 1.0 / 127.0 };
-    scales.iter_mut().zip(empty).filter(|(_, e)| *e).for_each(|(s, _)| *s = least);
+    scales
+        .iter_mut()
+        .zip(empty)
+        .filter(|(_, e)| *e)
+        .for_each(|(s, _)| *s = least);
 }
 
 fn to_i8(codes: &Tensor) -> Result<Tensor> {

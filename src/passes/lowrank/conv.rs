@@ -79,7 +79,10 @@ impl Shape {
             Form::Input(r) => self.three(r, None),
             Form::Tucker(r, s) => self.three(r, Some(s)),
             Form::Spatial(r) => {
-                let (first, second) = (r as f64 * channels * self.kernel[0] as f64, r as f64 * out * self.kernel[1] as f64);
+                let (first, second) = (
+                    r as f64 * channels * self.kernel[0] as f64,
+                    r as f64 * out * self.kernel[1] as f64,
+                );
                 (first + second, first * self.strides[1] as f64 + second)
             }
         };
@@ -100,9 +103,19 @@ impl Shape {
     }
 
     /// The largest multiple of `step` (at most `limit`) at which a form is cheap enough; 0 when there is none.
-    pub fn largest(&self, step: usize, limit: usize, cheap: impl Fn(Cost) -> bool, form: impl Fn(usize) -> Form) -> usize {
+    pub fn largest(
+        &self,
+        step: usize,
+        limit: usize,
+        cheap: impl Fn(Cost) -> bool,
+        form: impl Fn(usize) -> Form,
+    ) -> usize {
         let fits = |r: &usize| cheap(self.cost(form(*r)));
-        (1..=limit / step).map(|i| i * step).take_while(fits).last().unwrap_or(0)
+        (1..=limit / step)
+            .map(|i| i * step)
+            .take_while(fits)
+            .last()
+            .unwrap_or(0)
     }
 }
 
@@ -280,21 +293,16 @@ impl<'a> Ways<'a> {
             let solver = p.solver(&all)?;
             let _ = way.all.set((all, solver));
         }
-        let Some((all, solver)) = way.all.get() else { return Ok(None) };
+        let Some((all, solver)) = way.all.get() else {
+            return Ok(None);
+        };
         Ok(Some([
             self.chain(p, all, solver, form, &self.known.mean)?,
             self.chain(half, &way.half, &way.solver, form, &self.known.half_mean)?,
         ]))
     }
 
-    fn chain(
-        &self,
-        p: &Projection,
-        on: &Features,
-        solver: &Solver,
-        form: Form,
-        mean: &Array1<f64>,
-    ) -> Result<Chain> {
+    fn chain(&self, p: &Projection, on: &Features, solver: &Solver, form: Form, mean: &Array1<f64>) -> Result<Chain> {
         let (rank, outputs, covers) = match form {
             Form::Pair(r) | Form::Input(r) => (r, None, [Covers::Nothing, Covers::Everything]),
             Form::Tucker(r, s) => (r, Some(s), [Covers::Nothing, Covers::Everything]),

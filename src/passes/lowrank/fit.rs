@@ -150,8 +150,8 @@ impl Fit {
             let found = map.leading(&half, map.start(block, seed), 2)?;
             let kept = map.along(&unseen, &found.basis);
             let outside = map.outside(&unseen, &found.basis, seed ^ 1);
-            let power = map.along(&spread, &found.basis).iter().sum::<f64>()
-                + map.outside(&spread, &found.basis, seed ^ 1);
+            let power =
+                map.along(&spread, &found.basis).iter().sum::<f64>() + map.outside(&spread, &found.basis, seed ^ 1);
             let errors = errors(&kept, outside, power);
             let weakest = kept.iter().rev().take(8).sum::<f64>() / 8.0;
             // Directions that are not known yet are at most as strong as the weakest that is.
@@ -323,11 +323,20 @@ mod tests {
         let whole = Fit::whole(&weight, &known).expect("finite");
         let leading = Fit::leading(&weight, &known, 256, 0.05, 3).expect("finite");
         for error in [0.3, 0.1, 0.05] {
-            let (a, b) = (whole.rank_for(error).expect("a rank"), leading.rank_for(error).expect("a rank"));
+            let (a, b) = (
+                whole.rank_for(error).expect("a rank"),
+                leading.rank_for(error).expect("a rank"),
+            );
             assert!(a.abs_diff(b) <= 1 + a / 20, "{a} {b}");
         }
         let chains = |fit: &Fit| fit.chains(&weight, Some(&known), &[40]).remove(0).0;
-        let product = |c: Chain| c.layers[1].weight.view().dot(&c.layers[0].weight.view()).mapv(f64::from);
+        let product = |c: Chain| {
+            c.layers[1]
+                .weight
+                .view()
+                .dot(&c.layers[0].weight.view())
+                .mapv(f64::from)
+        };
         let lost = |m: Array2<f64>| {
             let d = (&weight.matrix - &m) / weight.units.view().insert_axis(Axis(1));
             total(d.view(), known.all.view())
@@ -346,6 +355,10 @@ mod tests {
         let rank = fit.rank_for(0.05).expect("a rank");
         let found = start.elapsed();
         let chains = fit.chains(&weight, Some(&known), &[rank]);
-        eprintln!("rank {rank}: spectrum {found:?}, all {:?}, {}", start.elapsed(), chains.len());
+        eprintln!(
+            "rank {rank}: spectrum {found:?}, all {:?}, {}",
+            start.elapsed(),
+            chains.len()
+        );
     }
 }

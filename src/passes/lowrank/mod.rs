@@ -251,7 +251,11 @@ impl Pass for LowRank {
             let node = ladder.site.node;
             let dims = format!("{}×{}", ladder.site.outputs(), width(&ladder.site));
             let Some(rung) = rung.map(|r| &ladder.rungs[r]) else {
-                cx.skip(model, node, format!("{dims}: an output of the model would err too much"));
+                cx.skip(
+                    model,
+                    node,
+                    format!("{dims}: an output of the model would err too much"),
+                );
                 continue;
             };
             let other = |r: &Rung| format!("; {} would give {:.1} dB", r.what, decibel(r.error));

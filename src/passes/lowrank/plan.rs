@@ -79,7 +79,13 @@ impl LowRank {
             _ => 0.0,
         };
         let fit = Fit::new(&weight, known, most, allowed, SEED)?;
-        let found = Found { site, shape: &shape, weight: &weight, known, fit: &fit };
+        let found = Found {
+            site,
+            shape: &shape,
+            weight: &weight,
+            known,
+            fit: &fit,
+        };
         let choices: Vec<(Form, f64)> = match self.choice {
             Choice::Error(e) => return self.by_error(&found, e),
             Choice::Rank(r) => vec![(Form::Pair(r), fit.error(r))],
@@ -101,7 +107,13 @@ impl LowRank {
     }
 
     fn by_error(&self, found: &Found, allowed: f64) -> Result<std::result::Result<Ladder, String>> {
-        let &Found { site, shape, weight, known, fit } = found;
+        let &Found {
+            site,
+            shape,
+            weight,
+            known,
+            fit,
+        } = found;
         let cheap = |c: Cost| self.cheap(c);
         let round = |r: usize| r.next_multiple_of(self.round_to);
         let ways = match known {

@@ -54,7 +54,11 @@ fn kernel(site: &Site, covers: Covers) -> Vec<usize> {
         Covers::Everything => true,
         Covers::Axis(a) => a == i,
     };
-    whole.iter().enumerate().map(|(i, &k)| if taken(i) { k } else { 1 }).collect()
+    whole
+        .iter()
+        .enumerate()
+        .map(|(i, &k)| if taken(i) { k } else { 1 })
+        .collect()
 }
 
 /// A layer's matrix as a weight tensor of the site's operator, oriented as the old one.

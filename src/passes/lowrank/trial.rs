@@ -114,10 +114,18 @@ fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
 }
 
 /// The error of the worst output under a choice, on the first samples.
-fn error(model: &Model, ladders: &[Ladder], choice: &Choice, (reference, most): (&Reference, usize), cx: &Context) -> Result<f64> {
+fn error(
+    model: &Model,
+    ladders: &[Ladder],
+    choice: &Choice,
+    (reference, most): (&Reference, usize),
+    cx: &Context,
+) -> Result<f64> {
     let mut changed = model.clone();
     for (ladder, rung) in ladders.iter().zip(choice) {
-        let Some(rung) = rung.map(|r| &ladder.rungs[r]) else { continue };
+        let Some(rung) = rung.map(|r| &ladder.rungs[r]) else {
+            continue;
+        };
         rewrite::replace(&mut changed, &ladder.site, rung.trial.as_ref().unwrap_or(&rung.chain))?;
     }
     reference.error(&changed, most, cx)

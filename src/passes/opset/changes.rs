@@ -78,7 +78,9 @@ const CHANGES: &[Change] = &[
         Ok(())
     }),
     change("Dropout", 12, |w, n| {
-        w.make_input(n, 1, "ratio", "value_float", |_, a| Ok(Some(Tensor::scalar(a.proto.f()))))
+        w.make_input(n, 1, "ratio", "value_float", |_, a| {
+            Ok(Some(Tensor::scalar(a.proto.f())))
+        })
     }),
     change("Softmax", 13, softmax),
     change("LogSoftmax", 13, softmax),
@@ -207,7 +209,10 @@ fn resize_13(w: &mut Work, id: NodeId) -> Result<()> {
     let n = w.model.node(id);
     if n.string("coordinate_transformation_mode") == Some("tf_half_pixel_for_nn") {
         let floors = n.string("mode").unwrap_or("nearest") == "nearest" && n.string("nearest_mode") == Some("floor");
-        ensure!(floors, "tf_half_pixel_for_nn has no newer form, except with mode=nearest and nearest_mode=floor");
+        ensure!(
+            floors,
+            "tf_half_pixel_for_nn has no newer form, except with mode=nearest and nearest_mode=floor"
+        );
         let n = w.model.node_mut(id);
         n.set_attr(Attr::string("coordinate_transformation_mode", "half_pixel"));
         n.set_attr(Attr::string("nearest_mode", "round_prefer_ceil"));

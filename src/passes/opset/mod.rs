@@ -86,7 +86,10 @@ impl Pass for Raise {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
         let from = model.opset("");
         if from > self.to {
-            cx.warn(format!("the model is at operator set {from}, above {}: left there", self.to));
+            cx.warn(format!(
+                "the model is at operator set {from}, above {}: left there",
+                self.to
+            ));
             return Ok(());
         }
         ensure!(
@@ -114,7 +117,9 @@ pub fn raise_opset(model: &mut Model, to: i64) -> Result<Vec<(String, String)>> 
     );
     let mut raised = model.clone();
     let mut done = Vec::new();
-    let roots: Vec<GraphId> = std::iter::once(model.main_id()).chain(model.functions().to_vec()).collect();
+    let roots: Vec<GraphId> = std::iter::once(model.main_id())
+        .chain(model.functions().to_vec())
+        .collect();
     let mut any = false;
     for root in roots {
         let from = imported(model, root);
@@ -131,7 +136,11 @@ pub fn raise_opset(model: &mut Model, to: i64) -> Result<Vec<(String, String)>> 
     if !any {
         return Ok(done);
     }
-    let needed = IR_VERSIONS.iter().rev().find(|(set, _)| *set <= to).map_or(3, |(_, ir)| *ir);
+    let needed = IR_VERSIONS
+        .iter()
+        .rev()
+        .find(|(set, _)| *set <= to)
+        .map_or(3, |(_, ir)| *ir);
     if raised.rest.ir_version() < 4 && needed >= 4 {
         // From version 4 on, a caller could override them.
         raised.inputs_with_defaults_to_consts(raised.main_id());
@@ -185,7 +194,9 @@ fn imported(model: &Model, root: GraphId) -> i64 {
 fn set_imports(model: &mut Model, root: GraphId, to: i64) {
     let main = model.main_id();
     let mut used: BTreeSet<String> = BTreeSet::from([String::new()]);
-    let nodes = model.nodes().filter(|(_, n)| root == main || model.in_scope(root, n.graph()));
+    let nodes = model
+        .nodes()
+        .filter(|(_, n)| root == main || model.in_scope(root, n.graph()));
     used.extend(nodes.map(|(_, n)| n.op.domain.clone()));
     let all = imports(model, root);
     all.retain(|o| used.contains(default_domain(o.domain())));

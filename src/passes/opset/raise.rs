@@ -69,8 +69,15 @@ impl<'m> Work<'m> {
 
     /// Refuses an attribute whose value the caller of a function gives.
     pub fn own(&self, id: NodeId, name: &str) -> Result<()> {
-        let by_caller = self.model.node(id).attr(name).is_some_and(|a| !a.proto.ref_attr_name().is_empty());
-        ensure!(!by_caller, "its attribute {name:?} is given by the caller of the function; inline the function first");
+        let by_caller = self
+            .model
+            .node(id)
+            .attr(name)
+            .is_some_and(|a| !a.proto.ref_attr_name().is_empty());
+        ensure!(
+            !by_caller,
+            "its attribute {name:?} is given by the caller of the function; inline the function first"
+        );
         Ok(())
     }
 
@@ -105,7 +112,10 @@ impl<'m> Work<'m> {
     /// Refuses an attribute of the enclosing function that has no default and that a caller leaves out, and attributes
     /// as such before operator set 12, where `Constant` learnt to take numbers.
     fn always_given(&self, id: NodeId, name: &str) -> Result<()> {
-        ensure!(self.to >= 12, "an attribute given by the caller of a function needs operator set 12");
+        ensure!(
+            self.to >= 12,
+            "an attribute given by the caller of a function needs operator set 12"
+        );
         let mut graph = self.model.node(id).graph();
         while let Some(parent) = self.model.graph(graph).parent() {
             graph = self.model.node(parent).graph();
@@ -116,7 +126,10 @@ impl<'m> Work<'m> {
         let has_default = f.attribute_proto.iter().any(|a| a.name() == name);
         let calls = |n: &crate::ir::Node| n.op.name == f.name() && n.op.domain == default_domain(f.domain());
         let left_out = self.model.nodes().any(|(_, n)| calls(n) && n.attr(name).is_none());
-        ensure!(has_default || !left_out, "a caller of the function leaves attribute {name:?} out");
+        ensure!(
+            has_default || !left_out,
+            "a caller of the function leaves attribute {name:?} out"
+        );
         Ok(())
     }
 
@@ -143,7 +156,12 @@ impl<'m> Work<'m> {
             return Ok(t);
         }
         let others = [DType::Float16, DType::Double, DType::Bfloat16];
-        let ports = self.model.main().inputs().iter().filter_map(|p| declared(self.model, p.value));
+        let ports = self
+            .model
+            .main()
+            .inputs()
+            .iter()
+            .filter_map(|p| declared(self.model, p.value));
         let consts = self.model.values().filter_map(|(_, v)| v.tensor().map(Tensor::dtype));
         let mixed = ports.chain(consts).any(|t| others.contains(&t));
         ensure!(

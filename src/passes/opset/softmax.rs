@@ -33,7 +33,8 @@ pub(super) fn softmax(w: &mut Work, id: NodeId) -> Result<()> {
     let shape = w.add(id, "shape", "Shape", &[x], Vec::new());
     let back = w.add(id, "back", "Reshape", &[out, shape], Vec::new());
     let reshape = w.model.value(back).producer();
-    w.model.replace_uses_where(out, back, |u| Some(*u) != reshape.map(|r| Use::Node(r, 0)));
+    w.model
+        .replace_uses_where(out, back, |u| Some(*u) != reshape.map(|r| Use::Node(r, 0)));
     w.model.forget_type(out);
     Ok(())
 }

@@ -133,7 +133,11 @@ fn new_numbers(model: &Model, groups: &Groups, id: NodeId, fix: &Fix, kept: &Kep
                 source.map_or(Some(i as i64), |k| k.get(..i).map(stay))
             };
             let stays = |j: usize| taken.is_none_or(|k| k.get(j) == Some(&true));
-            list.iter().enumerate().filter(|(j, _)| stays(*j)).map(|(_, i)| place(i)).collect()
+            list.iter()
+                .enumerate()
+                .filter(|(j, _)| stays(*j))
+                .map(|(_, i)| place(i))
+                .collect()
         }
     }
 }

@@ -88,7 +88,10 @@ impl Survey {
     pub fn why(&self, model: &Model, groups: &Groups, unit: usize) -> String {
         match (groups.stopped(unit), self.alive.get(&unit)) {
             (Some(why), _) => why.to_owned(),
-            (None, Some(Alive::Varies(n))) => format!("tied to channels that are not zero where {} reads them", model.label(*n)),
+            (None, Some(Alive::Varies(n))) => format!(
+                "tied to channels that are not zero where {} reads them",
+                model.label(*n)
+            ),
             (None, Some(Alive::Uneven(n, c))) => format!(
                 "it is the constant {c:.4}, but padding or strides of {} make its share differ from place to place",
                 model.label(*n)
@@ -181,14 +184,19 @@ fn tied(model: &Model, groups: &Groups, gone: &BTreeSet<usize>, kept: &Kept) -> 
         for v in both.into_iter().flatten() {
             let rank = groups.dims(v).map_or(0, |d| d.len());
             for axis in (0..rank).filter(|a| kept.contains_key(&(v, *a))) {
-                let Some((start, len)) = groups.axis(v, axis) else { continue };
+                let Some((start, len)) = groups.axis(v, axis) else {
+                    continue;
+                };
                 let units = (start..start + len).map(|e| groups.unit(e));
                 units.filter(|u| gone.contains(u)).for_each(|u| {
                     by_unit.entry(u).or_default().insert(*id);
                 });
             }
         }
-        if let Some(v) = node.output(0).filter(|v| flow.dots.iter().any(|d| kept.contains_key(&(*v, d.out)))) {
+        if let Some(v) = node
+            .output(0)
+            .filter(|v| flow.dots.iter().any(|d| kept.contains_key(&(*v, d.out))))
+        {
             shrunk.push((*id, v));
         }
     }

@@ -104,7 +104,9 @@ impl<'a> Facts<'a> {
             let Some(out) = *out else { continue };
             let rank = self.groups.dims(out).map_or(0, |d| d.len());
             for axis in 0..rank {
-                let Some((start, len)) = self.groups.axis(out, axis) else { continue };
+                let Some((start, len)) = self.groups.axis(out, axis) else {
+                    continue;
+                };
                 let args = self.args(id, flow, (Slot::Out(k), axis), len);
                 for (o, args) in args.iter().enumerate() {
                     self.fixed[start + o] = law(args).filter(|y| y.is_finite());
@@ -119,7 +121,9 @@ impl<'a> Facts<'a> {
         let loose = |v: &Option<ValueId>| Arg::Loose(v.and_then(|v| self.plain(v)));
         let mut args: Vec<Vec<Arg>> = vec![node.inputs().iter().map(loose).collect(); len];
         for tie in &flow.ties {
-            let Some((input, pairs)) = self.pairs_into(id, tie, axis) else { continue };
+            let Some((input, pairs)) = self.pairs_into(id, tie, axis) else {
+                continue;
+            };
             for (element, o) in pairs {
                 let x = self.fixed(element);
                 let arg = &mut args[o][input];

@@ -56,13 +56,17 @@ pub fn shifts(model: &Model, groups: &Groups, constants: &Constants, gone: &BTre
         };
         let node = model.node(id);
         let data = node.input(dot.data.0).and_then(|v| groups.axis(v, dot.data.1));
-        let (Some((start, _)), Some(value)) = (data, node.output(0)) else { continue };
+        let (Some((start, _)), Some(value)) = (data, node.output(0)) else {
+            continue;
+        };
         // Channels that stay count as zero here, so that every row has a sum.
         let number = |e: usize| {
             let folded = gone.contains(&groups.unit(e));
             Some(by_index.get(&(e - start)).copied().filter(|_| folded).unwrap_or(0.0))
         };
-        let Some(rows) = row_sums(model, groups, id, dot, &number) else { continue };
+        let Some(rows) = row_sums(model, groups, id, dot, &number) else {
+            continue;
+        };
         let by_row: Vec<f64> = rows.into_iter().map(|r| r.unwrap_or(0.0)).collect();
         if by_row.iter().any(|x| *x != 0.0) {
             out.push(Shift {

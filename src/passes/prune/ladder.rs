@@ -38,7 +38,10 @@ pub fn climb(
     moments: Option<(&Moments, Part)>,
 ) -> Result<Ladder> {
     let mut reading: BTreeSet<NodeId> = BTreeSet::new();
-    group.members.iter().for_each(|u| reading.extend(units.units[u].read.keys()));
+    group
+        .members
+        .iter()
+        .for_each(|u| reading.extend(units.units[u].read.keys()));
     let mut patients = Vec::new();
     for id in reading {
         if let (Some(known), Some(Some(r))) = (moments, units.readers.get(&id)) {
@@ -80,7 +83,13 @@ pub fn climb(
 }
 
 /// The places of the cheapest units that do not stand for each other.
-fn cheapest(patients: &[Patient], units: &BTreeMap<usize, Unit>, left: &[usize], costs: &[f64], count: usize) -> Vec<usize> {
+fn cheapest(
+    patients: &[Patient],
+    units: &BTreeMap<usize, Unit>,
+    left: &[usize],
+    costs: &[f64],
+    count: usize,
+) -> Vec<usize> {
     let mut order: Vec<usize> = (0..left.len()).collect();
     order.sort_by(|a, b| costs[*a].total_cmp(&costs[*b]).then(a.cmp(b)));
     let mut taken: Vec<usize> = Vec::new();

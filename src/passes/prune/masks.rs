@@ -43,7 +43,8 @@ pub fn fold(model: &mut Model, cx: &mut Context) -> usize {
             }
             Err(Blocked::Input(v)) => {
                 let name = &model.value(v).name;
-                let why = format!("{name} is a graph input that callers may set; take it out of the inputs to fold the mask");
+                let why =
+                    format!("{name} is a graph input that callers may set; take it out of the inputs to fold the mask");
                 cx.skip(model, id, why);
             }
             Err(Blocked::Varies) => {}
@@ -91,7 +92,11 @@ fn put(model: &mut Model, cx: &mut Context, id: NodeId, out: ValueId, a: Array) 
 /// `62.5 % zeros, 1,234 of 3,290 weights remain`.
 pub fn sparsity(left: usize, total: usize) -> String {
     let zeros = 100.0 * (total - left) as f64 / total.max(1) as f64;
-    format!("{zeros:.1} % zeros, {} of {} weights remain", commas(left), commas(total))
+    format!(
+        "{zeros:.1} % zeros, {} of {} weights remain",
+        commas(left),
+        commas(total)
+    )
 }
 
 fn commas(n: usize) -> String {
@@ -172,7 +177,10 @@ fn evaluate(model: &Model, v: ValueId, depth: usize) -> Result<Array, Blocked> {
 impl Array {
     fn from_tensor(t: &Tensor) -> Option<Array> {
         use DType::{Bfloat16, Bool, Float, Float16, Int8, Int32, Int64, Uint8};
-        let known = matches!(t.dtype(), Float | Float16 | Bfloat16 | Bool | Int8 | Uint8 | Int32 | Int64);
+        let known = matches!(
+            t.dtype(),
+            Float | Float16 | Bfloat16 | Bool | Int8 | Uint8 | Int32 | Int64
+        );
         Some(Array {
             dtype: t.dtype(),
             dims: t.dims().to_vec(),
@@ -218,7 +226,10 @@ fn combine(op: &str, sides: &[Array]) -> Option<Array> {
     for s in sides {
         dims = broadcast(&dims, &s.dims)?;
     }
-    let len = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n <= MAX_LEN)?;
+    let len = dims
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|n| *n <= MAX_LEN)?;
     let dtype = sides.last()?.dtype;
     let index: Vec<Vec<usize>> = sides.iter().map(|s| strides(&s.dims, &dims)).collect();
     let mut data = Vec::with_capacity(len);
@@ -306,7 +317,10 @@ fn reshaped(from: &[usize], to: &[i64]) -> Option<Vec<usize>> {
         });
     }
     if let Some(hole) = to.iter().position(|n| *n == -1) {
-        let rest = dims.iter().try_fold(1usize, |p, &d| p.checked_mul(d)).filter(|p| *p > 0)?;
+        let rest = dims
+            .iter()
+            .try_fold(1usize, |p, &d| p.checked_mul(d))
+            .filter(|p| *p > 0)?;
         dims[hole] = total / rest;
     }
     (dims.iter().try_fold(1usize, |p, &d| p.checked_mul(d))? == total).then_some(dims)

@@ -117,11 +117,17 @@ fn build(o: &Options) -> Result<Prune> {
         "prune(tolerance={tolerance}): give a number of 0 or more"
     );
     let part: f64 = o.get("ratio")?;
-    ensure!((0.0..1.0).contains(&part), "prune(ratio={part}): give a number from 0 to below 1");
+    ensure!(
+        (0.0..1.0).contains(&part),
+        "prune(ratio={part}): give a number from 0 to below 1"
+    );
     let round_to: usize = o.get("round_to")?;
     ensure!(round_to > 0, "prune(round_to=0): give 1 or more");
     let error: f64 = o.get("error")?;
-    ensure!((0.0..1.0).contains(&error), "prune(error={error}): give a number from 0 to below 1");
+    ensure!(
+        (0.0..1.0).contains(&error),
+        "prune(error={error}): give a number from 0 to below 1"
+    );
     let much = match (part > 0.0, error > 0.0) {
         (true, true) => anyhow::bail!("prune: give ratio or error, not both"),
         (true, false) => Some(ratio::Much::Ratio(part)),
@@ -158,7 +164,11 @@ impl Pass for Prune {
                 (*model, dims) = (whole, known);
             } else {
                 for (node, n) in unfolded {
-                    cx.note(NoteKind::Did, node, format!("a shuffle of {n} channels becomes a Gather"));
+                    cx.note(
+                        NoteKind::Did,
+                        node,
+                        format!("a shuffle of {n} channels becomes a Gather"),
+                    );
                 }
                 let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
                 account.add(round.tied);
@@ -224,7 +234,9 @@ fn refresh(model: &Model, dims: &mut Dims) {
 /// Filters whose weights are all as small as the tolerance become zero.
 fn flush(model: &mut Model, groups: &Groups, tolerance: f32) {
     for (id, flow) in &groups.flows {
-        let Some((v, dot)) = weight_of(model, *id, &flow.dots) else { continue };
+        let Some((v, dot)) = weight_of(model, *id, &flow.dots) else {
+            continue;
+        };
         let Some(t) = constant(model, v) else { continue };
         let (dims, Some(x)) = (t.dims().to_vec(), t.floats()) else {
             continue;
@@ -293,7 +305,13 @@ impl Account {
                 continue;
             };
             if now < before {
-                let names: Vec<String> = self.tied.get(id).into_iter().flatten().map(|n| model.label(*n)).collect();
+                let names: Vec<String> = self
+                    .tied
+                    .get(id)
+                    .into_iter()
+                    .flatten()
+                    .map(|n| model.label(*n))
+                    .collect();
                 cx.did(model, *id, format!("{before} → {now} channels{}", listed(&names)));
             }
             for (why, n) in stay.remove(id).into_iter().flatten() {

@@ -60,7 +60,12 @@ pub struct Plan {
 ///
 /// # Errors
 /// When a sample fails or numbers are not finite.
-pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
+pub fn choose(
+    model: &mut Model,
+    groups: &Groups,
+    plan: &Plan,
+    cx: &mut Context,
+) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
     let units = Units::new(model, groups, &plan.by);
     refuse(model, groups, &units, cx);
     let nothing = (BTreeSet::new(), Vec::new());
@@ -76,7 +81,11 @@ pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context)
     if let (Much::Error(_), None) = (plan.much, &moments) {
         return Ok(nothing);
     }
-    let part = if matches!(plan.much, Much::Error(_)) { Part::Half } else { Part::All };
+    let part = if matches!(plan.much, Much::Error(_)) {
+        Part::Half
+    } else {
+        Part::All
+    };
     let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
     let [one, other] = cx.samples.halves();
     let reference = match &moments {
@@ -124,7 +133,9 @@ fn measured(model: &Model, cx: &mut Context, units: &Units) -> Result<Option<Mom
     match Moments::measured(model, cx, &units.readers) {
         Ok(moments) => Ok(Some(moments)),
         Err(e) if e.chain().any(|c| c.is::<NotRun>()) || cx.samples.is_empty() => {
-            cx.warn(format!("nothing could be measured ({e:#}): channels are chosen by their weights and nothing is refitted"));
+            cx.warn(format!(
+                "nothing could be measured ({e:#}): channels are chosen by their weights and nothing is refitted"
+            ));
             Ok(None)
         }
         Err(e) => Err(e.context("prune: measuring")),
@@ -182,19 +193,32 @@ fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<
         Err(e) => return Err(e.context("prune: trying the result")),
     };
     for (i, (group, n)) in bench.units.groups.iter().zip(&settled.choice).enumerate() {
-        let Some(maker) = maker(bench.units, group) else { continue };
+        let Some(maker) = maker(bench.units, group) else {
+            continue;
+        };
         let size = group.members.len();
         match n {
-            0 => cx.skip(bench.model, maker, format!("{size} channels: an output of the model would err too much for what they save")),
+            0 => cx.skip(
+                bench.model,
+                maker,
+                format!("{size} channels: an output of the model would err too much for what they save"),
+            ),
             n => {
                 let readers = 10.0 * bench.ladders[i].damage[n - 1].max(1e-30).log10();
                 let outputs = 10.0 * settled.alone[i].max(1e-30).log10();
-                let what = format!("{n} of {size} channels go: predicted error of what reads them {readers:.1} dB, of the model's outputs {outputs:.1} dB");
+                let what = format!(
+                    "{n} of {size} channels go: predicted error of what reads them {readers:.1} dB, of the model's outputs {outputs:.1} dB"
+                );
                 cx.did(bench.model, maker, what);
             }
         }
     }
-    let saved: f64 = settled.choice.iter().zip(&bench.units.groups).map(|(n, g)| *n as f64 * g.gain).sum();
+    let saved: f64 = settled
+        .choice
+        .iter()
+        .zip(&bench.units.groups)
+        .map(|(n, g)| *n as f64 * g.gain)
+        .sum();
     let what = format!(
         "on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed; about {:.0} % of weights and multiply-adds go",
         10.0 * settled.error.max(1e-30).log10(),
@@ -218,7 +242,11 @@ fn write(model: &mut Model, units: &Units, fitted: Vec<Fitted>, cx: &mut Context
         }
         if let Some(lost) = f.lost {
             let db = -10.0 * lost.max(1e-12).log10();
-            cx.did(model, f.id, format!("refitted to the channels that are left; predicted SQNR of its output {db:.1} dB"));
+            cx.did(
+                model,
+                f.id,
+                format!("refitted to the channels that are left; predicted SQNR of its output {db:.1} dB"),
+            );
         }
         cut::set_constant(model, f.weight, f.tensor);
     }
@@ -233,7 +261,9 @@ fn refuse(model: &Model, groups: &Groups, units: &Units, cx: &mut Context) {
             let v = node.input(d.weight.0)?;
             constant(model, v).map(|_| (v, d.row))
         });
-        let Some((start, len)) = weight.and_then(|(v, row)| groups.axis(v, row)) else { continue };
+        let Some((start, len)) = weight.and_then(|(v, row)| groups.axis(v, row)) else {
+            continue;
+        };
         let mut why: BTreeMap<String, usize> = BTreeMap::new();
         for e in start..start + len {
             match units.refusal(model, groups, groups.unit(e)) {

@@ -92,7 +92,12 @@ impl Moments {
 
     fn make(&self, model: &Model, (id, r): (NodeId, &Reader), part: Part) -> Result<Option<Known>> {
         let Some(patch) = &r.patch else { return Ok(None) };
-        let of = |s: &'_ Stats| s.gram(r.input, patch).and_then(|g| g.first()).filter(|g| g.n > 0).cloned();
+        let of = |s: &'_ Stats| {
+            s.gram(r.input, patch)
+                .and_then(|g| g.first())
+                .filter(|g| g.n > 0)
+                .cloned()
+        };
         let (Some(one), other) = (of(&self.halves[0]), of(&self.halves[1])) else {
             return Ok(None);
         };
@@ -105,7 +110,9 @@ impl Moments {
             (_, _) => one,
         };
         let map = constant(model, r.weight).and_then(|t| matrix(&t, r));
-        let Some(map) = map.filter(|m| m.ncols() == sums.dim()) else { return Ok(None) };
+        let Some(map) = map.filter(|m| m.ncols() == sums.dim()) else {
+            return Ok(None);
+        };
         let centered = takes_shift(model, id, &r.dot);
         let second = if centered { sums.covariance() } else { sums.moment() };
         let usable = second.diag().iter().any(|x| *x > 0.0);
@@ -150,11 +157,15 @@ impl Patient {
         let mut looked = vec![true; n];
         for unit in units {
             let thin = unit.len().div_ceil(step) > 1;
-            columns(unit, r.taps).into_iter().enumerate().filter(|(k, _)| thin && k % step != 0).for_each(|(_, c)| {
-                if let Some(l) = looked.get_mut(c) {
-                    *l = false;
-                }
-            });
+            columns(unit, r.taps)
+                .into_iter()
+                .enumerate()
+                .filter(|(k, _)| thin && k % step != 0)
+                .for_each(|(_, c)| {
+                    if let Some(l) = looked.get_mut(c) {
+                        *l = false;
+                    }
+                });
         }
         let kept: Vec<usize> = (0..n).filter(|j| looked[*j]).collect();
         let mut place = vec![None; n];
@@ -211,7 +222,9 @@ impl Fitted {
         gone: &BTreeSet<usize>,
         moments: Option<(&Moments, Part)>,
     ) -> Result<Option<Fitted>> {
-        let Some(t) = constant(model, r.weight) else { return Ok(None) };
+        let Some(t) = constant(model, r.weight) else {
+            return Ok(None);
+        };
         let shifts = takes_shift(model, id, &r.dot);
         let known = match moments {
             Some((m, part)) => m.known(model, (id, r), part)?,
@@ -228,8 +241,13 @@ impl Fitted {
         };
         let map = &known.map;
         let left: Vec<usize> = (0..map.ncols() / r.taps).filter(|c| !gone.contains(c)).collect();
-        let fit = refit(map.view(), (known.second.view(), known.rows, known.power), &columns(&left, r.taps), DAMPING)
-            .with_context(|| format!("prune: refitting {}", model.label(id)))?;
+        let fit = refit(
+            map.view(),
+            (known.second.view(), known.rows, known.power),
+            &columns(&left, r.taps),
+            DAMPING,
+        )
+        .with_context(|| format!("prune: refitting {}", model.label(id)))?;
         let shift = shifts.then(|| {
             let lines = bias_shift(map.view(), fit.weight.view(), known.mean.view());
             by_row(&lines, t.dims(), r)
@@ -259,7 +277,11 @@ impl Fitted {
 pub fn by_row(lines: &Array1<f64>, dims: &[usize], r: &Reader) -> Vec<f64> {
     let mut rows = vec![0.0; dims[r.dot.row]];
     for (line, x) in lines.iter().enumerate() {
-        let row = if r.taps > 1 { line } else { row_of_line(dims, &r.dot, line) };
+        let row = if r.taps > 1 {
+            line
+        } else {
+            row_of_line(dims, &r.dot, line)
+        };
         rows[row] += x;
     }
     rows

@@ -12,8 +12,8 @@ use super::refit::{Fitted, by_row, matrix, rebuilt};
 use super::trial::Bench;
 use super::units::Reader;
 use crate::analysis::sites::site;
-use crate::analysis::stats::rows::{cut, most_rows, shape};
 use crate::analysis::stats::Patch;
+use crate::analysis::stats::rows::{cut, most_rows, shape};
 use crate::data::Samples;
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
@@ -60,7 +60,11 @@ pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Contex
         let changed = bench.changed(&current.values().cloned().collect::<Vec<_>>());
         let (sums, seen) = measured(bench, &changed, wave, (samples, most), cx)?;
         for (t, sums) in wave.iter().zip(sums) {
-            if let Some(new) = sums.map(|g| solved(bench, t, current.get(&t.id), (&g, seen))).transpose()?.flatten() {
+            if let Some(new) = sums
+                .map(|g| solved(bench, t, current.get(&t.id), (&g, seen)))
+                .transpose()?
+                .flatten()
+            {
                 current.insert(t.id, new);
             }
         }
@@ -82,7 +86,9 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &BTreeMap<NodeId, Fitted>) -> Vec<Targ
             continue;
         }
         tainted.extend(node.outputs().iter().flatten());
-        let Some(Some(reader)) = bench.units.readers.get(id) else { continue };
+        let Some(Some(reader)) = bench.units.readers.get(id) else {
+            continue;
+        };
         let Some(own) = &reader.patch else { continue };
         // A recurrent layer's output is not its product.
         if reader.dot.alpha != 1.0 || reader.dot.beta == 0.0 {
@@ -116,7 +122,13 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
 }
 
 /// Sums over rows `[x', r]` for each target, `None` where rows do not correspond; and how many samples were run.
-fn measured(bench: &Bench, changed: &Model, wave: &[Target], (samples, most): (&Samples, usize), cx: &Context) -> Result<(Vec<Option<Gram>>, usize)> {
+fn measured(
+    bench: &Bench,
+    changed: &Model,
+    wave: &[Target],
+    (samples, most): (&Samples, usize),
+    cx: &Context,
+) -> Result<(Vec<Option<Gram>>, usize)> {
     let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
     let now = |t: &Target| shifted(changed, t.value);
     let inner: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), now(t)]).collect();
@@ -168,17 +180,30 @@ fn shifted(changed: &Model, value: ValueId) -> ValueId {
         let (add, slot) = changed.only_use(value)?;
         let node = changed.node(add);
         let other = changed.constant(node.input(1usize.checked_sub(slot)?)?)?;
-        node.output(0).filter(|_| node.is("Add") && other.dims().iter().filter(|d| **d != 1).count() <= 1)
+        node.output(0)
+            .filter(|_| node.is("Add") && other.dims().iter().filter(|d| **d != 1).count() <= 1)
     };
-    match changed.value(value).producer().is_some_and(|p| changed.node(p).is("MatMul")) {
+    match changed
+        .value(value)
+        .producer()
+        .is_some_and(|p| changed.node(p).is("MatMul"))
+    {
         true => after().unwrap_or(value),
         false => value,
     }
 }
 
 /// Rows `[x', r]` of one sample.
-fn stacked(t: &Target, x: &Tensor, (was, is): (&Tensor, &Tensor), sample: usize, samples: usize) -> Result<Option<Array2<f32>>> {
-    let (Some(a), Some(b), Some(data)) = (was.floats(), is.floats(), x.floats()) else { return Ok(None) };
+fn stacked(
+    t: &Target,
+    x: &Tensor,
+    (was, is): (&Tensor, &Tensor),
+    sample: usize,
+    samples: usize,
+) -> Result<Option<Array2<f32>>> {
+    let (Some(a), Some(b), Some(data)) = (was.floats(), is.floats(), x.floats()) else {
+        return Ok(None);
+    };
     if was.dims() != is.dims() || was.dims().len() <= t.axis {
         return Ok(None);
     }
@@ -190,20 +215,35 @@ fn stacked(t: &Target, x: &Tensor, (was, is): (&Tensor, &Tensor), sample: usize,
     let positions = |dims: &[usize], dim: usize| dims.iter().product::<usize>() / dim.max(1);
     let pointwise = matches!(t.patch, Patch::Axis(_));
     // The same positions were chosen only when there are as many on either side.
-    if n != m || n == 0 || rows.groups != 1 || (pointwise && positions(x.dims(), rows.dim) != positions(was.dims(), other.dim)) {
+    if n != m
+        || n == 0
+        || rows.groups != 1
+        || (pointwise && positions(x.dims(), rows.dim) != positions(was.dims(), other.dim))
+    {
         return Ok(None);
     }
     let mut all = Array2::zeros((n, rows.dim + other.dim));
-    all.slice_mut(s![.., ..rows.dim]).assign(&ArrayView2::from_shape((n, rows.dim), &rows.data)?);
-    all.slice_mut(s![.., rows.dim..]).assign(&ArrayView2::from_shape((n, other.dim), &other.data)?);
+    all.slice_mut(s![.., ..rows.dim])
+        .assign(&ArrayView2::from_shape((n, rows.dim), &rows.data)?);
+    all.slice_mut(s![.., rows.dim..])
+        .assign(&ArrayView2::from_shape((n, other.dim), &other.data)?);
     Ok(Some(all))
 }
 
 /// A reader with what it lacks.
-fn solved(bench: &Bench, t: &Target, current: Option<&Fitted>, (sums, samples): (&Gram, usize)) -> Result<Option<Fitted>> {
-    let Some(original) = constant(bench.model, t.reader.weight) else { return Ok(None) };
+fn solved(
+    bench: &Bench,
+    t: &Target,
+    current: Option<&Fitted>,
+    (sums, samples): (&Gram, usize),
+) -> Result<Option<Fitted>> {
+    let Some(original) = constant(bench.model, t.reader.weight) else {
+        return Ok(None);
+    };
     let tensor = current.map_or_else(|| original.as_ref().clone(), |f| f.tensor.clone());
-    let Some(map) = matrix(&tensor, t.reader) else { return Ok(None) };
+    let Some(map) = matrix(&tensor, t.reader) else {
+        return Ok(None);
+    };
     let (rows, n) = map.dim();
     if sums.dim() != rows + n {
         return Ok(None);

@@ -11,8 +11,11 @@ use crate::ops::infer::Dim;
 /// Replaces every shuffle, and says which and of how many channels; `dims` are extended by what is new.
 pub fn unfold(model: &mut Model, dims: &mut Dims) -> Vec<(String, usize)> {
     let mut said = Vec::new();
-    let found: Vec<(NodeId, ValueId, ValueId, Vec<i64>)> =
-        model.node_ids().into_iter().filter_map(|id| shuffle(model, dims, id)).collect();
+    let found: Vec<(NodeId, ValueId, ValueId, Vec<i64>)> = model
+        .node_ids()
+        .into_iter()
+        .filter_map(|id| shuffle(model, dims, id))
+        .collect();
     for (last, from, to, list) in found {
         let graph = model.node(last).graph();
         let label = format!("{}_gather", model.label(last));
@@ -21,7 +24,14 @@ pub fn unfold(model: &mut Model, dims: &mut Dims) -> Vec<(String, usize)> {
         let list = model.add_const(graph, &name, Tensor::new(&[n], list));
         let base = model.value(to).name.clone();
         let name = model.fresh_name(&base);
-        let (_, outs) = model.add_node(graph, &label, "Gather", &[Some(from), Some(list)], &[&name], vec![Attr::int("axis", 1)]);
+        let (_, outs) = model.add_node(
+            graph,
+            &label,
+            "Gather",
+            &[Some(from), Some(list)],
+            &[&name],
+            vec![Attr::int("axis", 1)],
+        );
         let Some(&new) = outs.first() else { continue };
         said.push((model.label(last), n));
         model.replace_uses(to, new);
@@ -51,15 +61,19 @@ fn shuffle(model: &Model, dims: &Dims, last: NodeId) -> Option<(NodeId, ValueId,
     let (from, to) = (model.node(first).input(0)?, model.node(last).output(0)?);
     let (a, b, c) = (shape(from)?, shape(split)?, shape(to)?);
     let perm = model.node(turn).ints("perm")?;
-    let swaps = perm.iter().enumerate().all(|(i, p)| *p == match i {
-        1 => 2,
-        2 => 1,
-        i => i as i64,
+    let swaps = perm.iter().enumerate().all(|(i, p)| {
+        *p == match i {
+            1 => 2,
+            2 => 1,
+            i => i as i64,
+        }
     });
     let (channels, g, per) = (a.get(1).copied()??, b.get(1).copied()??, b.get(2).copied()??);
     let same_ends = b.len() == a.len() + 1 && a.len() == c.len() && c.get(1).copied()? == Some(channels);
     // The other axes are what they were, known or not: then the first Reshape did not move anything across them.
-    let others = |x: &[Option<usize>], y: &[Option<usize>]| x.len() == y.len() && x.iter().zip(y).all(|(x, y)| x.is_some() && x == y);
+    let others = |x: &[Option<usize>], y: &[Option<usize>]| {
+        x.len() == y.len() && x.iter().zip(y).all(|(x, y)| x.is_some() && x == y)
+    };
     let batch = a.first()? == b.first()? && b.first()? == c.first()?;
     if !swaps || perm.len() != b.len() || !same_ends || !batch || g.checked_mul(per)? != channels {
         return None;

@@ -10,7 +10,12 @@ pub fn spell(model: &mut Model, id: NodeId, fix: &Fix, new: &[i64]) {
         (Fix::Entry { node, slot, index, .. }, &[n]) => entries(model, *node, *slot, &[(*index, n)]),
         (Fix::AttrEntry { name, index, .. }, &[n]) => attr_entries(model, id, name, &[(*index, n)]),
         (Fix::Attr { name, .. }, &[n]) => model.node_mut(id).set_attr(Attr::int(name, n)),
-        (Fix::Bounds { by_attr: true, index, .. }, &[start, end]) => {
+        (
+            Fix::Bounds {
+                by_attr: true, index, ..
+            },
+            &[start, end],
+        ) => {
             attr_entries(model, id, "starts", &[(*index, start)]);
             attr_entries(model, id, "ends", &[(*index, end)]);
         }
@@ -18,10 +23,17 @@ pub fn spell(model: &mut Model, id: NodeId, fix: &Fix, new: &[i64]) {
             entries(model, id, 1, &[(*index, start)]);
             entries(model, id, 2, &[(*index, end)]);
         }
-        (Fix::Pads { by_attr, axis, rank, .. }, &[before, after]) => {
+        (
+            Fix::Pads {
+                by_attr, axis, rank, ..
+            },
+            &[before, after],
+        ) => {
             let both = [(*axis, before), (*axis + *rank, after)];
             match by_attr {
-                true => ["pads", "paddings"].into_iter().for_each(|name| attr_entries(model, id, name, &both)),
+                true => ["pads", "paddings"]
+                    .into_iter()
+                    .for_each(|name| attr_entries(model, id, name, &both)),
                 false => entries(model, id, 1, &both),
             }
         }
@@ -66,7 +78,11 @@ fn entries(model: &mut Model, id: NodeId, slot: usize, new: &[(usize, i64)]) {
 fn own(model: &mut Model, id: NodeId, slot: usize, ints: Vec<i64>) {
     let Some(v) = model.node(id).input(slot) else { return };
     let Some(old) = constant(model, v) else { return };
-    let dims = if old.len() == ints.len() { old.dims().to_vec() } else { vec![ints.len()] };
+    let dims = if old.len() == ints.len() {
+        old.dims().to_vec()
+    } else {
+        vec![ints.len()]
+    };
     let new = match old.dtype() {
         DType::Int32 => Tensor::new(&dims, ints.iter().map(|&i| i as i32).collect()),
         _ => Tensor::new(&dims, ints),

@@ -132,11 +132,19 @@ impl Bench<'_> {
     /// # Errors
     /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
     pub fn settle(&self, limit: f64, rungs: &[Vec<usize>], cx: &Context) -> Result<Settled> {
-        let Some(reference) = &self.reference else { anyhow::bail!("nothing to compare with") };
+        let Some(reference) = &self.reference else {
+            anyhow::bail!("nothing to compare with")
+        };
         let limit = reference.careful(limit);
         let scale = self.scales(limit, rungs, reference, cx)?;
         let none = vec![0; self.ladders.len()];
-        let alone = |choice: &Choice| -> Vec<f64> { choice.iter().enumerate().map(|(i, n)| self.charge(&scale, i, *n)).collect() };
+        let alone = |choice: &Choice| -> Vec<f64> {
+            choice
+                .iter()
+                .enumerate()
+                .map(|(i, n)| self.charge(&scale, i, *n))
+                .collect()
+        };
         let mut best = Settled {
             alone: alone(&none),
             choice: none,
@@ -160,7 +168,12 @@ impl Bench<'_> {
             let everything = choice.iter().zip(rungs).all(|(n, r)| r.last() == Some(n));
             if good {
                 low = allowed;
-                let saved = |c: &Choice| c.iter().zip(&self.units.groups).map(|(n, g)| *n as f64 * g.gain).sum::<f64>();
+                let saved = |c: &Choice| {
+                    c.iter()
+                        .zip(&self.units.groups)
+                        .map(|(n, g)| *n as f64 * g.gain)
+                        .sum::<f64>()
+                };
                 if saved(&choice) > saved(&best.choice) {
                     best = Settled {
                         alone: alone(&choice),
@@ -187,7 +200,12 @@ impl Bench<'_> {
         let mut scales = Vec::new();
         for (i, ladder) in self.ladders.iter().enumerate() {
             cx.progress.advance(1);
-            let at = |n: usize| n.checked_sub(1).and_then(|k| ladder.damage.get(k)).copied().unwrap_or(0.0);
+            let at = |n: usize| {
+                n.checked_sub(1)
+                    .and_then(|k| ladder.damage.get(k))
+                    .copied()
+                    .unwrap_or(0.0)
+            };
             let first = rungs[i].iter().copied().find(|n| *n > 0);
             let fits = rungs[i].iter().copied().rfind(|n| *n > 0 && at(*n) <= limit);
             let Some(count) = fits.or(first) else {
@@ -217,7 +235,10 @@ impl Bench<'_> {
             let mut sum = 0.0;
             let best = |i: usize| {
                 let worth = |n: usize| n as f64 * self.units.groups[i].gain - rate * self.charge(scale, i, n);
-                let best = rungs[i].iter().copied().max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
+                let best = rungs[i]
+                    .iter()
+                    .copied()
+                    .max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
                 let best = best.filter(|n| worth(*n) > 0.0).unwrap_or(0);
                 sum += self.charge(scale, i, best);
                 best

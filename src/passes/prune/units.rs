@@ -101,14 +101,22 @@ impl Units {
                 }
             }
             let Some(reader) = self.readers.get(id) else { continue };
-            let Some(first) = flow.dots.iter().find(|d| !d.inside) else { continue };
+            let Some(first) = flow.dots.iter().find(|d| !d.inside) else {
+                continue;
+            };
             let dot = reader.as_ref().map_or(first, |r| &r.dot);
             let axis = node.input(dot.data.0).and_then(|v| groups.axis(v, dot.data.1));
             let Some((start, len)) = axis else { continue };
             for e in start..start + len {
                 let unit = groups.unit(e);
                 match reader {
-                    Some(_) => units.entry(unit).or_default().read.entry(*id).or_default().push(e - start),
+                    Some(_) => units
+                        .entry(unit)
+                        .or_default()
+                        .read
+                        .entry(*id)
+                        .or_default()
+                        .push(e - start),
                     None => drop(self.blocked.insert(unit, *id)),
                 }
             }
@@ -124,7 +132,11 @@ impl Units {
 
     /// Why a unit is not among those that may go.
     pub fn refusal(&self, model: &Model, groups: &Groups, unit: usize) -> Option<String> {
-        match (self.units.contains_key(&unit), groups.stopped(unit), self.blocked.get(&unit)) {
+        match (
+            self.units.contains_key(&unit),
+            groups.stopped(unit),
+            self.blocked.get(&unit),
+        ) {
             (true, ..) => None,
             (_, Some(why), _) => Some(why.to_owned()),
             (.., Some(n)) => Some(format!("{} multiplies it with a computed value", model.label(*n))),
@@ -136,9 +148,12 @@ impl Units {
 fn readers(model: &Model, groups: &Groups) -> BTreeMap<NodeId, Option<Reader>> {
     let mut out = BTreeMap::new();
     for (id, flow) in &groups.flows {
-        let Some(k) = reading_dot(model, *id, flow) else { continue };
+        let Some(k) = reading_dot(model, *id, flow) else {
+            continue;
+        };
         let (node, dot) = (model.node(*id), &flow.dots[k]);
-        let (Some(input), Some(weight), Some(to)) = (node.input(dot.data.0), node.input(dot.weight.0), node.output(0)) else {
+        let (Some(input), Some(weight), Some(to)) = (node.input(dot.data.0), node.input(dot.weight.0), node.output(0))
+        else {
             continue;
         };
         let reader = constant(model, weight).map(|t| {

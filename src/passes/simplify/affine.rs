@@ -196,7 +196,10 @@ fn after_bias(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
         return None;
     }
     let (rank, axis) = linear.channel_axis(w)?;
-    let (b, f) = (sum.per_channel(rank, axis, linear.outs)?, form.per_channel(rank, axis, linear.outs)?);
+    let (b, f) = (
+        sum.per_channel(rank, axis, linear.outs)?,
+        form.per_channel(rank, axis, linear.outs)?,
+    );
     let bias: Vec<f64> = (0..linear.outs).map(|o| f.scale[o] * b.shift[o] + f.shift[o]).collect();
     let bias = super::numbers::store(linear.weight.dtype(), &[linear.outs], &bias)?;
     let weight = match f.scales() {

@@ -13,7 +13,9 @@ pub(super) fn inline_constant_if(w: &mut Work, id: NodeId) -> Option<String> {
     };
     let name = if cond { "then_branch" } else { "else_branch" };
     let attr = w.model.node(id).attr(name)?;
-    let &SubGraphs::One(body) = &attr.graphs else { return None };
+    let &SubGraphs::One(body) = &attr.graphs else {
+        return None;
+    };
     let outer = w.model.node(id).graph();
     let g = w.model.graph(body);
     let fits = g.outputs().len() == w.model.node(id).outputs().len() && g.inputs().is_empty();

@@ -31,7 +31,10 @@ fn holds_all(wide: DType, narrow: DType) -> bool {
             wide,
             Uint8 | Int8 | Uint16 | Int16 | Uint32 | Int32 | Uint64 | Int64 | Float16 | Bfloat16 | Float | Double
         ),
-        Uint8 => matches!(wide, Uint16 | Int16 | Uint32 | Int32 | Uint64 | Int64 | Float16 | Bfloat16 | Float | Double),
+        Uint8 => matches!(
+            wide,
+            Uint16 | Int16 | Uint32 | Int32 | Uint64 | Int64 | Float16 | Bfloat16 | Float | Double
+        ),
         Int8 => matches!(wide, Int16 | Int32 | Int64 | Float16 | Bfloat16 | Float | Double),
         Uint16 => matches!(wide, Uint32 | Int32 | Uint64 | Int64 | Float | Double),
         Int16 => matches!(wide, Int32 | Int64 | Float | Double),

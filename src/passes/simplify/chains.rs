@@ -20,7 +20,10 @@ pub(super) fn transpose(w: &mut Work, id: NodeId) -> Option<String> {
     let rank = given(id).or(given(inner)).map(|p| p.len()).or(w.facts.rank(x))?;
     let perm = |id: NodeId| {
         let p = given(id).unwrap_or((0..rank as i64).rev().collect());
-        let p: Option<Vec<usize>> = p.iter().map(|&p| usize::try_from(p).ok().filter(|p| *p < rank)).collect();
+        let p: Option<Vec<usize>> = p
+            .iter()
+            .map(|&p| usize::try_from(p).ok().filter(|p| *p < rank))
+            .collect();
         p.filter(|p| p.len() == rank)
     };
     let (first, second) = (perm(inner)?, perm(id)?);
@@ -81,7 +84,9 @@ pub(super) fn slice(w: &mut Work, id: NodeId) -> Option<String> {
 
 /// Then the inner one goes once all its readers are merged.
 fn read_by_slices_only(w: &Work, id: NodeId) -> bool {
-    let Some(out) = w.model.node(id).output(0) else { return false };
+    let Some(out) = w.model.node(id).output(0) else {
+        return false;
+    };
     let graph = w.model.node(id).graph();
     w.model.value(out).uses().iter().all(|u| match *u {
         Use::Node(n, 0) => w.is(n, "Slice") && w.model.node(n).graph() == graph && disjoint(w, id, n),
@@ -123,5 +128,7 @@ pub(super) fn cuts(w: &Work, id: NodeId) -> Option<Vec<Cut>> {
     }
     let rank = n.input(0).and_then(|x| w.facts.rank(x));
     let front = |a: i64| if a < 0 { rank.map(|r| a + r as i64) } else { Some(a) };
-    (0..count).map(|i| Some((front(axes[i])?, starts[i], ends[i], steps[i]))).collect()
+    (0..count)
+        .map(|i| Some((front(axes[i])?, starts[i], ends[i], steps[i])))
+        .collect()
 }

@@ -4,14 +4,24 @@
 //! control-flow node runs. Random operators, operators with sub-graphs and operators of other domains are left alone.
 
 use super::work::Work;
-use crate::ops::is_random;
 use crate::ir::{GraphId, NodeId, ValueId};
+use crate::ops::is_random;
 use prost::Message;
 use std::collections::HashMap;
 
 /// Besides the random ones: operators that may not be a function of their inputs in training, or that other rules treat.
 const IMPURE: &[&str] = &["Dropout", "Constant"];
-const COMMUTATIVE: &[&str] = &["Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"];
+const COMMUTATIVE: &[&str] = &[
+    "Add",
+    "Mul",
+    "And",
+    "Or",
+    "Xor",
+    "Equal",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+];
 
 #[derive(PartialEq, Eq, Hash)]
 struct Key {

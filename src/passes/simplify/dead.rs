@@ -43,7 +43,11 @@ fn nodes(w: &mut Work, done: &mut Vec<(String, String)>) {
 }
 
 fn is_unused(m: &Model, id: NodeId) -> bool {
-    m.node(id).outputs().iter().flatten().all(|v| m.value(*v).uses().is_empty())
+    m.node(id)
+        .outputs()
+        .iter()
+        .flatten()
+        .all(|v| m.value(*v).uses().is_empty())
 }
 
 /// The nodes that a node and its bodies read from.
@@ -130,9 +134,7 @@ fn functions(m: &mut Model, done: &mut Vec<(String, String)>) {
             break;
         }
     }
-    let is_needed = |f: &FunctionProto| {
-        needed.contains(&(default_domain(f.domain()).to_owned(), f.name().to_owned()))
-    };
+    let is_needed = |f: &FunctionProto| needed.contains(&(default_domain(f.domain()).to_owned(), f.name().to_owned()));
     let gone = m.functions().iter().filter_map(|f| m.graph(*f).function.as_ref());
     let gone = gone.filter(|f| !is_needed(f)).map(|f| f.name().to_owned());
     done.extend(gone.map(|f| (f, "nothing calls this function: removed".into())));
@@ -148,7 +150,12 @@ fn operator_sets(m: &mut Model, done: &mut Vec<(String, String)>) {
         }
     }
     used.insert(String::new());
-    if !m.rest.opset_import.iter().any(|o| used.contains(default_domain(o.domain()))) {
+    if !m
+        .rest
+        .opset_import
+        .iter()
+        .any(|o| used.contains(default_domain(o.domain())))
+    {
         return; // a model must import one
     }
     let keep = |domain: &str| used.contains(default_domain(domain));

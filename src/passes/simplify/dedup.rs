@@ -27,7 +27,9 @@ pub(super) fn share(w: &mut Work) -> Vec<(String, String)> {
             if !may_share(w, v) {
                 continue;
             }
-            let Some(key) = w.model.value(v).tensor().map(key_of) else { continue };
+            let Some(key) = w.model.value(v).tensor().map(key_of) else {
+                continue;
+            };
             let known = seen.entry(key).or_default();
             match known.iter().copied().find(|k| are_equal(w, *k, v)) {
                 Some(first) => {

@@ -195,7 +195,9 @@ fn can_be_constant(w: &Work, id: NodeId) -> bool {
 
 /// The bound on growth. Sizes come from inference, so that nothing large is ever computed in vain.
 fn is_small_enough(w: &Work, id: NodeId) -> bool {
-    let Some(result) = result_bytes(w, id) else { return false };
+    let Some(result) = result_bytes(w, id) else {
+        return false;
+    };
     let inputs = w.model.node(id).inputs().iter().flatten();
     let freed: usize = inputs.map(|v| freed(w, *v)).sum();
     result <= freed.saturating_add(SLACK)
@@ -245,7 +247,13 @@ fn results(w: &Work, engine: &dyn Engine, layer: &[NodeId]) -> Vec<Option<Vec<Te
     };
     for i in open {
         let n = w.model.node(layer[i]);
-        let inputs = n.inputs().iter().flatten().filter_map(|v| w.constant(*v)).map(|t| t.byte_len()).sum::<usize>();
+        let inputs = n
+            .inputs()
+            .iter()
+            .flatten()
+            .filter_map(|v| w.constant(*v))
+            .map(|t| t.byte_len())
+            .sum::<usize>();
         let bytes = inputs.saturating_add(result_bytes(w, layer[i]).unwrap_or(usize::MAX));
         if bytes > ENGINE_UP_TO {
             continue;

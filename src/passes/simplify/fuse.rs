@@ -59,7 +59,9 @@ fn activation(w: &mut Work, id: NodeId) -> Option<String> {
     }
     let (c, factors) = product(w, id)?;
     let &[a, b] = &factors[..] else { return None };
-    let found = [(a, b), (b, a)].into_iter().find_map(|(x, f)| Some((x, name_of(w, c, x, f)?)));
+    let found = [(a, b), (b, a)]
+        .into_iter()
+        .find_map(|(x, f)| Some((x, name_of(w, c, x, f)?)));
     let (x, (name, since)) = found?;
     let out = w.model.node(id).output(0)?;
     if w.opset(id) < since || !w.facts.same_shape(x, out) {
@@ -89,7 +91,10 @@ fn name_of(w: &Work, c: f64, x: ValueId, f: ValueId) -> Option<(&'static str, i6
         }
         "Add" if close(c, 0.5) => {
             let erf = w.model.value(plus(w, p, 1.0)?).producer().filter(|e| w.is(*e, "Erf"))?;
-            let scaled = w.model.input_producer(erf, 0).filter(|s| w.is_any(*s, &["Mul", "Div"]))?;
+            let scaled = w
+                .model
+                .input_producer(erf, 0)
+                .filter(|s| w.is_any(*s, &["Mul", "Div"]))?;
             let (k, inner) = product(w, scaled)?;
             (close(k, std::f64::consts::FRAC_1_SQRT_2) && inner == [x]).then_some(("Gelu", 20))
         }
@@ -129,7 +134,10 @@ fn layer_norm(w: &mut Work, id: NodeId) -> Option<String> {
     let n = w.model.node(sum);
     let slot = (0..2).find(|&s| n.input(s).is_some_and(|v| number(w, v).is_some()))?;
     let epsilon = number(w, n.input(slot)?)?;
-    let square = w.model.value(mean_of_rows(w, w.model.input_producer(sum, 1 - slot)?)?).producer()?;
+    let square = w
+        .model
+        .value(mean_of_rows(w, w.model.input_producer(sum, 1 - slot)?)?)
+        .producer()?;
     let s = w.model.node(square);
     let squares = match s.op.name.as_str() {
         "Pow" => s.input(0)? == centred && number(w, s.input(1)?)? == 2.0,
@@ -141,7 +149,11 @@ fn layer_norm(w: &mut Work, id: NodeId) -> Option<String> {
     if !squares || !fits(w, scale) || !fits(w, bias) {
         return None;
     }
-    w.set_op(id, "LayerNormalization", vec![Attr::int("axis", -1), Attr::float("epsilon", epsilon as f32)]);
+    w.set_op(
+        id,
+        "LayerNormalization",
+        vec![Attr::int("axis", -1), Attr::float("epsilon", epsilon as f32)],
+    );
     w.model.set_inputs(id, vec![Some(x), Some(scale), Some(bias)]);
     Some("recognised as LayerNormalization".into())
 }

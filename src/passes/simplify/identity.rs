@@ -96,7 +96,11 @@ fn is_whole_slice(w: &Work, id: NodeId) -> bool {
         return false;
     };
     let (starts, ends, steps) = match w.opset(id) < 10 {
-        true => (n.ints("starts").map(<[i64]>::to_vec), n.ints("ends").map(<[i64]>::to_vec), None),
+        true => (
+            n.ints("starts").map(<[i64]>::to_vec),
+            n.ints("ends").map(<[i64]>::to_vec),
+            None,
+        ),
         false => {
             let steps = n.input(4).map(|_| w.ints_input(id, 4).unwrap_or(vec![0]));
             (w.ints_input(id, 1), w.ints_input(id, 2), steps)

@@ -23,7 +23,10 @@ pub(super) fn value(w: &Work, id: NodeId) -> Option<Tensor> {
     let rank = x.dims().len();
     let perm = match w.model.node(id).ints("perm") {
         None => (0..rank).rev().collect(),
-        Some(p) => p.iter().map(|&a| usize::try_from(a).ok()).collect::<Option<Vec<usize>>>()?,
+        Some(p) => p
+            .iter()
+            .map(|&a| usize::try_from(a).ok())
+            .collect::<Option<Vec<usize>>>()?,
     };
     transposed(&x, &perm)
 }

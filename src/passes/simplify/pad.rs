@@ -31,7 +31,11 @@ pub(super) fn fold(w: &mut Work, id: NodeId) -> Option<String> {
     let more = spatial_pads(w, pad)?;
     let pads = match own {
         Some(own) if own.len() != more.len() => return None,
-        Some(own) => own.iter().zip(&more).map(|(a, b)| a.checked_add(*b)).collect::<Option<Vec<i64>>>()?,
+        Some(own) => own
+            .iter()
+            .zip(&more)
+            .map(|(a, b)| a.checked_add(*b))
+            .collect::<Option<Vec<i64>>>()?,
         None => more.clone(),
     };
     if op != "Conv" {
@@ -117,7 +121,9 @@ fn spatial_pads(w: &Work, pad: NodeId) -> Option<Vec<i64>> {
                 return None;
             }
             for (i, &a) in axes.iter().enumerate() {
-                let a = usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|a| *a < rank)?;
+                let a = usize::try_from(if a < 0 { a + rank as i64 } else { a })
+                    .ok()
+                    .filter(|a| *a < rank)?;
                 (all[a], all[a + rank]) = (given[i], given[i + axes.len()]);
             }
             all

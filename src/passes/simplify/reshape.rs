@@ -33,7 +33,8 @@ pub(super) fn merge(w: &mut Work, id: NodeId) -> Option<String> {
 
 /// `Squeeze` and `Unsqueeze` of the same axes: both lists count axes of the larger shape.
 fn undoes(w: &Work, inner: NodeId, outer: NodeId) -> bool {
-    let opposite = w.is(inner, "Squeeze") && w.is(outer, "Unsqueeze") || w.is(inner, "Unsqueeze") && w.is(outer, "Squeeze");
+    let opposite =
+        w.is(inner, "Squeeze") && w.is(outer, "Unsqueeze") || w.is(inner, "Unsqueeze") && w.is(outer, "Squeeze");
     match (axes(w, inner), axes(w, outer)) {
         (Some(mut a), Some(mut b)) if opposite => {
             a.sort_unstable();

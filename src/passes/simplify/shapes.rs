@@ -26,7 +26,12 @@ pub(super) fn declare(model: &mut Model) -> Result<()> {
             .filter_map(|v| Some((*v, type_of(&facts, *v)?)))
             .collect();
         for (v, ty) in known {
-            let old = model.graph(g).infos.iter().find(|i| i.value == Some(v)).map(|i| i.info.clone());
+            let old = model
+                .graph(g)
+                .infos
+                .iter()
+                .find(|i| i.value == Some(v))
+                .map(|i| i.info.clone());
             let info = ValueInfoProto {
                 name: Some(model.value(v).name.clone()),
                 r#type: Some(ty),

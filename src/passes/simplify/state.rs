@@ -46,12 +46,16 @@ fn zero(w: &Work, v: ValueId, depth: usize) -> bool {
         "ConstantOfShape" => match n.attr("value") {
             None => true,
             Some(a) => {
-                let t = a.proto.t.clone().and_then(|t| crate::ir::Tensor::from_proto(t, None).ok());
+                let t = a
+                    .proto
+                    .t
+                    .clone()
+                    .and_then(|t| crate::ir::Tensor::from_proto(t, None).ok());
                 t.is_some_and(|t| super::numbers::all_are(&t, 0.0))
             }
         },
-        "Slice" | "Reshape" | "Expand" | "Squeeze" | "Unsqueeze" | "Transpose" | "Gather" | "Identity" | "Cast" | "Tile"
-        | "Flatten" | "Split" => n.input(0).is_some_and(|x| zero(w, x, depth)),
+        "Slice" | "Reshape" | "Expand" | "Squeeze" | "Unsqueeze" | "Transpose" | "Gather" | "Identity" | "Cast"
+        | "Tile" | "Flatten" | "Split" => n.input(0).is_some_and(|x| zero(w, x, depth)),
         "Concat" => n.inputs().iter().flatten().all(|x| zero(w, *x, depth)),
         _ => false,
     }

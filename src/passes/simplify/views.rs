@@ -37,14 +37,24 @@ pub(super) fn merge(w: &mut Work, id: NodeId) -> Option<String> {
             _ => break,
         }
     }
-    let (length, single) = (2..=chain.len()).rev().find_map(|n| Some((n, single_for(w, &chain[..n])?)))?;
+    let (length, single) = (2..=chain.len())
+        .rev()
+        .find_map(|n| Some((n, single_for(w, &chain[..n])?)))?;
     let x = w.model.node(chain[length - 1]).input(0)?;
     apply(w, id, x, single)?;
     Some(format!("a chain of {length} that only rearranges: made one"))
 }
 
 fn step_is_known(w: &Work, id: NodeId) -> bool {
-    let ops = ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather"];
+    let ops = [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Gather",
+    ];
     w.is_any(id, &ops) && w.opset(id) >= 5
 }
 
@@ -67,13 +77,17 @@ fn step(w: &Work, id: NodeId, view: View) -> Option<View> {
     match n.op.name.as_str() {
         "Transpose" => {
             let rank = view.dims.len();
-            let perm = n.ints("perm").map_or_else(|| (0..rank as i64).rev().collect(), <[i64]>::to_vec);
+            let perm = n
+                .ints("perm")
+                .map_or_else(|| (0..rank as i64).rev().collect(), <[i64]>::to_vec);
             view.permuted(&perm)
         }
         "Slice" => view.cut(&cuts(w, id)?),
         "Gather" => {
             let index = w.constant_input(id, 1)?;
-            let (&[i], rank) = (&index.ints()?[..], index.dims().len()) else { return None };
+            let (&[i], rank) = (&index.ints()?[..], index.dims().len()) else {
+                return None;
+            };
             view.picked(n.int_or("axis", 0), i, rank)
         }
         _ => view.regrouped(&w.facts.get(n.output(0)?).dims()?),
@@ -143,7 +157,13 @@ impl View {
     /// The same elements under other dimensions, when that needs no copy: runs of axes whose strides continue each other
     /// are regrouped run by run.
     fn regrouped(&self, dims: &[usize]) -> Option<View> {
-        let old: Vec<(usize, usize)> = self.dims.iter().copied().zip(self.strides.iter().copied()).filter(|(d, _)| *d != 1).collect();
+        let old: Vec<(usize, usize)> = self
+            .dims
+            .iter()
+            .copied()
+            .zip(self.strides.iter().copied())
+            .filter(|(d, _)| *d != 1)
+            .collect();
         let mut strides = vec![0usize; dims.len()];
         let (mut i, mut j) = (0, 0);
         while i < old.len() {

@@ -105,7 +105,10 @@ impl Linear {
     fn spread(&self, row: usize, by: &[f64]) -> Vec<f64> {
         let first = self.first_column(row);
         let channels = &by[first..first + self.weight.dims()[1]];
-        channels.iter().flat_map(|x| std::iter::repeat_n(*x, self.taps())).collect()
+        channels
+            .iter()
+            .flat_map(|x| std::iter::repeat_n(*x, self.taps()))
+            .collect()
     }
 
     /// Calls `f` with each row of the first axis, in order: its number, where in the row the elements begin (a row may come
@@ -178,7 +181,9 @@ impl Linear {
                 let sums = &mut out[base + at..];
                 sums.iter_mut().zip(run).for_each(|(sum, x)| *sum += x * shift[row]);
             } else {
-                run.iter().enumerate().for_each(|(k, x)| out[base + (at + k) / taps] += x * shift[row]);
+                run.iter()
+                    .enumerate()
+                    .for_each(|(k, x)| out[base + (at + k) / taps] += x * shift[row]);
             }
         })?;
         Some(out)

@@ -22,7 +22,10 @@ impl<'m> Work<'m> {
     /// # Errors
     /// When the shapes of the model certainly contradict each other.
     pub fn new(model: &'m mut Model) -> Result<Work<'m>> {
-        let functions = model.functions().iter().filter_map(|f| model.graph(*f).function.as_ref());
+        let functions = model
+            .functions()
+            .iter()
+            .filter_map(|f| model.graph(*f).function.as_ref());
         let local_functions = functions
             .filter(|f| matches!(f.domain(), "" | "ai.onnx"))
             .map(|f| f.name().to_owned())
@@ -189,13 +192,17 @@ impl<'m> Work<'m> {
         let new = if self.model.value(v).is_output() {
             let fresh = self.model.fresh_name(&base);
             let attr = constant_attr(&tensor);
-            let (_, outs) = self.model.add_node(graph, &fresh, "Constant", &[], &[&fresh], vec![attr]);
+            let (_, outs) = self
+                .model
+                .add_node(graph, &fresh, "Constant", &[], &[&fresh], vec![attr]);
             outs[0]
         } else {
             self.add_const(graph, &base, tensor)
         };
         self.model.replace_uses(v, new);
-        let Some(p) = self.model.value(v).producer() else { return };
+        let Some(p) = self.model.value(v).producer() else {
+            return;
+        };
         let all_unused = |m: &Model| {
             let mut outs = m.node(p).outputs().iter().flatten();
             outs.all(|o| m.value(*o).uses().is_empty())
@@ -241,7 +248,9 @@ fn pinned(model: &Model) -> BTreeSet<ValueId> {
             names.insert(a.tensor_name());
             names.extend(a.quant_parameter_tensor_names.iter().map(|e| e.value()));
         }
-        let named = model.values().filter(|(_, v)| v.graph() == g && names.contains(v.name.as_str()));
+        let named = model
+            .values()
+            .filter(|(_, v)| v.graph() == g && names.contains(v.name.as_str()));
         all.extend(named.map(|(id, _)| id));
     }
     all

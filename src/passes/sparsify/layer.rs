@@ -84,7 +84,11 @@ impl Layer {
     /// # Errors
     /// When numbers are not finite.
     pub fn thinned(&self, keep: usize, method: Method, pattern: Pattern, block: usize, work: f64) -> Result<Thin> {
-        let masked = |mask: Array2<bool>| Zip::from(&self.matrix).and(&mask).map_collect(|w, m| if *m { *w } else { 0.0 });
+        let masked = |mask: Array2<bool>| {
+            Zip::from(&self.matrix)
+                .and(&mask)
+                .map_collect(|w, m| if *m { *w } else { 0.0 })
+        };
         let matrix = match (&self.known, method, pattern) {
             (Some(k), Method::Obs, _) if block > 1 => {
                 let mask = blocks(&self.costs, keep, block);
@@ -96,7 +100,10 @@ impl Layer {
             (_, Method::Wanda, _) => masked(largest_of_rows(&self.costs, keep.div_ceil(self.matrix.nrows().max(1)))),
             _ => masked(largest(&self.costs, keep)),
         };
-        let lost = self.known.as_ref().map(|k| k.moment.power((&self.matrix - &matrix).view()) / k.power);
+        let lost = self
+            .known
+            .as_ref()
+            .map(|k| k.moment.power((&self.matrix - &matrix).view()) / k.power);
         Ok(Thin { matrix, lost })
     }
 
@@ -112,7 +119,11 @@ impl Layer {
         let tensor = self.site.tensor_of(model, plain.view())?;
         if let Some((bias, known)) = self.known.as_ref().and_then(|k| Some((k.bias.as_ref()?, k))) {
             let shift = (&self.matrix - &thin.matrix).dot(&known.mean);
-            let new = bias.iter().zip(&shift).map(|(b, s)| (f64::from(*b) + s) as f32).collect();
+            let new = bias
+                .iter()
+                .zip(&shift)
+                .map(|(b, s)| (f64::from(*b) + s) as f32)
+                .collect();
             let slot = self.site.bias.context("it had a bias")?.value;
             let old = model.constant(slot).context("the bias is gone")?;
             let new = float_tensor(old.dtype(), old.dims(), new)?;
@@ -125,28 +136,54 @@ impl Layer {
     /// A line of the table.
     pub fn account(&self, model: &Model, thin: &Thin) -> String {
         let (all, left) = (thin.matrix.len(), thin.matrix.iter().filter(|x| **x != 0.0).count());
-        let lost = thin.lost.map_or(String::new(), |l| format!("; predicted error {:.1} dB", super::decibel(l)));
+        let lost = thin.lost.map_or(String::new(), |l| {
+            format!("; predicted error {:.1} dB", super::decibel(l))
+        });
         let packed = model.constant(self.site.weight).map_or(String::new(), |t| {
             let (bytes, small) = (t.byte_len(), deflated(&[&t.raw()]));
-            format!("; {bytes} bytes deflate to {small} ({:.2}×)", bytes as f64 / small.max(1) as f64)
+            format!(
+                "; {bytes} bytes deflate to {small} ({:.2}×)",
+                bytes as f64 / small.max(1) as f64
+            )
         });
-        format!("{:.1} % zeros: {left} of {all} weights remain{lost}{packed}", 100.0 * (all - left) as f64 / all.max(1) as f64)
+        format!(
+            "{:.1} % zeros: {left} of {all} weights remain{lost}{packed}",
+            100.0 * (all - left) as f64 / all.max(1) as f64
+        )
     }
 }
 
 impl Known {
-    fn new(model: &Model, site: &Site, stats: &[Stats], order: &[usize], matrix: &Array2<f64>) -> Result<Option<Known>> {
+    fn new(
+        model: &Model,
+        site: &Site,
+        stats: &[Stats],
+        order: &[usize],
+        matrix: &Array2<f64>,
+    ) -> Result<Option<Known>> {
         let mut sums: Option<crate::math::gram::Gram> = None;
         for s in stats {
-            let Some(g) = s.gram(site.input, &site.patch).and_then(|g| g.first()).filter(|g| g.n > 0) else { continue };
+            let Some(g) = s
+                .gram(site.input, &site.patch)
+                .and_then(|g| g.first())
+                .filter(|g| g.n > 0)
+            else {
+                continue;
+            };
             match &mut sums {
                 Some(all) => all.merge(g)?,
                 None => sums = Some(g.clone()),
             }
         }
-        let Some(sums) = sums.filter(|g| g.dim() == order.len()) else { return Ok(None) };
+        let Some(sums) = sums.filter(|g| g.dim() == order.len()) else {
+            return Ok(None);
+        };
         let bias = bias(model, site);
-        let second = if bias.is_some() { sums.covariance() } else { sums.moment() };
+        let second = if bias.is_some() {
+            sums.covariance()
+        } else {
+            sums.moment()
+        };
         if second.diag().sum() <= 0.0 {
             return Ok(None);
         }

@@ -128,12 +128,18 @@ impl Sparsify {
     fn new(o: &Options) -> Result<Sparsify> {
         let much = match o.get_or_auto::<f64>("sparsity")? {
             Some(p) => {
-                ensure!((0.0..1.0).contains(&p), "sparsify(sparsity={p}): give a number from 0 to below 1");
+                ensure!(
+                    (0.0..1.0).contains(&p),
+                    "sparsify(sparsity={p}): give a number from 0 to below 1"
+                );
                 Much::Part(p)
             }
             None => {
                 let e: f64 = o.get("error")?;
-                ensure!(e > 0.0 && e < 1.0, "sparsify(error={e}): give a number above 0 and below 1");
+                ensure!(
+                    e > 0.0 && e < 1.0,
+                    "sparsify(error={e}): give a number above 0 and below 1"
+                );
                 Much::Error(e)
             }
         };
@@ -176,7 +182,9 @@ impl Sparsify {
         } else if size < self.min_size {
             Some(format!("small: {size} weights"))
         } else if self.method != Method::Magnitude && width > MAX_INPUTS {
-            Some(format!("{width} inputs are too many to measure; sparsify(method=magnitude) does without"))
+            Some(format!(
+                "{width} inputs are too many to measure; sparsify(method=magnitude) does without"
+            ))
         } else if self.method != Method::Magnitude && model.node(site.node).graph() != model.main_id() {
             Some("it is in a sub-graph, where nothing is measured; sparsify(method=magnitude) does without".into())
         } else {
@@ -223,7 +231,9 @@ impl Sparsify {
         match over(&one).and_then(|a| Ok([a, over(&other)?])) {
             Ok(halves) => Ok(Some(halves)),
             Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
-                cx.warn(format!("sparsify knows nothing of the data, so the smallest weights go: {e:#}"));
+                cx.warn(format!(
+                    "sparsify knows nothing of the data, so the smallest weights go: {e:#}"
+                ));
                 Ok(None)
             }
             Err(e) => Err(e.context("sparsify: measuring")),
@@ -238,7 +248,9 @@ impl Sparsify {
         }
         let costs: Vec<f64> = layers.iter().flat_map(|l| l.costs.iter().copied()).collect();
         let total = keep(costs.len());
-        let Ok(costs) = Array2::from_shape_vec((1, costs.len()), costs) else { return Vec::new() };
+        let Ok(costs) = Array2::from_shape_vec((1, costs.len()), costs) else {
+            return Vec::new();
+        };
         let mask = largest(&costs, total);
         let mut at = 0;
         let count = |l: &Layer| {
@@ -254,11 +266,19 @@ impl Sparsify {
         let work = work / layers.len().max(1) as f64;
         let counts = self.counts(layers, part);
         let each = layers.iter().zip(counts);
-        each.map(|(l, keep)| l.thinned(keep, self.method, self.pattern, self.block, work)).collect()
+        each.map(|(l, keep)| l.thinned(keep, self.method, self.pattern, self.block, work))
+            .collect()
     }
 
     /// The largest part of zeros whose outputs err by the limit at most, on samples that had no part.
-    fn settle(&self, model: &Model, sites: &[Site], halves: &[Stats; 2], limit: f64, cx: &Context) -> Result<(f64, f64)> {
+    fn settle(
+        &self,
+        model: &Model,
+        sites: &[Site],
+        halves: &[Stats; 2],
+        limit: f64,
+        cx: &Context,
+    ) -> Result<(f64, f64)> {
         let [one, other] = cx.samples.halves();
         let reference = Reference::new(model, if other.is_empty() { &one } else { &other }, cx)?;
         let limit = reference.careful(limit);
@@ -268,7 +288,10 @@ impl Sparsify {
         cx.progress.start("try zeros", ROUNDS);
         for _ in 0..ROUNDS {
             let mut changed = model.clone();
-            for (l, thin) in layers.iter().zip(self.thinned(&layers, 1.0 - density, WORK / ROUNDS as f64)?) {
+            for (l, thin) in layers
+                .iter()
+                .zip(self.thinned(&layers, 1.0 - density, WORK / ROUNDS as f64)?)
+            {
                 l.write(&mut changed, &thin)?;
             }
             let error = reference.error(&changed, SAMPLES, cx)?;
@@ -311,20 +334,22 @@ impl Pass for Sparsify {
         let halves = self.measured(model, &sites, cx)?;
         let part = match (self.much, &halves) {
             (Much::Part(p), _) => p,
-            (Much::Error(limit), Some(halves)) if !sites.is_empty() => match self.settle(model, &sites, halves, limit, cx) {
-                Ok((part, error)) => {
-                    let what = format!(
-                        "{:.1} % of the weights looked at become zero: on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed",
-                        100.0 * part,
-                        decibel(error),
-                        decibel(limit)
-                    );
-                    cx.note(NoteKind::Did, String::new(), what);
-                    part
+            (Much::Error(limit), Some(halves)) if !sites.is_empty() => {
+                match self.settle(model, &sites, halves, limit, cx) {
+                    Ok((part, error)) => {
+                        let what = format!(
+                            "{:.1} % of the weights looked at become zero: on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed",
+                            100.0 * part,
+                            decibel(error),
+                            decibel(limit)
+                        );
+                        cx.note(NoteKind::Did, String::new(), what);
+                        part
+                    }
+                    Err(e) if e.chain().any(|c| c.is::<NotRun>()) => 0.0,
+                    Err(e) => return Err(e.context("sparsify: trying the result")),
                 }
-                Err(e) if e.chain().any(|c| c.is::<NotRun>()) => 0.0,
-                Err(e) => return Err(e.context("sparsify: trying the result")),
-            },
+            }
             (Much::Error(_), _) => {
                 cx.warn("sparsify: without real data nobody knows the damage; give sparsity= to set weights to zero all the same");
                 0.0

@@ -21,7 +21,9 @@ const SINCE_OPSET: i64 = 11;
 pub fn account(model: &mut Model, sparse: bool, cx: &mut Context) -> Result<()> {
     let weights: Vec<ValueId> = model
         .values()
-        .filter(|(_, v)| v.origin() == Origin::Const && v.tensor().is_some_and(|t| t.dtype() == DType::Float && t.len() > 1))
+        .filter(|(_, v)| {
+            v.origin() == Origin::Const && v.tensor().is_some_and(|t| t.dtype() == DType::Float && t.len() > 1)
+        })
         .map(|(v, _)| v)
         .collect();
     let (mut all, mut left, mut bytes) = (0usize, 0usize, 0usize);
@@ -69,14 +71,22 @@ fn store(model: &mut Model, weights: &[ValueId], cx: &mut Context) -> Result<()>
         let indices = Tensor::new(&[places.len()], places).to_inline_proto();
         model.rename(v, model.fresh_name(&format!("{name}_dense")));
         let new = model.add_sparse(graph, &name);
-        model.graph_mut(graph).rest.sparse_initializer.push(pb::SparseTensorProto {
-            values: Some(values),
-            indices: Some(indices),
-            dims: dims.iter().map(|d| *d as i64).collect(),
-        });
+        model
+            .graph_mut(graph)
+            .rest
+            .sparse_initializer
+            .push(pb::SparseTensorProto {
+                values: Some(values),
+                indices: Some(indices),
+                dims: dims.iter().map(|d| *d as i64).collect(),
+            });
         model.replace_uses(v, new);
         model.erase_const(v);
-        cx.note(NoteKind::Did, name, format!("stored sparsely: {before} → {after} bytes"));
+        cx.note(
+            NoteKind::Did,
+            name,
+            format!("stored sparsely: {before} → {after} bytes"),
+        );
     }
     Ok(())
 }

@@ -37,7 +37,12 @@ pub fn bytes(w: &Weight, view: &View, scheme: Scheme) -> usize {
 /// # Errors
 /// When the bias is not constant.
 pub fn shift(model: &mut Model, w: &Weight, fitted: &Fitted) -> Result<()> {
-    let Some(bias) = w.sites.first().and_then(|s| s.bias).filter(|_| !fitted.shift.is_empty()) else {
+    let Some(bias) = w
+        .sites
+        .first()
+        .and_then(|s| s.bias)
+        .filter(|_| !fitted.shift.is_empty())
+    else {
         return Ok(());
     };
     let alpha = w.sites[0].layout.scale;
@@ -95,7 +100,9 @@ impl<'a> Emitter<'a> {
         }
         let node = self.node_name(format!("{name}_DequantizeLinear"));
         let output = self.model.fresh_name(&format!("{name}_DequantizeLinear_Output"));
-        let (_, out) = self.model.add_node(graph, &node, "DequantizeLinear", &inputs, &[&output], attrs);
+        let (_, out) = self
+            .model
+            .add_node(graph, &node, "DequantizeLinear", &inputs, &[&output], attrs);
         self.model.replace_uses(w.value, out[0]);
         self.model.erase_const(w.value);
         Ok(())
@@ -111,7 +118,9 @@ impl<'a> Emitter<'a> {
     /// The name, or with a number when a node has it.
     pub fn node_name(&mut self, name: String) -> String {
         let numbered = (1..).map(|i| format!("{name}_{i}"));
-        let free = std::iter::once(name.clone()).chain(numbered).find(|n| !self.nodes.contains(n));
+        let free = std::iter::once(name.clone())
+            .chain(numbered)
+            .find(|n| !self.nodes.contains(n));
         let free = free.unwrap_or(name);
         self.nodes.insert(free.clone());
         free
@@ -132,5 +141,8 @@ pub fn integers(kind: IntKind, dims: &[usize], codes: &[i8]) -> Result<Tensor> {
 /// Two codes a byte, the first in the low half.
 pub fn packed(codes: &[i8]) -> Vec<u8> {
     let low = |c: i8| c as u8 & 0x0f;
-    codes.chunks(2).map(|p| low(p[0]) | low(p.get(1).copied().unwrap_or(0)) << 4).collect()
+    codes
+        .chunks(2)
+        .map(|p| low(p[0]) | low(p.get(1).copied().unwrap_or(0)) << 4)
+        .collect()
 }

@@ -96,9 +96,15 @@ fn of_site(site: Site) -> Weight {
     Weight {
         value: site.weight,
         nodes: vec![site.node],
-        channels: View { rows: vec![axis], columns: others },
+        channels: View {
+            rows: vec![axis],
+            columns: others,
+        },
         axis,
-        blocked: (!transposed).then(|| View { rows: vec![axis], columns }),
+        blocked: (!transposed).then(|| View {
+            rows: vec![axis],
+            columns,
+        }),
         dims,
         sites: vec![site],
     }
@@ -112,15 +118,23 @@ fn recurrent(model: &Model) -> Vec<Weight> {
             continue;
         }
         for value in [1, 2].into_iter().filter_map(|slot| n.input(slot)) {
-            let Some(t) = model.constant(value).filter(|t| t.dims().len() == 3 && !t.is_empty()) else { continue };
+            let Some(t) = model.constant(value).filter(|t| t.dims().len() == 3 && !t.is_empty()) else {
+                continue;
+            };
             all.push(Weight {
                 value,
                 dims: t.dims().to_vec(),
                 nodes: vec![id],
                 sites: Vec::new(),
-                channels: View { rows: vec![1], columns: vec![0, 2] },
+                channels: View {
+                    rows: vec![1],
+                    columns: vec![0, 2],
+                },
                 axis: 1,
-                blocked: Some(View { rows: vec![0, 1], columns: vec![2] }),
+                blocked: Some(View {
+                    rows: vec![0, 1],
+                    columns: vec![2],
+                }),
             });
         }
     }

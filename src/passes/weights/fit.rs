@@ -104,12 +104,21 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         let codes = grid.nearest(matrix.view());
         let power = |m: &Array2<f32>| m.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         let sqnr = decibels(power(&matrix), power(&(&matrix - &grid.values(codes.view()))));
-        return Ok(Fitted { codes, grid, shift: Vec::new(), sqnr });
+        return Ok(Fitted {
+            codes,
+            grid,
+            shift: Vec::new(),
+            sqnr,
+        });
     };
     let rows = matrix.nrows() / known.moments.len().max(1);
     let (mut parts, mut signal, mut noise, mut shift) = (Vec::new(), 0.0, 0.0, Vec::new());
     for (g, moments) in known.moments.iter().enumerate() {
-        let second = if known.movable { moments.covariance.clone() } else { moments.clone().into_moment() };
+        let second = if known.movable {
+            moments.covariance.clone()
+        } else {
+            moments.clone().into_moment()
+        };
         let second = second.select(Axis(0), &order).select(Axis(1), &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let best = data_aware(part, form, second.view())?;
@@ -118,9 +127,12 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         if known.movable {
             let mean = &moments.mean;
             let error = &part - &best.grid.values(best.codes.view());
-            shift.extend(error.rows().into_iter().map(|r| {
-                r.iter().zip(&order).map(|(e, &i)| f64::from(*e) * mean[i]).sum::<f64>() as f32
-            }));
+            shift.extend(
+                error
+                    .rows()
+                    .into_iter()
+                    .map(|r| r.iter().zip(&order).map(|(e, &i)| f64::from(*e) * mean[i]).sum::<f64>() as f32),
+            );
         }
         parts.push(best);
     }
@@ -128,7 +140,12 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         return fit(model, w, view, scheme, None); // inputs are always zero on the data
     }
     let (codes, grid) = joined(&parts)?;
-    Ok(Fitted { codes, grid, shift, sqnr: decibels(signal, noise) })
+    Ok(Fitted {
+        codes,
+        grid,
+        shift,
+        sqnr: decibels(signal, noise),
+    })
 }
 
 fn decibels(signal: f64, noise: f64) -> f64 {
@@ -157,13 +174,23 @@ fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
     let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
     let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| Ok(shrunk(a, b)?.all)).collect();
     let all = Some(all.ok()?);
-    let [site] = &w.sites[..] else { return Some(Known { moments: all?, movable: false }) };
+    let [site] = &w.sites[..] else {
+        return Some(Known {
+            moments: all?,
+            movable: false,
+        });
+    };
     let movable = w.nodes.len() == 1
         && !site.shared
-        && site.bias.is_some_and(|b| model.constant(b.value).is_some() && b.scale == 1.0)
+        && site
+            .bias
+            .is_some_and(|b| model.constant(b.value).is_some() && b.scale == 1.0)
         && site.owns_bias(model)
         && site.bias_values(model).is_some_and(|b| b.len() == site.outputs())
-        && site.bias.and_then(|b| model.constant(b.value)).is_some_and(|t| t.len() == site.outputs());
+        && site
+            .bias
+            .and_then(|b| model.constant(b.value))
+            .is_some_and(|t| t.len() == site.outputs());
     Some(Known { moments: all?, movable })
 }
 
@@ -177,7 +204,9 @@ struct Rows {
 impl Rows {
     /// Takes over rows that are better; false when there is none.
     fn improve(&mut self, other: Rows) -> bool {
-        let better: Vec<usize> = (0..self.wrong.len()).filter(|&i| other.wrong[i] < self.wrong[i]).collect();
+        let better: Vec<usize> = (0..self.wrong.len())
+            .filter(|&i| other.wrong[i] < self.wrong[i])
+            .collect();
         for &i in &better {
             self.wrong[i] = other.wrong[i];
             self.codes.row_mut(i).assign(&other.codes.row(i));
@@ -200,7 +229,11 @@ fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result
     };
     let rounded = |grid: Grid| -> Result<Rows> {
         let found = rounding.on_grid(w, &grid)?;
-        Ok(Rows { codes: found.codes, grid, wrong: found.energies })
+        Ok(Rows {
+            codes: found.codes,
+            grid,
+            wrong: found.energies,
+        })
     };
     let mut best = rounded(grid)?;
     best.improve(rounded(Grid::best(w, form, None)?)?);

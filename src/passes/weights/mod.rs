@@ -131,7 +131,12 @@ fn build(o: &Options) -> Result<Weights> {
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
         min: o.get("min")?,
-        skip: o.text("skip").split(';').filter(|s| !s.is_empty()).map(str::to_owned).collect(),
+        skip: o
+            .text("skip")
+            .split(';')
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -178,12 +183,18 @@ impl Weights {
         if weights.is_empty() {
             return Ok(false);
         }
-        let data = if self.data { Data::measure(model, &weights, cx)? } else { None };
+        let data = if self.data {
+            Data::measure(model, &weights, cx)?
+        } else {
+            None
+        };
         let mut bytes = (0usize, 0usize);
         let mut changed = false;
         let mut emitter = emit::Emitter::new(model);
         for w in &weights {
-            let Some((before, after)) = self.one(&mut emitter, w, data.as_ref(), cx)? else { continue };
+            let Some((before, after)) = self.one(&mut emitter, w, data.as_ref(), cx)? else {
+                continue;
+            };
             bytes = (bytes.0 + before, bytes.1 + after);
             changed = true;
         }
@@ -201,10 +212,20 @@ impl Weights {
             return false;
         }
         if w.len() < self.min {
-            cx.skip(model, node, format!("its weight has {} elements, fewer than {}: left as it is", w.len(), self.min));
+            cx.skip(
+                model,
+                node,
+                format!(
+                    "its weight has {} elements, fewer than {}: left as it is",
+                    w.len(),
+                    self.min
+                ),
+            );
             return false;
         }
-        let finite = model.constant(w.value).and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())));
+        let finite = model
+            .constant(w.value)
+            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())));
         if finite != Some(true) {
             cx.skip(model, node, "its weight is not finite: left as it is");
             return false;
@@ -223,7 +244,10 @@ impl Weights {
         let model = &*emitter.model;
         let label = model.label(w.nodes[0]);
         let nbits = self.nbits && nbits::fits(model, w);
-        let mut scheme = Scheme { negative: nbits && !self.scheme.zeros, ..self.scheme };
+        let mut scheme = Scheme {
+            negative: nbits && !self.scheme.zeros,
+            ..self.scheme
+        };
         let view = match &w.blocked {
             Some(view) if scheme.block > 0 && view.span(&w.dims).1 * 2 >= scheme.block => view.clone(),
             _ => {

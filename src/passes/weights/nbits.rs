@@ -20,12 +20,14 @@ const DOMAIN: &str = "com.microsoft";
 /// True when all readers of a weight can become `MatMulNBits`.
 pub fn fits(model: &Model, w: &Weight) -> bool {
     let whole = w.nodes.len() == model.value(w.value).uses().len() && w.sites.len() == w.nodes.len();
-    whole && w.sites.iter().all(|s| {
-        let n = model.node(s.node);
-        let plain = n.is("MatMul") || n.is("Gemm") && n.int_or("transA", 0) == 0;
-        let bias = !n.is("Gemm") || n.input(2).is_none() || s.bias_values(model).is_some_and(|b| b.len() == s.outputs());
-        plain && bias && s.slot == 1 && s.layout.scale == 1.0
-    })
+    whole
+        && w.sites.iter().all(|s| {
+            let n = model.node(s.node);
+            let plain = n.is("MatMul") || n.is("Gemm") && n.int_or("transA", 0) == 0;
+            let bias =
+                !n.is("Gemm") || n.input(2).is_none() || s.bias_values(model).is_some_and(|b| b.len() == s.outputs());
+            plain && bias && s.slot == 1 && s.layout.scale == 1.0
+        })
 }
 
 /// Puts `MatMulNBits` in place of the readers of a weight, whose matrix is N × K. `int8`: activations may be rounded inside.
@@ -60,7 +62,11 @@ pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted, int8: bool) -> R
     });
     let attrs = [("K", k), ("N", n), ("bits", bits), ("block_size", block)];
     let level = int8.then_some(("accuracy_level", 4));
-    let attrs: Vec<Attr> = attrs.into_iter().chain(level).map(|(a, x)| Attr::int(a, x as i64)).collect();
+    let attrs: Vec<Attr> = attrs
+        .into_iter()
+        .chain(level)
+        .map(|(a, x)| Attr::int(a, x as i64))
+        .collect();
     for node in w.nodes.clone() {
         let bias = bias(emitter, w, node)?;
         let input = emitter.model.node(node).input(0);
@@ -73,7 +79,10 @@ pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted, int8: bool) -> R
         }
         emitter.model.set_inputs(node, inputs);
         let n = emitter.model.node_mut(node);
-        n.op = Op { domain: DOMAIN.to_owned(), name: "MatMulNBits".to_owned() };
+        n.op = Op {
+            domain: DOMAIN.to_owned(),
+            name: "MatMulNBits".to_owned(),
+        };
         n.attrs.clone_from(&attrs);
         n.rest.domain = None;
     }
@@ -91,7 +100,9 @@ pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted, int8: bool) -> R
 fn bias(emitter: &mut Emitter, w: &Weight, node: NodeId) -> Result<Option<ValueId>> {
     let site = w.sites.iter().find(|s| s.node == node).context("a site")?;
     let model = &mut *emitter.model;
-    let Some(old) = site.bias.filter(|b| b.node == node && model.node(node).is("Gemm")) else { return Ok(None) };
+    let Some(old) = site.bias.filter(|b| b.node == node && model.node(node).is("Gemm")) else {
+        return Ok(None);
+    };
     let values = site.bias_values(model).context("its bias is constant")?;
     if old.scale == 1.0 && model.constant(old.value).is_some_and(|t| t.dims() == [site.outputs()]) {
         return Ok(Some(old.value));

@@ -33,9 +33,15 @@ impl View {
     /// # Errors
     /// When the data are not as many as the dimensions say.
     pub fn matrix<T: Copy>(&self, dims: &[usize], data: &[T]) -> Result<Array2<T>> {
-        ensure!(data.len() == dims.iter().product::<usize>(), "{} numbers for {dims:?}", data.len());
+        ensure!(
+            data.len() == dims.iter().product::<usize>(),
+            "{} numbers for {dims:?}",
+            data.len()
+        );
         let (rows, columns) = self.places(dims);
-        Ok(Array2::from_shape_fn((rows.len(), columns.len()), |(r, c)| data[rows[r] + columns[c]]))
+        Ok(Array2::from_shape_fn((rows.len(), columns.len()), |(r, c)| {
+            data[rows[r] + columns[c]]
+        }))
     }
 
     /// The tensor of a matrix.
@@ -44,7 +50,11 @@ impl View {
     /// When the matrix has another shape.
     pub fn tensor<T: Copy + Default>(&self, dims: &[usize], matrix: &Array2<T>) -> Result<Vec<T>> {
         let (rows, columns) = self.places(dims);
-        ensure!(matrix.dim() == (rows.len(), columns.len()), "{:?} for {dims:?}", matrix.dim());
+        ensure!(
+            matrix.dim() == (rows.len(), columns.len()),
+            "{:?} for {dims:?}",
+            matrix.dim()
+        );
         let mut data = vec![T::default(); rows.len() * columns.len()];
         for ((r, c), &x) in matrix.indexed_iter() {
             data[rows[r] + columns[c]] = x;
@@ -61,11 +71,20 @@ impl View {
     /// Where the columns of the view with `natural` column axes stand among those of this one.
     pub fn order(&self, natural: &[usize], dims: &[usize]) -> Vec<usize> {
         let inner = |axes: &[usize], axis: usize| {
-            axes.iter().skip_while(|a| **a != axis).skip(1).map(|a| dims[*a]).product::<usize>()
+            axes.iter()
+                .skip_while(|a| **a != axis)
+                .skip(1)
+                .map(|a| dims[*a])
+                .product::<usize>()
         };
         let (_, columns) = self.places(dims);
         let stride = |axis: usize| dims[axis + 1..].iter().product::<usize>();
-        let column = |place: &usize| natural.iter().map(|&a| place / stride(a) % dims[a] * inner(natural, a)).sum();
+        let column = |place: &usize| {
+            natural
+                .iter()
+                .map(|&a| place / stride(a) % dims[a] * inner(natural, a))
+                .sum()
+        };
         columns.iter().map(column).collect()
     }
 }
@@ -83,7 +102,10 @@ mod tests {
             let m = view.matrix(&dims, &data).expect("fits");
             assert_eq!(view.tensor(&dims, &m).expect("fits"), data);
         }
-        let view = View { rows: vec![0], columns: vec![2, 1] };
+        let view = View {
+            rows: vec![0],
+            columns: vec![2, 1],
+        };
         let m = view.matrix(&dims, &data).expect("fits");
         assert_eq!(m.row(0).to_vec(), [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
         assert_eq!(view.order(&[1, 2], &dims), [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
