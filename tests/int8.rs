@@ -1,10 +1,11 @@
 //! `int8` on small graphs with known answers.
 
+use crate::tool::run_passes;
 use onnxzip::data::{Dataset, Sample};
 use onnxzip::engine::{Engine, tract::Tract};
 use onnxzip::ir::{Attr, Model, Tensor, ValueId, check};
-use onnxzip::passes::{Context, Note, NoteKind, parse_list};
-use onnxzip::{onnx, pb, progress};
+use onnxzip::passes::{Note, NoteKind};
+use onnxzip::{onnx, pb};
 
 mod opsets;
 mod prepare;
@@ -58,23 +59,7 @@ fn node(m: &mut Model, op: &str, name: &str, inputs: &[ValueId], out: &str, attr
 }
 
 fn run_on(m: &mut Model, list: &str, data: &Dataset) -> Vec<Note> {
-    let samples = data.all();
-    let mut cx = Context {
-        engine: &Tract,
-        samples: &samples,
-        threads: 2,
-        seed: 1,
-        progress: &progress::Silent,
-        notes: Vec::new(),
-    };
-    for request in parse_list(list).expect("a list of passes") {
-        let pass = (request.info.build)(&request.options).expect("options");
-        pass.run(m, &mut cx).expect("the pass runs");
-    }
-    check::check(m).expect("the invariants hold");
-    let bytes = onnx::to_bytes(m).expect("it can be written");
-    assert!(onnx::from_bytes(bytes.into(), &onnx::External::below(None)).is_ok());
-    cx.notes
+    run_passes(m, list, data, 1)
 }
 
 fn run(m: &mut Model, list: &str) -> Vec<Note> {

@@ -1,13 +1,12 @@
 //! The pass `lowrank` on small models whose numbers are known, run by the engine.
 
+use crate::tool::run_passes;
 use onnxzip::data::Dataset;
 use onnxzip::engine::Engine;
 use onnxzip::engine::tract::Tract;
-use onnxzip::ir::check::check;
 use onnxzip::ir::{Attr, Model, NodeId, Tensor, ValueId};
-use onnxzip::passes::{Context, Note, NoteKind, parse_list};
+use onnxzip::passes::{Note, NoteKind};
 use onnxzip::pb;
-use onnxzip::progress::Silent;
 use std::io::Write;
 
 /// A seeded stream of numbers in [-1, 1).
@@ -88,20 +87,7 @@ fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
 
 /// Runs the pass and gives its notes.
 fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
-    let request = parse_list(request).expect("a request").remove(0);
-    let samples = data.all();
-    let mut cx = Context {
-        engine: &Tract,
-        samples: &samples,
-        threads: 2,
-        seed: 0,
-        progress: &Silent,
-        notes: Vec::new(),
-    };
-    let pass = (request.info.build)(&request.options).expect("options");
-    pass.run(model, &mut cx).expect("runs");
-    check(model).expect("a sound model");
-    cx.notes
+    run_passes(model, request, data, 0)
 }
 
 /// Outputs of all samples, end to end.

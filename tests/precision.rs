@@ -1,11 +1,12 @@
 //! `weights`, `dynamic` and `fp16` on small graphs with known answers.
 
-use crate::tool::{floats, int, ints, longs, model_with, node, port, with};
+use crate::tool::{floats, int, ints, longs, model_with, node, port, run_passes, with};
+
 use onnxzip::data::{Dataset, Sample};
 use onnxzip::engine::{Engine, tract::Tract};
-use onnxzip::ir::{DType, Model, check};
-use onnxzip::passes::{Context, Note, NoteKind, parse_list};
-use onnxzip::{onnx, pb, progress};
+use onnxzip::ir::{DType, Model};
+use onnxzip::passes::{Note, NoteKind, parse_list};
+use onnxzip::{onnx, pb};
 use prost::Message;
 
 mod half;
@@ -57,24 +58,9 @@ fn dense() -> Model {
 }
 
 fn run_on(m: &mut Model, list: &str, data: &Dataset) -> Vec<Note> {
-    let samples = data.all();
-    let mut cx = Context {
-        engine: &Tract,
-        samples: &samples,
-        threads: 2,
-        seed: 1,
-        progress: &progress::Silent,
-        notes: Vec::new(),
-    };
-    for request in parse_list(list).expect("a list of passes") {
-        let pass = (request.info.build)(&request.options).expect("options");
-        pass.run(m, &mut cx).expect("the pass runs");
-    }
+    let notes = run_passes(m, list, data, 1);
     m.sweep();
-    check::check(m).expect("the invariants hold");
-    let bytes = onnx::to_bytes(m).expect("it can be written");
-    assert!(onnx::from_bytes(bytes.into(), &onnx::External::below(None)).is_ok());
-    cx.notes
+    notes
 }
 
 /// Real data, as far as a pass can tell.

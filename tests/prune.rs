@@ -1,14 +1,14 @@
 //! What `prune` removes, keeps, and says. Every case is run before and after and must give the same outputs; then the pass is
 //! run again and must find nothing.
 
+use crate::tool::run_passes;
 use onnxzip::data::Dataset;
 use onnxzip::engine::Engine;
 use onnxzip::engine::tract::Tract;
-use onnxzip::ir::{Attr, DType, GraphId, Model, SubGraphs, Tensor, ValueId, check};
+use onnxzip::ir::{Attr, DType, GraphId, Model, SubGraphs, Tensor, ValueId};
 use onnxzip::onnx;
-use onnxzip::passes::{Context, Note, NoteKind, parse_list};
+use onnxzip::passes::{Note, NoteKind, parse_list};
 use onnxzip::pb;
-use onnxzip::progress::Silent;
 use std::path::Path;
 
 mod exact;
@@ -22,21 +22,7 @@ fn run(spec: &str, model: &mut Model) -> Vec<Note> {
 }
 
 fn run_on(data: &Dataset, spec: &str, model: &mut Model) -> Vec<Note> {
-    let samples = data.all();
-    let mut cx = Context {
-        engine: &Tract,
-        samples: &samples,
-        threads: 2,
-        seed: 0,
-        progress: &Silent,
-        notes: Vec::new(),
-    };
-    for request in parse_list(spec).expect("a list of passes") {
-        let pass = (request.info.build)(&request.options).expect("good options");
-        pass.run(model, &mut cx).expect("the pass runs");
-        check::check(model).expect("the model holds together");
-    }
-    cx.notes
+    run_passes(model, spec, data, 0)
 }
 
 /// A model under construction, with seeded weights.

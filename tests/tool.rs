@@ -1,6 +1,12 @@
 //! Running the built binary, and small models made by hand.
 
-use onnxzip::pb;
+use onnxzip::data::Dataset;
+use onnxzip::engine::tract::Tract;
+use onnxzip::ir::Model;
+use onnxzip::ir::check::check;
+use onnxzip::passes::{Context, Note, parse_list};
+use onnxzip::progress::Silent;
+use onnxzip::{onnx, pb};
 use prost::Message;
 use std::ffi::OsString;
 use std::io::{Read, Seek};
@@ -61,6 +67,27 @@ pub fn onnxzip<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
         out: std::mem::take(&mut text[0]),
         err: std::mem::take(&mut text[1]),
     }
+}
+
+/// Runs the passes of a list on a model and gives what they said. The model must hold together and survive being written and read.
+pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> Vec<Note> {
+    let samples = data.all();
+    let mut cx = Context {
+        engine: &Tract,
+        samples: &samples,
+        threads: 2,
+        seed,
+        progress: &Silent,
+        notes: Vec::new(),
+    };
+    for request in parse_list(list).expect("a list of passes") {
+        let pass = (request.info.build)(&request.options).expect("options");
+        pass.run(model, &mut cx).expect("the pass runs");
+        check(model).expect("the invariants hold");
+    }
+    let bytes = onnx::to_bytes(model).expect("it can be written");
+    assert!(onnx::from_bytes(bytes.into(), &onnx::External::below(None)).is_ok());
+    cx.notes
 }
 
 /// A file of `fixtures/`.

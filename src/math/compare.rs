@@ -123,6 +123,15 @@ impl Gap {
         10.0 * (self.reference_squared / self.error_squared).log10()
     }
 
+    /// Noise power over signal power: 0 when all pairs are equal, infinite when a pair is broken, `None` when nothing was compared.
+    pub fn noise(&self) -> Option<f64> {
+        match (self.count, self.broken) {
+            (0, 0) => None,
+            (_, 0) => Some(10f64.powf(-self.sqnr_db() / 10.0)),
+            _ => Some(f64::INFINITY),
+        }
+    }
+
     /// Cosine of the angle between reference and test, all samples taken as one vector: 1 when all pairs are equal, 0 when a
     /// pair is broken or only one of the two is zero.
     pub fn cosine(&self) -> f64 {

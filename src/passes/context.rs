@@ -1,9 +1,12 @@
 //! What a pass may use: the engine, calibration samples, statistics; and where it says what it did.
 
+use super::opset::raise_opset;
+use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
 use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
+use crate::ops::quant::is_quantized_op;
 use crate::progress::Progress;
 use anyhow::Result;
 use serde::Serialize;
@@ -58,6 +61,42 @@ impl Context<'_> {
         measure(model, wanted, self.engine, self.samples, self.threads, self.progress).map(Arc::new)
     }
 
+    /// Measures values of the main graph over either half of the calibration samples ([`Samples::halves`]).
+    ///
+    /// # Errors
+    /// As [`Context::stats`].
+    pub fn halves(&self, model: &Model, wanted: impl IntoIterator<Item = (ValueId, Measure)>) -> Result<[Stats; 2]> {
+        let mut all: Vec<(ValueId, Measure)> = Vec::new();
+        for want in wanted {
+            if !all.contains(&want) {
+                all.push(want);
+            }
+        }
+        let over = |half: &Samples| match half.is_empty() || all.is_empty() {
+            true => Ok(Stats::default()),
+            false => measure(model, &all, self.engine, half, self.threads, self.progress),
+        };
+        let [one, other] = self.samples.halves();
+        Ok([over(&one)?, over(&other)?])
+    }
+
+    /// The places where a constant weight meets an activation, in all graphs; says why others are left alone, those too for
+    /// which `refusal` gives a reason.
+    pub fn sites(&mut self, model: &Model, refusal: impl Fn(&Site) -> Option<String>) -> Vec<Site> {
+        let mut all = Vec::new();
+        for id in model.node_ids() {
+            match site(model, id) {
+                None => {}
+                Some(Err(reason)) => self.skip(model, id, reason),
+                Some(Ok(site)) => match refusal(&site) {
+                    Some(reason) => self.skip(model, id, reason),
+                    None => all.push(site),
+                },
+            }
+        }
+        all
+    }
+
     /// Says what was done to a node.
     pub fn did(&mut self, model: &Model, node: NodeId, what: impl Display) {
         self.note(NoteKind::Did, model.label(node), what);
@@ -66,6 +105,38 @@ impl Context<'_> {
     /// Says why a node was left alone.
     pub fn skip(&mut self, model: &Model, node: NodeId, why: impl Display) {
         self.note(NoteKind::Skip, model.label(node), why);
+    }
+
+    /// Says why the model as a whole was left alone.
+    pub fn leave(&mut self, why: impl Display) {
+        self.note(NoteKind::Skip, String::new(), why);
+    }
+
+    /// True, and says so, when the model is quantized already: its scales are part of what its integers mean.
+    pub fn is_quantized(&mut self, model: &Model) -> bool {
+        let first = model.nodes().find(|(id, _)| is_quantized_op(model, *id));
+        if let Some((node, _)) = first {
+            self.skip(model, node, "the model is quantized already: left as it is");
+        }
+        first.is_some()
+    }
+
+    /// A copy to quantize, of operator set `opset` or later; `None`, and says why, when the model is quantized already or
+    /// cannot be raised.
+    pub fn to_quantize(&mut self, model: &Model, opset: i64) -> Option<Model> {
+        if self.is_quantized(model) {
+            return None;
+        }
+        let mut work = model.clone();
+        if work.opset("") < opset
+            && let Err(why) = raise_opset(&mut work, opset)
+        {
+            self.leave(format_args!(
+                "left in floating point: operator set {opset} is needed, and {why:#}"
+            ));
+            return None;
+        }
+        Some(work)
     }
 
     /// Says something that the user should know.

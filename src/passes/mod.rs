@@ -5,6 +5,8 @@
 //! [`Context::skip`].
 
 mod context;
+mod exchange;
+mod names;
 mod noise;
 mod options;
 
@@ -19,6 +21,7 @@ pub mod sparsify;
 pub mod weights;
 
 pub use context::{Context, Note, NoteKind};
+pub use names::Names;
 pub use options::{Opt, Options, Request, parse_list};
 
 use crate::ir::Model;

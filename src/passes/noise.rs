@@ -2,11 +2,11 @@
 
 use super::Context;
 use crate::data::{Sample, Samples};
-use crate::engine::{NotRun, Session};
+use crate::engine::Session;
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::compare::Gap;
 use crate::parallel::in_order;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 /// Not more samples than this.
 pub const SAMPLES: usize = 64;
@@ -26,7 +26,7 @@ impl Reference {
     /// Runs the model on up to [`SAMPLES`] samples, of which there is one at least.
     ///
     /// # Errors
-    /// When a sample fails. [`NotRun`] is in the chain when the engine does not run the model.
+    /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
     pub fn new(model: &Model, samples: &Samples, cx: &Context) -> Result<Reference> {
         let outputs = model.main().outputs().iter().map(|p| p.value).collect();
         let mut reference = Reference {
@@ -56,8 +56,7 @@ impl Reference {
     }
 
     fn load(&self, model: &Model, like: &Sample, cx: &Context) -> Result<Box<dyn Session>> {
-        let session = cx.engine.load(model, &self.outputs, like);
-        session.map_err(|NotRun(why)| anyhow!(NotRun(why)))
+        Ok(cx.engine.load(model, &self.outputs, like)?)
     }
 
     /// The error of a changed model's worst output relative to its power, on the first `most` samples. Infinite when a number is lost.
@@ -76,7 +75,7 @@ impl Reference {
             |i| session.run(&self.samples[i]),
             |i, outputs| add(&mut gaps, &self.wanted[i], &outputs),
         )?;
-        Ok(gaps.iter().filter_map(ratio).fold(0.0, f64::max))
+        Ok(gaps.iter().filter_map(Gap::noise).fold(0.0, f64::max))
     }
 }
 
@@ -93,13 +92,4 @@ pub fn add(gaps: &mut [Gap], before: &[Tensor], after: &[Tensor]) -> Result<()> 
         }
     }
     Ok(())
-}
-
-/// Noise power over signal power; infinite when a number was lost, `None` when nothing was compared.
-pub fn ratio(gap: &Gap) -> Option<f64> {
-    match (gap.count, gap.broken) {
-        (0, 0) => None,
-        (_, 0) => Some(10f64.powf(-gap.sqnr_db() / 10.0)),
-        _ => Some(f64::INFINITY),
-    }
 }

@@ -1,6 +1,6 @@
 //! The account as one HTML file that needs nothing else: for a phone, a browser, and print.
 
-use super::text::{bytes, count, db, outcome};
+use super::text::{SizeRow, bytes, count, db, outcome, size_rows};
 use super::{Report, WeightSize};
 use crate::passes::NoteKind;
 use plotters::prelude::*;
@@ -75,29 +75,9 @@ fn bar(part: f64, class: &str) -> String {
 }
 
 fn sizes(out: &mut String, r: &Report) {
-    let (a, b) = (&r.before, &r.after);
-    let ratio = |x: u64, y: u64| {
-        if y == 0 {
-            String::new()
-        } else {
-            format!("{:.2}×", x as f64 / y as f64)
-        }
-    };
-    let mut rows = vec![
-        ("file", bytes(a.bytes), bytes(b.bytes), ratio(a.bytes, b.bytes)),
-        ("nodes", a.nodes.to_string(), b.nodes.to_string(), String::new()),
-        (
-            "parameters",
-            count(a.params),
-            count(b.params),
-            ratio(a.params, b.params),
-        ),
-    ];
-    if let (Some(x), Some(y)) = (a.macs, b.macs) {
-        rows.push(("MACs", count(x), count(y), ratio(x, y)));
-    }
     *out += "<h2>Size</h2>";
-    let cells = |(n, x, y, r): (&str, String, String, String)| (false, vec![n.to_owned(), x, y, r]);
+    let cells = |(n, x, y, r): SizeRow| (false, vec![n.to_owned(), x, y, r]);
+    let rows = size_rows(&r.before, &r.after);
     table(out, &["", "before", "after", "ratio"], rows.into_iter().map(cells));
 }
 

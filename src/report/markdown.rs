@@ -1,6 +1,6 @@
 //! The account as Markdown, for the summary of a job or a comment.
 
-use super::text::{bytes, count, outcome};
+use super::text::{bytes, outcome, size_rows};
 use super::{Report, Tried};
 use std::fmt::Write;
 
@@ -11,31 +11,8 @@ pub fn render(r: &Report) -> String {
     let _ = writeln!(out, "### {mark} onnxzip: `{}`\n", escaped(&r.input));
     let _ = writeln!(out, "{}\n", escaped(&outcome(r)));
     let _ = writeln!(out, "| | before | after | |\n|---|---:|---:|---:|");
-    let (a, b) = (&r.before, &r.after);
-    let ratio = |x: u64, y: u64| {
-        if y == 0 {
-            String::new()
-        } else {
-            format!("{:.2}×", x as f64 / y as f64)
-        }
-    };
-    let _ = writeln!(
-        out,
-        "| file | {} | {} | {} |",
-        bytes(a.bytes),
-        bytes(b.bytes),
-        ratio(a.bytes, b.bytes)
-    );
-    let _ = writeln!(out, "| nodes | {} | {} | |", a.nodes, b.nodes);
-    let _ = writeln!(
-        out,
-        "| parameters | {} | {} | {} |",
-        count(a.params),
-        count(b.params),
-        ratio(a.params, b.params)
-    );
-    if let (Some(x), Some(y)) = (a.macs, b.macs) {
-        let _ = writeln!(out, "| MACs | {} | {} | {} |", count(x), count(y), ratio(x, y));
+    for (name, x, y, ratio) in size_rows(&r.before, &r.after) {
+        let _ = writeln!(out, "| {name} | {x} | {y} | {ratio} |");
     }
     outputs(&mut out, r);
     search(&mut out, r);

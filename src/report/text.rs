@@ -91,25 +91,31 @@ fn pass(out: &mut String, p: &PassRun, verbose: bool) {
     }
 }
 
-fn table(out: &mut String, a: &Size, b: &Size) {
+/// A row of the table of sizes: what, before, after, ratio.
+pub type SizeRow = (&'static str, String, String, String);
+
+/// What the table of sizes holds, in every form of the report.
+pub fn size_rows(a: &Size, b: &Size) -> Vec<SizeRow> {
     let ratio = |x: u64, y: u64| match y {
         0 => String::new(),
         _ => format!("{:.2}×", x as f64 / y as f64),
     };
-    let mut row = |name: &str, x: String, y: String, r: String| {
-        let _ = writeln!(out, "{name:<12} {x:>12} {y:>12}   {r}");
-    };
-    row("", "before".into(), "after".into(), String::new());
-    row("file", bytes(a.bytes), bytes(b.bytes), ratio(a.bytes, b.bytes));
-    row("nodes", a.nodes.to_string(), b.nodes.to_string(), String::new());
-    row(
-        "parameters",
-        count(a.params),
-        count(b.params),
-        ratio(a.params, b.params),
-    );
+    let counted = |name, x: u64, y: u64| (name, count(x), count(y), ratio(x, y));
+    let mut rows = vec![
+        ("file", bytes(a.bytes), bytes(b.bytes), ratio(a.bytes, b.bytes)),
+        ("nodes", a.nodes.to_string(), b.nodes.to_string(), String::new()),
+        counted("parameters", a.params, b.params),
+    ];
     if let (Some(x), Some(y)) = (a.macs, b.macs) {
-        row("MACs", count(x), count(y), ratio(x, y));
+        rows.push(counted("MACs", x, y));
+    }
+    rows
+}
+
+fn table(out: &mut String, a: &Size, b: &Size) {
+    let head = ("", "before".into(), "after".into(), String::new());
+    for (name, x, y, r) in std::iter::once(head).chain(size_rows(a, b)) {
+        let _ = writeln!(out, "{name:<12} {x:>12} {y:>12}   {r}");
     }
 }
 

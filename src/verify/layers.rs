@@ -5,7 +5,7 @@
 //! is computed from: what came in it cannot be blamed for.
 
 use crate::data::Samples;
-use crate::engine::{Engine, NotRun};
+use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::compare::Gap;
 use crate::parallel::in_order;
@@ -47,7 +47,7 @@ pub fn layers(
     let noise: BTreeMap<ValueId, f64> = pairs
         .iter()
         .zip(&gaps)
-        .filter_map(|(p, g)| Some((p.0, ratio(g)?)))
+        .filter_map(|(p, g)| Some((p.0, g.noise()?)))
         .collect();
     let mut all = Vec::new();
     for ((value, _), gap) in pairs.iter().zip(&gaps) {
@@ -94,10 +94,7 @@ fn gaps(
     threads: usize,
 ) -> Result<Vec<Gap>> {
     let like = samples.get(0)?;
-    let load = |model: &Model, wanted: Vec<ValueId>| {
-        let session = engine.load(model, &wanted, &like);
-        session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(why)))
-    };
+    let load = |model: &Model, wanted: Vec<ValueId>| engine.load(model, &wanted, &like);
     let sessions = [
         load(original, pairs.iter().map(|p| p.0).collect())?,
         load(changed, pairs.iter().map(|p| p.1).collect())?,
@@ -122,14 +119,6 @@ fn gaps(
         },
     )?;
     Ok(gaps)
-}
-
-fn ratio(gap: &Gap) -> Option<f64> {
-    match (gap.count, gap.broken) {
-        (0, _) => None,
-        (_, 0) => Some(10f64.powf(-gap.sqnr_db() / 10.0)),
-        _ => Some(f64::INFINITY),
-    }
 }
 
 /// The nearest compared values that a node is computed from.

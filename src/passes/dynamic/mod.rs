@@ -8,14 +8,12 @@
 mod emit;
 mod lstm;
 
-use super::int8::{matches, tables};
+use super::int8::tables;
 use super::weights::find::{self, Weight};
 use super::weights::fit::{Data, Fitted, Scheme, fit};
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
-use crate::ops::quant::is_quantized_op;
-use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result};
 use emit::Emitter;
 
@@ -78,7 +76,7 @@ struct Dynamic {
     data: bool,
     tables: bool,
     min: usize,
-    skip: Vec<String>,
+    skip: Names,
 }
 
 fn build(o: &Options) -> Result<Dynamic> {
@@ -97,30 +95,16 @@ fn build(o: &Options) -> Result<Dynamic> {
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
         min: o.get("min")?,
-        skip: o
-            .text("skip")
-            .split(';')
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        skip: Names::of(o, "skip"),
     })
 }
 
 impl Pass for Dynamic {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        if let Some((id, _)) = model.nodes().find(|(id, _)| is_quantized_op(model, *id)) {
-            cx.skip(model, id, "the model is quantized already: left as it is");
+        let Some(mut work) = cx.to_quantize(model, OPSET) else {
             return Ok(());
-        }
-        let mut work = model.clone();
-        if work.opset("") < OPSET
-            && let Err(why) = raise_opset(&mut work, OPSET)
-        {
-            let what = format!("left in floating point: operator set {OPSET} is needed, and {why:#}");
-            cx.note(NoteKind::Skip, String::new(), what);
-            return Ok(());
-        }
-        let tables = self.tables && tables::quantize(&mut work, cx, |label| self.skips(label))?;
+        };
+        let tables = self.tables && tables::quantize(&mut work, cx, &self.skip)?;
         if self.quantize(&mut work, cx)? || tables {
             *model = work;
         } else if cx.notes.is_empty() {
@@ -135,10 +119,6 @@ impl Pass for Dynamic {
 }
 
 impl Dynamic {
-    fn skips(&self, label: &str) -> bool {
-        self.skip.iter().any(|glob| matches(glob, label))
-    }
-
     /// Quantizes what can be; false when there was nothing.
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let (weights, refused) = find::weights(model);
@@ -168,7 +148,7 @@ impl Dynamic {
 
     /// Why a weight stays in floating point.
     fn refuses(&self, model: &Model, w: &Weight) -> Option<String> {
-        if w.nodes.iter().any(|n| self.skips(&model.label(*n))) {
+        if w.nodes.iter().any(|n| self.skip.has(&model.label(*n))) {
             return Some("left alone as asked (skip)".to_owned());
         }
         let node = model.node(w.nodes[0]);
@@ -227,7 +207,7 @@ impl Dynamic {
                 weights.iter().find(|w| w.value == value && w.nodes == [node])
             };
             let why = match (of(1), of(2)) {
-                _ if self.skips(&emitter.model.label(node)) => Some("left alone as asked (skip)".to_owned()),
+                _ if self.skip.has(&emitter.model.label(node)) => Some("left alone as asked (skip)".to_owned()),
                 (Some(w), Some(r)) => lstm::refuses(emitter.model, node, w, r, self.lstm, self.min),
                 _ => Some(
                     "a weight is not constant, or is read by something else too: stays in floating point".to_owned(),

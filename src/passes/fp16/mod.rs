@@ -10,11 +10,9 @@ mod apply;
 mod decide;
 mod stored;
 
-use super::int8::matches;
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{DType, Model, NodeId, Tensor};
 use crate::math::narrow;
-use crate::ops::quant::is_quantized_op;
 use crate::passes::opset::raise_opset;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -161,7 +159,7 @@ struct Fp16 {
     weights: bool,
     keep_io: bool,
     min: usize,
-    block: Vec<String>,
+    block: Names,
 }
 
 fn build(o: &Options) -> Result<Fp16> {
@@ -174,19 +172,13 @@ fn build(o: &Options) -> Result<Fp16> {
         weights: o.text("only") == "weights",
         keep_io: o.text("keep_io") == "on",
         min: o.get("min")?,
-        block: o
-            .text("block")
-            .split(';')
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        block: Names::of(o, "block"),
     })
 }
 
 impl Pass for Fp16 {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        if let Some((id, _)) = model.nodes().find(|(id, _)| is_quantized_op(model, *id)) {
-            cx.skip(model, id, "the model is quantized already: left as it is");
+        if cx.is_quantized(model) {
             return Ok(());
         }
         let mut work = model.clone();
@@ -195,27 +187,23 @@ impl Pass for Fp16 {
                 "left as it is: {} needs a newer operator set, and {why:#}",
                 self.half.name()
             );
-            cx.note(NoteKind::Skip, String::new(), what);
+            cx.leave(what);
             return Ok(());
         }
         let changed = match self.weights {
-            true => stored::store(&mut work, self.half, self.min, |label| self.blocks(label), cx)?,
+            true => stored::store(&mut work, self.half, self.min, &self.block, cx)?,
             false => self.compute(&mut work, cx)?,
         };
         if changed {
             *model = work;
         } else if cx.notes.is_empty() {
-            cx.note(NoteKind::Skip, String::new(), "there is nothing in float32");
+            cx.leave("there is nothing in float32");
         }
         Ok(())
     }
 }
 
 impl Fp16 {
-    fn blocks(&self, label: &str) -> bool {
-        self.block.iter().any(|glob| matches(glob, label))
-    }
-
     /// Raises the operator set as far as is needed. Initializers that callers could override become plain ones.
     fn raise(&self, model: &mut Model) -> Result<()> {
         let wanted = match (self.half.wide(), self.weights) {
@@ -238,7 +226,7 @@ impl Fp16 {
         let before = model.clone();
         let mut plan = decide::Plan::new(&before, self.half, self.keep_io)?;
         plan.block(
-            |node| self.blocks(&before.label(node)),
+            |node| self.block.has(&before.label(node)),
             "left in float32 as asked (block)",
         );
         plan.constants();

@@ -3,7 +3,7 @@
 
 use super::{Half, report_small};
 use crate::ir::{Attr, DType, Model, Use, ValueId};
-use crate::passes::{Context, NoteKind};
+use crate::passes::{Context, Names, NoteKind};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// # Errors
 /// When a constant is not what it was.
-pub fn store(
-    model: &mut Model,
-    half: Half,
-    min: usize,
-    blocked: impl Fn(&str) -> bool,
-    cx: &mut Context,
-) -> Result<bool> {
+pub fn store(model: &mut Model, half: Half, min: usize, block: &Names, cx: &mut Context) -> Result<bool> {
     let weights: Vec<ValueId> = model
         .values()
         .map(|(v, _)| v)
@@ -27,7 +21,7 @@ pub fn store(
     let (mut flushed, mut bytes, mut count) = (BTreeMap::new(), 0, 0);
     for v in weights {
         let name = model.value(v).name.clone();
-        if model.readers(v).iter().any(|n| blocked(&model.label(*n))) {
+        if model.readers(v).iter().any(|n| block.has(&model.label(*n))) {
             cx.note(NoteKind::Skip, name, "left in float32 as asked (block)");
             continue;
         }

@@ -20,13 +20,11 @@ mod time;
 mod units;
 mod weights;
 
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
-use crate::ops::quant::is_quantized_op;
-use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
@@ -105,7 +103,7 @@ struct Int8 {
     scheme: Scheme,
     prefer: Prefer,
     error: f64,
-    skip: Vec<String>,
+    skip: Names,
 }
 
 fn build(o: &Options) -> Result<Int8> {
@@ -135,12 +133,7 @@ fn build(o: &Options) -> Result<Int8> {
         } else {
             Prefer::Speed
         },
-        skip: o
-            .text("skip")
-            .split(';')
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        skip: Names::of(o, "skip"),
     })
 }
 
@@ -155,19 +148,10 @@ const OPSET: i64 = 13;
 
 impl Pass for Int8 {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        if let Some((id, _)) = model.nodes().find(|(id, _)| is_quantized_op(model, *id)) {
-            cx.skip(model, id, "the model is quantized already: left as it is");
+        let Some(mut work) = cx.to_quantize(model, OPSET) else {
             return Ok(());
-        }
-        let mut work = model.clone();
-        if work.opset("") < OPSET
-            && let Err(why) = raise_opset(&mut work, OPSET)
-        {
-            let what = format!("left in floating point: Q/DQ pairs need opset {OPSET}, and {why:#}");
-            cx.note(NoteKind::Skip, String::new(), what);
-            return Ok(());
-        }
-        let tables = tables::quantize(&mut work, cx, |label| self.skips(label))?;
+        };
+        let tables = tables::quantize(&mut work, cx, &self.skip)?;
         if self.quantize(&mut work, cx)? || tables {
             *model = work;
         }
@@ -176,17 +160,12 @@ impl Pass for Int8 {
 }
 
 impl Int8 {
-    /// The user wants this node left alone.
-    fn skips(&self, label: &str) -> bool {
-        self.skip.iter().any(|glob| matches(glob, label))
-    }
-
     /// Quantizes a model of opset 13 or later; false when there is nothing to quantize.
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let order = model.topological(model.main_id());
         let order = order.map_err(|_| anyhow!("the graph has a cycle"))?;
         prepare::prepare(model, &order)?;
-        let units = units::find(model, &order, self.target, |label| self.skips(label));
+        let units = units::find(model, &order, self.target, &self.skip);
         for (node, why) in &units.refused {
             cx.skip(model, *node, why);
         }
@@ -453,50 +432,4 @@ fn summary(model: &Model, units: &Units, placement: &place::Placement, cx: &mut 
         what += &format!("; in floating point: {}", floats.join(", "));
     }
     cx.note(NoteKind::Did, String::new(), what);
-}
-
-/// `*` stands for any characters, `?` for one.
-pub(super) fn matches(glob: &str, text: &str) -> bool {
-    let (g, t): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
-    let (mut i, mut j, mut star) = (0, 0, None);
-    while j < t.len() {
-        match g.get(i) {
-            Some('*') => {
-                star = Some((i, j));
-                i += 1;
-            }
-            Some(&c) if c == '?' || c == t[j] => {
-                i += 1;
-                j += 1;
-            }
-            _ => match star {
-                Some((s, at)) => {
-                    star = Some((s, at + 1));
-                    i = s + 1;
-                    j = at + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    g[i..].iter().all(|c| *c == '*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs_match_whole_names() {
-        for (glob, text, yes) in [
-            ("a*c", "abc", true),
-            ("*", "", true),
-            ("/head/*", "/head/Conv_3", true),
-            ("a?c", "ac", false),
-            ("*b*b", "abab", true),
-            ("a", "ab", false),
-        ] {
-            assert_eq!(matches(glob, text), yes, "{glob} {text}");
-        }
-    }
 }

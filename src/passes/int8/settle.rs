@@ -8,12 +8,11 @@
 use super::place::Placement;
 use super::units::Units;
 use crate::data::Samples;
-use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::compare::Gap;
 use crate::parallel::in_order;
 use crate::passes::{Context, noise};
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples that are looked at: powers are means over many elements, so a few say enough.
@@ -102,11 +101,7 @@ impl Pair<'_> {
     ) -> Result<Vec<Option<f64>>> {
         let samples: Samples = cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0);
         let first = samples.get(0)?;
-        let load = |model, values: &[ValueId]| {
-            cx.engine
-                .load(model, values, &first)
-                .map_err(|NotRun(why)| anyhow!(NotRun(why)))
-        };
+        let load = |model, values: &[ValueId]| cx.engine.load(model, values, &first);
         let (one, other) = (load(self.float, float)?, load(self.quantized, quantized)?);
         let mut gaps = vec![Gap::new(); float.len()];
         let run = |i: usize| {
@@ -114,6 +109,6 @@ impl Pair<'_> {
             Ok((one.run(&sample)?, other.run(&sample)?))
         };
         in_order(samples.len(), threads, run, |_, (a, b)| noise::add(&mut gaps, &a, &b))?;
-        Ok(gaps.iter().map(noise::ratio).collect())
+        Ok(gaps.iter().map(Gap::noise).collect())
     }
 }

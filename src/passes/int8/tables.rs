@@ -8,7 +8,7 @@
 use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::math::affine::IntKind;
 use crate::math::channel::{channel_scales, dequantize_per_channel, quantize_per_channel};
-use crate::passes::Context;
+use crate::passes::{Context, Names};
 use anyhow::Result;
 use ndarray::ArrayView2;
 use std::collections::BTreeMap;
@@ -18,14 +18,14 @@ const LEAST: usize = 4096;
 /// Below this signal to noise of the elements a table stays as it is, dB.
 const GOOD: f64 = 30.0;
 
-/// Quantizes all tables of the main graph; true when there was one. `skipped` says which nodes are to be left alone.
+/// Quantizes all tables of the main graph; true when there was one. `skip` names nodes that are to be left alone.
 ///
 /// # Errors
 /// When a table cannot be read.
-pub fn quantize(model: &mut Model, cx: &mut Context, skipped: impl Fn(&str) -> bool) -> Result<bool> {
+pub fn quantize(model: &mut Model, cx: &mut Context, skip: &Names) -> Result<bool> {
     let mut any = false;
     for (table, gathers) in tables(model) {
-        if gathers.iter().any(|g| skipped(&model.label(*g))) {
+        if gathers.iter().any(|g| skip.has(&model.label(*g))) {
             continue;
         }
         let Some(t) = model.constant(table) else { continue };

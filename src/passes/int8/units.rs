@@ -5,6 +5,7 @@ use super::time::{Kernel, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
+use crate::passes::Names;
 use std::collections::BTreeMap;
 
 /// An operator that the target could run in integers.
@@ -83,8 +84,8 @@ pub struct Units {
     pub refused: Vec<(NodeId, String)>,
 }
 
-/// Finds the units; `order` is the order of execution of the main graph, `skipped` says which nodes the user wants left alone.
-pub fn find(model: &Model, order: &[NodeId], target: &Target, skipped: impl Fn(&str) -> bool) -> Units {
+/// Finds the units; `order` is the order of execution of the main graph, `skip` names nodes that the user wants left alone.
+pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> Units {
     let mut units = Units {
         all: Vec::new(),
         producer: BTreeMap::new(),
@@ -92,7 +93,7 @@ pub fn find(model: &Model, order: &[NodeId], target: &Target, skipped: impl Fn(&
         refused: Vec::new(),
     };
     for &node in order {
-        let found = match skipped(&model.label(node)) {
+        let found = match skip.has(&model.label(node)) {
             true => Err("left alone as asked (skip)".to_owned()),
             false => unit(model, node, target),
         };

@@ -21,7 +21,7 @@ mod rewrite;
 mod trial;
 
 use super::{Context, Opt, Options, Part, Pass, PassInfo};
-use crate::analysis::sites::{Site, site};
+use crate::analysis::sites::Site;
 use crate::engine::NotRun;
 use crate::ir::Model;
 use anyhow::{Result, ensure};
@@ -198,21 +198,6 @@ impl LowRank {
         }
     }
 
-    fn candidates(&self, model: &Model, cx: &mut Context) -> Vec<Site> {
-        let mut all = Vec::new();
-        for id in model.node_ids() {
-            match site(model, id) {
-                None => {}
-                Some(Err(reason)) => cx.skip(model, id, reason),
-                Some(Ok(site)) => match self.refusal(model, &site) {
-                    Some(reason) => cx.skip(model, id, reason),
-                    None => all.push(site),
-                },
-            }
-        }
-        all
-    }
-
     /// The rung of every ladder that the outputs of the model allow.
     fn settle(&self, model: &Model, ladders: &[Ladder], cx: &mut Context) -> Result<trial::Choice> {
         let everything = vec![Some(0); ladders.len()];
@@ -244,7 +229,7 @@ impl LowRank {
 
 impl Pass for LowRank {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        let sites = self.candidates(model, cx);
+        let sites = cx.sites(model, |site| self.refusal(model, site));
         let ladders = self.ladders(model, &sites, cx)?;
         let choice = self.settle(model, &ladders, cx)?;
         for (ladder, rung) in ladders.iter().zip(choice) {

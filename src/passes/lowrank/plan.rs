@@ -6,7 +6,7 @@ use super::known::{Halves, Known};
 use super::ladder::{Chain, Ladder, Rung};
 use super::{Choice, LowRank, decibel, width};
 use crate::analysis::sites::Site;
-use crate::analysis::stats::{Measure, Patch, Stats, measure};
+use crate::analysis::stats::{Measure, Patch};
 use crate::engine::NotRun;
 use crate::ir::{Model, ValueId};
 use crate::parallel;
@@ -217,19 +217,8 @@ fn fitting(sites: &[Site]) -> usize {
 
 /// Second moments of the sites' inputs over two halves of the samples.
 fn halves(model: &Model, group: &[Site], cx: &mut Context) -> Result<Halves> {
-    let mut wanted: Vec<(ValueId, Measure)> = Vec::new();
-    for site in group {
-        let want = (site.input, Measure::Gram(site.patch.clone()));
-        if !wanted.contains(&want) {
-            wanted.push(want);
-        }
-    }
-    let over = |half: &crate::data::Samples| match half.is_empty() {
-        true => Ok(Stats::default()),
-        false => measure(model, &wanted, cx.engine, half, cx.threads, cx.progress),
-    };
-    let [one, other] = cx.samples.halves();
+    let wanted = group.iter().map(|s| (s.input, Measure::Gram(s.patch.clone())));
     Ok(Halves {
-        stats: [over(&one)?, over(&other)?],
+        stats: cx.halves(model, wanted)?,
     })
 }

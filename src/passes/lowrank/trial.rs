@@ -10,6 +10,7 @@ use super::rewrite;
 use crate::data::Samples;
 use crate::ir::Model;
 use crate::passes::Context;
+use crate::passes::exchange;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
 
@@ -99,18 +100,7 @@ fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
         (choice, sum)
     };
     // Rates are searched by their exponents: from a weight for an error of 1 to one for an error of 1e-18.
-    let (mut low, mut high) = (0.0f64, 40.0f64);
-    let mut found = vec![None; ladders.len()];
-    for _ in 0..60 {
-        let middle = (low + high) / 2.0;
-        let (choice, sum) = at(middle.exp());
-        if sum <= allowed {
-            (high, found) = (middle, choice);
-        } else {
-            low = middle;
-        }
-    }
-    found
+    exchange::within([0.0, 40.0], allowed, vec![None; ladders.len()], at)
 }
 
 /// The error of the worst output under a choice, on the first samples.

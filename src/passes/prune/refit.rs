@@ -6,7 +6,7 @@
 use super::Context;
 use super::fold::{Shift, takes_shift};
 use super::units::Reader;
-use crate::analysis::stats::{Measure, Stats, measure};
+use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::math::channels::{Surgeon, bias_shift, power, refit};
 use crate::ops::ties::{Dot, constant};
@@ -57,20 +57,11 @@ impl Moments {
     /// Runs the model over the samples.
     ///
     /// # Errors
-    /// As [`measure`].
+    /// As [`Context::stats`].
     pub fn measured(model: &Model, cx: &Context, readers: &BTreeMap<NodeId, Option<Reader>>) -> Result<Moments> {
-        let mut wanted: Vec<(ValueId, Measure)> = Vec::new();
-        for r in readers.values().flatten() {
-            let want = r.patch.clone().map(|p| (r.input, Measure::Gram(p)));
-            wanted.extend(want.filter(|w| !wanted.contains(w)));
-        }
-        let over = |half: &crate::data::Samples| match half.is_empty() {
-            true => Ok(Stats::default()),
-            false => measure(model, &wanted, cx.engine, half, cx.threads, cx.progress),
-        };
-        let [one, other] = cx.samples.halves();
+        let moment = |r: &Reader| r.patch.clone().map(|p| (r.input, Measure::Gram(p)));
         Ok(Moments {
-            halves: [over(&one)?, over(&other)?],
+            halves: cx.halves(model, readers.values().flatten().filter_map(moment))?,
             made: Mutex::default(),
         })
     }

@@ -15,13 +15,12 @@ use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
 use crate::analysis::stats::rows::{cut, most_rows, shape};
 use crate::data::Samples;
-use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
 use crate::parallel::in_order;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -134,7 +133,7 @@ fn measured(
     let inner: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), now(t)]).collect();
     let before: Vec<ValueId> = wave.iter().map(|t| t.value).collect();
     let first = samples.get(0)?;
-    let load = |m: &Model, v: &[ValueId]| cx.engine.load(m, v, &first).map_err(|NotRun(why)| anyhow!(NotRun(why)));
+    let load = |m: &Model, v: &[ValueId]| cx.engine.load(m, v, &first);
     let (original, new) = (load(bench.model, &before)?, load(changed, &inner)?);
     // Layers that see few rows of a sample need all samples.
     let probe = new.run(&first)?;

@@ -14,6 +14,7 @@ use super::units::Units;
 use crate::analysis::groups::{Dims, Groups};
 use crate::ir::{Model, NodeId};
 use crate::parallel::in_order;
+use crate::passes::exchange;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -247,18 +248,7 @@ impl Bench<'_> {
             (choice, sum)
         };
         // Rates are searched by their exponents: savings are parts of 1, and so are errors.
-        let (mut low, mut high) = (-20.0f64, 40.0f64);
-        let mut found = vec![0; self.ladders.len()];
-        for _ in 0..60 {
-            let middle = (low + high) / 2.0;
-            let (choice, sum) = at(middle.exp());
-            if sum <= allowed {
-                (high, found) = (middle, choice);
-            } else {
-                low = middle;
-            }
-        }
-        found
+        exchange::within([-20.0, 40.0], allowed, vec![0; self.ladders.len()], at)
     }
 }
 

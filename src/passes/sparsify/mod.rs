@@ -15,10 +15,10 @@ mod store;
 
 use super::noise::{Reference, SAMPLES};
 use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
-use crate::analysis::sites::{Site, site};
-use crate::analysis::stats::{Measure, Stats, measure};
+use crate::analysis::sites::Site;
+use crate::analysis::stats::{Measure, Stats};
 use crate::engine::NotRun;
-use crate::ir::{Model, ValueId};
+use crate::ir::Model;
 use crate::math::sparse::{Pattern, largest};
 use anyhow::{Context as _, Result, ensure};
 use layer::{Layer, Method, Thin};
@@ -192,21 +192,6 @@ impl Sparsify {
         }
     }
 
-    fn candidates(&self, model: &Model, cx: &mut Context) -> Vec<Site> {
-        let mut all = Vec::new();
-        for id in model.node_ids() {
-            match site(model, id) {
-                None => {}
-                Some(Err(reason)) => cx.skip(model, id, reason),
-                Some(Ok(site)) => match self.refusal(model, &site) {
-                    Some(reason) => cx.skip(model, id, reason),
-                    None => all.push(site),
-                },
-            }
-        }
-        all
-    }
-
     /// The layers with what was measured over either half; `None` where nothing could be.
     fn measured(&self, model: &Model, sites: &[Site], cx: &mut Context) -> Result<Option<[Stats; 2]>> {
         if self.method == Method::Magnitude {
@@ -216,19 +201,8 @@ impl Sparsify {
             cx.warn("sparsify: the samples are made up, so the smallest weights go");
             return Ok(None);
         }
-        let mut wanted: Vec<(ValueId, Measure)> = Vec::new();
-        for s in sites {
-            let want = (s.input, Measure::Gram(s.patch.clone()));
-            if !wanted.contains(&want) {
-                wanted.push(want);
-            }
-        }
-        let [one, other] = cx.samples.halves();
-        let over = |half: &crate::data::Samples| match half.is_empty() {
-            true => Ok(Stats::default()),
-            false => measure(model, &wanted, cx.engine, half, cx.threads, cx.progress),
-        };
-        match over(&one).and_then(|a| Ok([a, over(&other)?])) {
+        let wanted = sites.iter().map(|s| (s.input, Measure::Gram(s.patch.clone())));
+        match cx.halves(model, wanted) {
             Ok(halves) => Ok(Some(halves)),
             Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
                 cx.warn(format!(
@@ -330,7 +304,7 @@ fn layers(model: &Model, sites: &[Site], stats: Option<&[Stats]>, method: Method
 
 impl Pass for Sparsify {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        let sites = self.candidates(model, cx);
+        let sites = cx.sites(model, |site| self.refusal(model, site));
         let halves = self.measured(model, &sites, cx)?;
         let part = match (self.much, &halves) {
             (Much::Part(p), _) => p,

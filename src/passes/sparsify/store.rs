@@ -41,7 +41,7 @@ pub fn account(model: &mut Model, sparse: bool, cx: &mut Context) -> Result<()> 
         100.0 * (all - left) as f64 / all.max(1) as f64,
         bytes as f64 / small.max(1) as f64
     );
-    cx.note(NoteKind::Skip, String::new(), what);
+    cx.leave(what);
     if sparse {
         store(model, &weights, cx)?;
     }

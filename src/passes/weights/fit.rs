@@ -8,7 +8,7 @@
 
 use super::find::Weight;
 use super::view::View;
-use crate::analysis::stats::{Stats, measure};
+use crate::analysis::stats::Stats;
 use crate::ir::Model;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
@@ -52,21 +52,11 @@ impl Data {
     /// # Errors
     /// When the engine cannot run the model, or a sample fails.
     pub fn measure(model: &Model, weights: &[Weight], cx: &Context) -> Result<Option<Data>> {
-        let mut wanted = Vec::new();
-        for m in weights.iter().flat_map(|w| w.measures(model)) {
-            if !wanted.contains(&m) {
-                wanted.push(m);
-            }
-        }
-        if cx.samples.synthetic() || wanted.is_empty() {
+        if cx.samples.synthetic() || weights.is_empty() {
             return Ok(None);
         }
-        let over = |samples: &crate::data::Samples| match samples.is_empty() {
-            true => Ok(Stats::default()),
-            false => measure(model, &wanted, cx.engine, samples, cx.threads, cx.progress),
-        };
-        let [one, other] = cx.samples.halves();
-        Ok(Some(Data([over(&one)?, over(&other)?])))
+        let wanted = weights.iter().flat_map(|w| w.measures(model));
+        Ok(Some(Data(cx.halves(model, wanted)?)))
     }
 }
 

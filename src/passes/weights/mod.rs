@@ -12,12 +12,10 @@ pub(super) mod fit;
 mod nbits;
 pub(super) mod view;
 
-use super::int8::{matches, tables};
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::int8::tables;
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
-use crate::ops::quant::is_quantized_op;
-use crate::passes::opset::raise_opset;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
 use fit::{Data, Scheme, fit};
@@ -98,7 +96,7 @@ struct Weights {
     data: bool,
     tables: bool,
     min: usize,
-    skip: Vec<String>,
+    skip: Names,
 }
 
 fn build(o: &Options) -> Result<Weights> {
@@ -131,48 +129,30 @@ fn build(o: &Options) -> Result<Weights> {
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
         min: o.get("min")?,
-        skip: o
-            .text("skip")
-            .split(';')
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        skip: Names::of(o, "skip"),
     })
 }
 
 impl Pass for Weights {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        if let Some((id, _)) = model.nodes().find(|(id, _)| is_quantized_op(model, *id)) {
-            cx.skip(model, id, "the model is quantized already: left as it is");
-            return Ok(());
-        }
-        let mut work = model.clone();
         let wanted = match self.scheme.block == 0 && self.scheme.kind == IntKind::S8 {
             true => 13,
             false => 21,
         };
-        if work.opset("") < wanted
-            && let Err(why) = raise_opset(&mut work, wanted)
-        {
-            let what = format!("left as they are: these weights need operator set {wanted}, and {why:#}");
-            cx.note(NoteKind::Skip, String::new(), what);
+        let Some(mut work) = cx.to_quantize(model, wanted) else {
             return Ok(());
-        }
-        let tables = self.tables && tables::quantize(&mut work, cx, |label| self.skips(label))?;
+        };
+        let tables = self.tables && tables::quantize(&mut work, cx, &self.skip)?;
         if self.quantize(&mut work, cx)? || tables {
             *model = work;
         } else if cx.notes.is_empty() {
-            cx.note(NoteKind::Skip, String::new(), "there is no weight to quantize");
+            cx.leave("there is no weight to quantize");
         }
         Ok(())
     }
 }
 
 impl Weights {
-    fn skips(&self, label: &str) -> bool {
-        self.skip.iter().any(|glob| matches(glob, label))
-    }
-
     /// Quantizes what can be; false when there was nothing.
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
         let (weights, refused) = find::weights(model);
@@ -207,7 +187,7 @@ impl Weights {
 
     fn wants(&self, model: &Model, w: &Weight, cx: &mut Context) -> bool {
         let node = w.nodes[0];
-        if w.nodes.iter().any(|n| self.skips(&model.label(*n))) {
+        if w.nodes.iter().any(|n| self.skip.has(&model.label(*n))) {
             cx.skip(model, node, "left alone as asked (skip)");
             return false;
         }
