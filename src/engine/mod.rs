@@ -46,3 +46,16 @@ pub trait Session: Send + Sync {
     /// When the engine fails on this sample.
     fn run(&self, sample: &Sample) -> Result<Vec<Tensor>>;
 }
+
+/// No engine at all, where the crate is built without one: models are read, rewritten and written, but nothing is run.
+pub struct Nothing;
+
+impl Engine for Nothing {
+    fn name(&self) -> String {
+        "none".into()
+    }
+
+    fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
+        Err(NotRun("this program was built without an engine".into()))
+    }
+}
