@@ -53,6 +53,21 @@ pub trait Engine: Sync {
     }
 }
 
+/// Runs nothing: what a build without an engine has.
+#[cfg(not(feature = "tract"))]
+pub struct Nothing;
+
+#[cfg(not(feature = "tract"))]
+impl Engine for Nothing {
+    fn name(&self) -> String {
+        "no engine".to_owned()
+    }
+
+    fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
+        Err(NotRun("this build has no engine; give one with --engine ort".into()))
+    }
+}
+
 /// A model that is ready to run. Several threads may run it at once.
 pub trait Session: Send + Sync {
     /// Runs one sample and gives the wanted values.

@@ -50,7 +50,9 @@ impl Ort {
     fn builder(&self) -> Result<SessionBuilder> {
         let builder = Loaded::builder(&self.library.environment)?;
         let builder = builder.with_log_level(LogLevel::Fatal).map_err(text)?;
-        let builder = builder.with_optimization_level(GraphOptimizationLevel::All).map_err(text)?;
+        let builder = builder
+            .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(text)?;
         let builder = builder.with_intra_threads(self.threads).map_err(text)?;
         builder.with_inter_threads(1).map_err(text)
     }
@@ -135,7 +137,8 @@ impl Session for Running {
             .iter()
             .map(|i| Ok((&i.1, feed(i)?)))
             .collect::<Result<_>>()?;
-        let computed = value::run(session, &feeds, &self.outputs).map_err(|e| anyhow!("ONNX Runtime: {}", short(&e)))?;
+        let computed =
+            value::run(session, &feeds, &self.outputs).map_err(|e| anyhow!("ONNX Runtime: {}", short(&e)))?;
         gather(&self.give, &computed, sample)
     }
 }

@@ -68,12 +68,7 @@ fn prune(graph: &mut pb::GraphProto) {
     graph
         .sparse_initializer
         .retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
-    let made: BTreeSet<&str> = graph
-        .node
-        .iter()
-        .flat_map(|n| &n.output)
-        .map(String::as_str)
-        .collect();
+    let made: BTreeSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
     graph
         .value_info
         .retain(|i| made.contains(i.name()) || needed.contains(i.name()));

@@ -152,12 +152,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let text = |path: &Path| format!("{:#}", library(Some(path)).err().expect("no library"));
         let missing = text(&folder.path().join("nowhere.so"));
-        assert!(missing.contains("nowhere.so") && missing.contains("pip install"), "{missing}");
+        assert!(
+            missing.contains("nowhere.so") && missing.contains("pip install"),
+            "{missing}"
+        );
         let empty = text(folder.path());
         assert!(empty.contains("no ONNX Runtime library in"), "{empty}");
         let fake = folder.path().join("libonnxruntime.so.1.0");
         std::fs::write(&fake, "nothing").expect("written");
         let fake = text(&fake);
-        assert!(fake.contains("libonnxruntime.so.1.0") && fake.contains("pip install"), "{fake}");
+        assert!(
+            fake.contains("libonnxruntime.so.1.0") && fake.contains("pip install"),
+            "{fake}"
+        );
     }
 }

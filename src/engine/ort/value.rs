@@ -187,10 +187,11 @@ fn copied(value: DynValue) -> Result<Tensor> {
         };
         return Tensor::from_proto(proto, None);
     }
-    let value = value
-        .downcast::<DynTensorValueType>()
-        .map_err(|e| anyhow!("{e}"))?;
-    ensure!(value.memory_info().is_cpu_accessible(), "is not in the memory of the CPU");
+    let value = value.downcast::<DynTensorValueType>().map_err(|e| anyhow!("{e}"))?;
+    ensure!(
+        value.memory_info().is_cpu_accessible(),
+        "is not in the memory of the CPU"
+    );
     let count = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     let len = count.and_then(|n| element.byte_size(n)).context("is too large")?;
     let at = value.data_ptr().cast::<u8>();
