@@ -66,7 +66,8 @@ pub struct Args {
     /// Append the report as Markdown, for the summary of a CI job
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
-    /// The --json report of an earlier run: fail when size, MACs, SQNR or accuracy are worse than there
+    /// The --json report of an earlier run: fail when size, MACs, SQNR, accuracy or (with --bench) latency
+    /// are worse than there
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// By how much they may be worse

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// A block takes at least so long, in seconds: a clock is read once a run.
 const BLOCK: f64 = 4e-3;
-/// Untimed runs of a fresh session, of which the last says how many runs make a block.
+/// Untimed runs of a fresh session, of which the shortest says how many runs make a block.
 const BEFORE: usize = 3;
 
 /// How much is measured.
@@ -89,11 +89,11 @@ pub fn speed(original: &Load, changed: &Load, samples: &Samples, effort: Effort)
         let mut pair = [Side::new(&*a, samples)?, Side::new(&*b, samples)?];
         let mut group = Vec::new();
         for block in 0..effort.blocks.max(1) {
-            let mut means = [0.0; 2];
+            let mut medians = [0.0; 2];
             for k in if block % 2 == 0 { [0, 1] } else { [1, 0] } {
-                means[k] = pair[k].block(samples, &mut times[k])?;
+                medians[k] = pair[k].block(samples, &mut times[k])?;
             }
-            group.push(means);
+            group.push(medians);
         }
         groups.push(group);
     }
@@ -127,25 +127,23 @@ impl<'a> Side<'a> {
         };
         let mut times = Vec::new();
         side.block(samples, &mut times)?;
-        let last = times.last().copied().unwrap_or(BLOCK);
-        side.runs = ((BLOCK / last).ceil() as usize).clamp(1, 10_000);
+        let shortest = quantile(&times, 0.0).unwrap_or(BLOCK);
+        side.runs = ((BLOCK / shortest).ceil() as usize).clamp(1, 10_000);
         side.next = 0;
         Ok(side)
     }
 
-    /// Runs a block and gives the mean of its times.
+    /// Runs a block and gives the median of its times: now and then another process has the processor for a while.
     fn block(&mut self, samples: &Samples, times: &mut Vec<f64>) -> Result<f64> {
-        let mut sum = 0.0;
+        let from = times.len();
         for _ in 0..self.runs {
             let sample = samples.get(self.next % samples.len())?;
             self.next += 1;
             let start = Instant::now();
             self.session.run(&sample)?;
-            let t = start.elapsed().as_secs_f64();
-            sum += t;
-            times.push(t);
+            times.push(start.elapsed().as_secs_f64());
         }
-        Ok(sum / self.runs as f64)
+        quantile(&times[from..], 0.5).context("a block has runs")
     }
 }
 

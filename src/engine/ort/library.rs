@@ -30,7 +30,7 @@ pub struct Library {
 pub fn library(named: Option<&Path>) -> Result<&'static Library> {
     static LOADED: OnceLock<Library> = OnceLock::new();
     static LOADING: Mutex<()> = Mutex::new(());
-    let path = find(named).context(WAY_OUT)?;
+    let path = find(named).map_err(|e| anyhow!("ONNX Runtime: {e:#}; {WAY_OUT}"))?;
     let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lib) = LOADED.get() {
         ensure!(
