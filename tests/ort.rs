@@ -4,10 +4,10 @@
 use crate::interop::{python, target};
 use crate::tool::{arg, fixture, floats, model_with, node, onnxzip, port};
 use onnxzip::data::{Dataset, Sample};
+use onnxzip::engine::Engine;
 use onnxzip::engine::eval::evaluate;
 use onnxzip::engine::ort::Ort;
 use onnxzip::engine::tract::Tract;
-use onnxzip::engine::Engine;
 use onnxzip::ir::{DType, Model, Origin, Tensor, ValueId};
 use onnxzip::{onnx, pb};
 use prost::Message;

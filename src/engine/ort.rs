@@ -14,11 +14,12 @@ use super::{Engine, NotRun, Session};
 use crate::data::Sample;
 use crate::ir::{Model, Tensor, ValueId};
 use crate::onnx;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use library::{Library, library};
 use ort::logging::LogLevel;
 use ort::session::Session as Loaded;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::ValueType;
 use std::ffi::CString;
 use std::path::Path;
 use value::Lent;
@@ -68,6 +69,7 @@ impl Ort {
             builder = builder.with_external_initializer(name, weight.value()).map_err(text)?;
         }
         let session = builder.commit_from_memory(&ready.proto)?;
+        only_tensors(&session)?;
         let fed: Vec<String> = ready.inputs.into_iter().filter(|i| like.contains_key(i)).collect();
         let mut running = Running::new(Some(session), &fed, &names, give)?;
         running._weights = ready.weights.into_iter().map(|(_, w)| w).collect();
@@ -76,6 +78,7 @@ impl Ort {
 
     fn running_file(&self, path: &Path, like: &Sample) -> Result<Running> {
         let session = self.builder()?.commit_from_file(path)?;
+        only_tensors(&session)?;
         let names = |all: &[ort::value::Outlet]| all.iter().map(|o| o.name().to_owned()).collect::<Vec<_>>();
         let (inputs, outputs) = (names(session.inputs()), names(session.outputs()));
         let fed: Vec<String> = inputs.into_iter().filter(|i| like.contains_key(i)).collect();
@@ -128,19 +131,26 @@ impl Session for Running {
         let Some(session) = &self.session else {
             return gather(&self.give, &[], sample);
         };
-        let feed = |(name, c): &'_ (String, CString)| -> Result<Lent> {
-            let _ = c;
-            Lent::new(input(sample, name)?).with_context(|| format!("input {name:?}"))
+        let feed = |(name, c): (&str, _)| {
+            let lent = Lent::new(input(sample, name)?).with_context(|| format!("input {name:?}"))?;
+            Ok((c, lent))
         };
-        let feeds: Vec<(&CString, Lent)> = self
-            .inputs
-            .iter()
-            .map(|i| Ok((&i.1, feed(i)?)))
-            .collect::<Result<_>>()?;
+        let inputs = self.inputs.iter().map(|(name, c)| (name.as_str(), c));
+        let feeds: Vec<(&CString, Lent)> = inputs.map(feed).collect::<Result<_>>()?;
         let computed =
             value::run(session, &feeds, &self.outputs).map_err(|e| anyhow!("ONNX Runtime: {}", short(&e)))?;
         gather(&self.give, &computed, sample)
     }
+}
+
+/// Samples are tensors, and so is what is compared.
+fn only_tensors(session: &Loaded) -> Result<()> {
+    for (what, all) in [("input", session.inputs()), ("output", session.outputs())] {
+        if let Some(o) = all.iter().find(|o| !matches!(o.dtype(), ValueType::Tensor { .. })) {
+            bail!("{what} {:?} is a {}, not a tensor", o.name(), o.dtype());
+        }
+    }
+    Ok(())
 }
 
 /// The text of an error whose builder nobody wants back.
@@ -148,13 +158,45 @@ fn text<R>(e: ort::Error<R>) -> anyhow::Error {
     anyhow!("{}", e.message())
 }
 
+/// What ONNX Runtime says, without the line of its source and the function that it puts before: `/…/model.cc:191
+/// onnxruntime::Model::Model(onnx::ModelProto&&, …) Unsupported model IR version`.
+fn without_place(text: &str) -> &str {
+    let place = text.split_once(".cc:").or_else(|| text.split_once(".h:"));
+    let Some((_, rest)) = place.filter(|_| text.starts_with('/')) else {
+        return text;
+    };
+    let mut open = 0;
+    let end = rest.char_indices().find(|&(_, c)| {
+        open += i32::from(c == '(') - i32::from(c == ')');
+        c == ')' && open == 0
+    });
+    let said = end.map_or(rest, |(at, _)| rest[at + 1..].trim_start());
+    if said.is_empty() { text } else { said }
+}
+
 /// An error's chain in one line.
 fn short(e: &anyhow::Error) -> String {
-    let parts: Vec<String> = e.chain().map(|c| c.to_string().replace(['\n', '\r'], " ")).collect();
+    let line = |c: &dyn std::error::Error| without_place(&c.to_string()).replace(['\n', '\r'], " ");
+    let parts: Vec<String> = e.chain().map(|c| line(c)).collect();
     let mut text = parts.join(": ");
     if let Some((at, _)) = text.char_indices().nth(400) {
         text.truncate(at);
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_in_the_source_is_left_out() {
+        let text = "/onnxruntime_src/core/graph/model.cc:191 onnxruntime::Model::Model(onnx::ModelProto&&, \
+                    const std::map<int, f(int)>&) Unsupported model IR version: 14";
+        assert_eq!(without_place(text), "Unsupported model IR version: 14");
+        for text in ["Missing Input: x", "/x/model.cc:1 f(", "/x/y.h:3"] {
+            assert_eq!(without_place(text), text);
+        }
+    }
 }
