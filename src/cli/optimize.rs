@@ -1,5 +1,7 @@
 //! `onnxzip optimize`
 
+use super::engine;
+use super::peak::peak;
 use super::progress::Bar;
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
@@ -64,12 +66,21 @@ pub struct Args {
     /// Append the report as Markdown, for the summary of a CI job
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
-    /// The --json report of an earlier run: fail when size, MACs, SQNR or accuracy are worse than there
+    /// The --json report of an earlier run: fail when size, MACs, SQNR, accuracy or (with --bench) latency
+    /// are worse than there
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// By how much they may be worse
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = percent, requires = "baseline")]
     tolerance: f64,
+    #[command(flatten)]
+    engine: engine::Args,
+    /// Measure latency, throughput and peak memory of both models, and put them into the report
+    #[arg(long)]
+    bench: bool,
+    /// Most time that the result may take, in parts of the original's, as --bench measures it: 80%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_latency: Option<f64>,
     /// Write the output even when the verdict is against it
     #[arg(long)]
     keep: bool,
@@ -122,6 +133,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let targets = Targets {
         max_bytes: args.max_bytes.or(args.target_ratio),
         max_macs: args.max_macs,
+        max_latency: args.max_latency,
     };
     let wishes = args.budget.is_some() || args.preset.is_some() || targets.any();
     let search = args.passes.is_none() && wishes;
@@ -137,6 +149,7 @@ pub fn run(args: &Args) -> Result<u8> {
     options.budget = args.budget.clone();
     options.targets = targets;
     options.keep = args.keep;
+    options.bench = args.bench || args.max_latency.is_some();
     options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
     options.verify = !args.no_verify;
     options.seed = args.seed;
@@ -156,9 +169,11 @@ pub fn run(args: &Args) -> Result<u8> {
             check_target(path).context(name)?; // before any work is done and any output let out
         }
     }
-    let engine = super::engine()?;
+    let engine = args.engine.open(1)?;
     let (input, output, bar) = (&args.input, &args.output, Bar::new());
-    let report = match search {
+    let most = |model: &PathBuf| peak(model, &args.engine, 1, args.calib.as_deref(), input).ok();
+    let peak_before = if options.bench { most(input) } else { None };
+    let mut report = match search {
         true => search::optimize(
             input,
             output,
@@ -169,6 +184,9 @@ pub fn run(args: &Args) -> Result<u8> {
         )?,
         false => pipeline::optimize(input, output, &options, &*engine, &bar)?,
     };
+    if let (Some(speed), true) = (&mut report.speed, report.written) {
+        (speed.before.peak_bytes, speed.after.peak_bytes) = (peak_before, most(output));
+    }
     write_reports(args, &report)?;
     print!("{}", text::render(&report, args.verbose));
     Ok(report.exit_code())
