@@ -1,6 +1,6 @@
 //! `onnxzip bench`
 
-use crate::data::{Dataset, Sample};
+use crate::data::{Dataset, Preprocess, Sample};
 use crate::engine::{Engine, NotRun, Session};
 use crate::ir::Model;
 use crate::math::timing::{quantile, ratio};
@@ -16,6 +16,9 @@ pub struct Args {
     /// Data, as for `optimize`; samples are taken in turn
     #[arg(long, value_name = "PATH")]
     calib: Option<PathBuf>,
+    /// How images become inputs, as for `optimize`
+    #[arg(long, value_name = "STEPS")]
+    preprocess: Option<Preprocess>,
     /// How often each model runs; a tenth as often before, untimed
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..))]
     runs: u32,
@@ -30,6 +33,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let (a, b) = (onnx::read(&args.a)?, onnx::read(&args.b)?);
     let mut options = Options::new(Vec::new());
     options.calib = args.calib.clone();
+    options.preprocess = args.preprocess.clone();
     let data = find_data(&args.a, &a, &options)?;
     let engine = super::engine()?;
     let [first, second] = interleaved(&a, &b, &data, &*engine, args.runs as usize)?;
@@ -37,7 +41,7 @@ pub fn run(args: &Args) -> Result<u8> {
         "{} runs of each in turn, one thread, {}; samples of {}",
         args.runs,
         engine.name(),
-        data.origin
+        data.whence()
     );
     println!(
         "{:<6} {:>10} {:>10} {:>10} {:>12}",

@@ -1,7 +1,7 @@
 //! `onnxzip verify`
 
 use super::progress::Bar;
-use crate::data::Dataset;
+use crate::data::{Dataset, Preprocess};
 use crate::onnx;
 use crate::pipeline::{Options, find_data};
 use crate::report::text;
@@ -16,6 +16,9 @@ pub struct Args {
     /// Data, as for `optimize`; all samples are used
     #[arg(long, value_name = "PATH")]
     calib: Option<PathBuf>,
+    /// How images become inputs, as for `optimize`
+    #[arg(long, value_name = "STEPS")]
+    preprocess: Option<Preprocess>,
     /// What B may lose
     #[arg(long, value_name = "SPEC", default_value = "sqnr:10dB")]
     budget: Budget,
@@ -30,10 +33,16 @@ pub fn run(args: &Args) -> Result<u8> {
     let (a, b) = (onnx::read(&args.a)?, onnx::read(&args.b)?);
     let mut options = Options::new(Vec::new());
     options.calib = args.calib.clone();
+    options.preprocess = args.preprocess.clone();
     let data: Dataset = find_data(&args.a, &a, &options)?;
     let engine = super::engine()?;
     let gaps = compare(&a, &b, &data.all(), &*engine, options.threads, &Bar::new())?;
-    let mut out = format!("{} samples of {}, run by {}:\n", data.len(), data.origin, engine.name());
+    let mut out = format!(
+        "{} samples of {}, run by {}:\n",
+        data.len(),
+        data.whence(),
+        engine.name()
+    );
     text::gaps(&mut out, &gaps);
     print!("{out}");
     let (line, code) = match judge(&gaps, &args.budget) {
