@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub const ENDINGS: &[&str] = &["jpg", "jpeg", "png"];
 /// Images of more pixels are refused.
 const MOST_PIXELS: usize = 1 << 26;
+/// And of more pixels in a row or column: what JPEG can have.
+const MOST_SIDE: usize = 65_535;
 /// Most that a decoder may take beside the pixels, bytes.
 const MOST_ALLOC: u64 = 512 << 20;
 /// Inputs are kept up to this many bytes.
@@ -190,8 +192,8 @@ fn decode(file: &Path, grey: bool) -> Result<Pixels> {
     let (w, h) = open()?.into_dimensions().context("not an image")?;
     let pixels = u64::from(w) * u64::from(h);
     ensure!(
-        pixels > 0 && pixels <= MOST_PIXELS as u64,
-        "{w}x{h} pixels: at most {MOST_PIXELS} are read"
+        pixels > 0 && pixels <= MOST_PIXELS as u64 && w.max(h) as usize <= MOST_SIDE,
+        "{w}x{h} pixels: at most {MOST_PIXELS} are read, and {MOST_SIDE} in a row"
     );
     let mut limits = Limits::default();
     limits.max_alloc = Some(MOST_ALLOC);
@@ -227,8 +229,9 @@ fn sized(image: &Pixels, step: &Step) -> Result<Pixels> {
                 Size::Short(n) => (n * w / short, n * h / short),
                 Size::Part(_) => bail!("resize takes pixels"),
             };
+            // Rows come first: their image is as high as the old one.
             ensure!(
-                to_w.saturating_mul(to_h) <= MOST_PIXELS,
+                to_w.saturating_mul(to_h.max(h)) <= MOST_PIXELS,
                 "{w}x{h} pixels would become {to_w}x{to_h}: at most {MOST_PIXELS} pixels are made"
             );
             Ok(resize(image, to_w, to_h, filter))

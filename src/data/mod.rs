@@ -73,7 +73,7 @@ impl Dataset {
         let (source, preprocess, folder_labels) = source(path, line, &specs)?;
         ensure!(source.len() > 0, "{}: there is no sample in it", path.display());
         let labels = match (labels::read(path, source.len()), folder_labels) {
-            (Err(_), Some(labels)) => Ok(labels),
+            (Err(_), Some(labels)) if !labels::beside(path).exists() => Ok(labels),
             (read, _) => read.map_err(|e| format!("{e:#}")),
         };
         let data = Dataset {
