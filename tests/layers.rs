@@ -23,7 +23,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "parallel", "progress",
         ],
     ),
-    ("verify", &["ir", "math", "data", "engine", "parallel", "progress"]),
+    (
+        "verify",
+        &["ir", "analysis", "math", "data", "engine", "parallel", "progress"],
+    ),
     ("report", &["ir", "analysis", "passes", "verify"]),
     (
         "pipeline",

@@ -30,7 +30,7 @@ impl Ran {
     }
 }
 
-/// Runs `onnxzip` and kills it after a minute: nothing here takes seconds.
+/// Runs `onnxzip` and kills it after five minutes: nothing here takes more than seconds where nothing else runs.
 pub fn onnxzip<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
     let mut log = [
         tempfile::tempfile().expect("a file"),
@@ -48,7 +48,7 @@ pub fn onnxzip<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Ran {
     let code = loop {
         match child.try_wait().expect("a child") {
             Some(status) => break status.code(),
-            None if start.elapsed() > Duration::from_secs(60) => {
+            None if start.elapsed() > Duration::from_secs(300) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 break None;

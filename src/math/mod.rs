@@ -44,3 +44,5 @@ pub mod sparse;
 pub mod subspace;
 /// Quantiles of times, and their ratio with its confidence interval.
 pub mod timing;
+/// How much values change from sample to sample.
+pub mod variation;

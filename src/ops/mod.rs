@@ -28,6 +28,14 @@ pub fn is_random(node: &Node) -> bool {
     node.op.domain.is_empty() && RANDOM.contains(&node.op.name.as_str())
 }
 
+/// Operators whose results approach a limit while their inputs grow.
+const SATURATING: &[&str] = &["Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh"];
+
+/// True when a node's results say little of inputs that are large.
+pub fn saturates(node: &Node) -> bool {
+    node.op.domain.is_empty() && SATURATING.contains(&node.op.name.as_str())
+}
+
 /// The dimensions of the result when two operands are broadcast against each other; `None` when they cannot be.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());

@@ -1,10 +1,11 @@
 //! How far values of a changed model are from those of the model as it was.
 
 use super::Context;
+use crate::analysis::ends;
 use crate::data::{Sample, Samples};
-use crate::engine::Session;
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::compare::Gap;
+use crate::math::variation::Variation;
 use crate::parallel::in_order;
 use anyhow::Result;
 
@@ -15,10 +16,13 @@ const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
 
-/// Samples, and the outputs of the model as it was.
+/// Samples, and what the model as it was gives out for them.
 pub struct Reference {
     outputs: Vec<ValueId>,
+    /// Names of the values before outputs that have saturated.
+    before: Vec<String>,
     samples: Vec<Sample>,
+    /// Outputs, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
 }
 
@@ -28,23 +32,39 @@ impl Reference {
     /// # Errors
     /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
     pub fn new(model: &Model, samples: &Samples, cx: &Context) -> Result<Reference> {
-        let outputs = model.main().outputs().iter().map(|p| p.value).collect();
+        let outputs: Vec<ValueId> = model.main().outputs().iter().map(|p| p.value).collect();
+        let ends: Vec<(usize, ValueId)> = (0..outputs.len())
+            .filter_map(|k| Some((k, ends::before(model, outputs[k])?)))
+            .collect();
+        let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
+        let session = cx.engine.load(model, &all, &samples.get(0)?)?;
         let mut reference = Reference {
             outputs,
+            before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
         };
-        let session = reference.load(model, &samples.get(0)?, cx)?;
+        let mut variations = vec![Variation::default(); reference.outputs.len()];
         let mut kept = 0usize;
         for i in 0..samples.len().min(SAMPLES) {
             let sample = samples.get(i)?;
             let wanted = session.run(&sample)?;
+            for (variation, x) in variations.iter_mut().zip(&wanted) {
+                variation.add(&x.floats().unwrap_or_default());
+            }
             kept += wanted.iter().map(Tensor::byte_len).sum::<usize>();
             reference.samples.push(sample);
             reference.wanted.push(wanted);
             if kept > KEPT {
                 break;
             }
+        }
+        let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
+        let names = ends.iter().zip(&saturated).filter(|(_, s)| **s);
+        reference.before = names.map(|(e, _)| model.value(e.1).name.clone()).collect();
+        for wanted in &mut reference.wanted {
+            let inner = wanted.split_off(reference.outputs.len());
+            wanted.extend(inner.into_iter().zip(&saturated).filter(|(_, s)| **s).map(|(x, _)| x));
         }
         Ok(reference)
     }
@@ -55,11 +75,8 @@ impl Reference {
         limit * seen / (seen + FEW)
     }
 
-    fn load(&self, model: &Model, like: &Sample, cx: &Context) -> Result<Box<dyn Session>> {
-        Ok(cx.engine.load(model, &self.outputs, like)?)
-    }
-
-    /// The error of a changed model's worst output relative to its power, on the first `most` samples. Infinite when a number is lost.
+    /// The error of a changed model's worst output relative to its power, on the first `most` samples; of an output that has
+    /// saturated, that of the value before it counts, too. Infinite when a number is lost.
     ///
     /// # Errors
     /// As [`Reference::new`].
@@ -67,13 +84,17 @@ impl Reference {
         let Some(like) = self.samples.first() else {
             return Ok(0.0);
         };
-        let session = self.load(changed, like, cx)?;
-        let mut gaps = vec![Gap::new(); self.outputs.len()];
+        let before = self.before.iter().map(|name| ends::named(changed, name));
+        let places: Vec<Option<ValueId>> = self.outputs.iter().copied().map(Some).chain(before).collect();
+        let there: Vec<ValueId> = places.iter().copied().flatten().collect();
+        let session = cx.engine.load(changed, &there, like)?;
+        let mut gaps = vec![Gap::new(); there.len()];
+        let of = |i: usize| self.wanted[i].iter().zip(&places).filter(|(_, p)| p.is_some());
         in_order(
             self.samples.len().min(most),
             cx.threads,
             |i| session.run(&self.samples[i]),
-            |i, outputs| add(&mut gaps, &self.wanted[i], &outputs),
+            |i, values| add(&mut gaps, of(i).map(|(x, _)| x), &values),
         )?;
         Ok(gaps.iter().filter_map(Gap::noise).fold(0.0, f64::max))
     }
@@ -83,7 +104,7 @@ impl Reference {
 ///
 /// # Errors
 /// Never for floats of equal number.
-pub fn add(gaps: &mut [Gap], before: &[Tensor], after: &[Tensor]) -> Result<()> {
+pub fn add<'a>(gaps: &mut [Gap], before: impl IntoIterator<Item = &'a Tensor>, after: &[Tensor]) -> Result<()> {
     for ((gap, x), y) in gaps.iter_mut().zip(before).zip(after) {
         match (x.floats(), y.floats()) {
             (Some(x), Some(y)) if x.len() == y.len() => gap.add(&x, &y)?,

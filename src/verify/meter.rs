@@ -4,6 +4,7 @@ use super::{Accuracy, OutputGap};
 use crate::ir::{DType, Tensor};
 use crate::math::compare::Gap;
 use crate::math::margins::{Margins, Noise};
+use crate::math::variation::Variation;
 use anyhow::{Result, ensure};
 
 /// Sums over the samples that were seen.
@@ -19,10 +20,7 @@ pub struct Meter {
     right: [u64; 2],
     least: Option<f32>,
     most: Option<f32>,
-    /// The original's values for the first sample, and how far later ones of the same number are from them.
-    first: Vec<f32>,
-    apart: f64,
-    power: f64,
+    variation: Variation,
 }
 
 impl Meter {
@@ -45,24 +43,9 @@ impl Meter {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
         }
-        self.vary(&a);
+        self.variation.add(&a);
         self.decide(x, &a, &b, label);
         Ok(())
-    }
-
-    fn vary(&mut self, values: &[f32]) {
-        if self.first.is_empty() {
-            self.first = values.to_vec();
-        } else if self.first.len() == values.len() {
-            for (x, first) in values
-                .iter()
-                .zip(&self.first)
-                .filter(|(x, f)| x.is_finite() && f.is_finite())
-            {
-                self.apart += f64::from(x - first).powi(2);
-                self.power += f64::from(*x).powi(2);
-            }
-        }
     }
 
     fn decide(&mut self, t: &Tensor, a: &[f32], b: &[f32], label: Option<usize>) {
@@ -112,7 +95,7 @@ impl Meter {
             }),
             broken: self.gap.broken,
             constant: self.least == self.most,
-            variation: (self.power > 0.0).then(|| self.apart / self.power),
+            variation: self.variation.part(),
             stands_in: false,
         }
     }

@@ -9,9 +9,11 @@ pub use budget::{Budget, Condition, Metric};
 pub use decisions::Decisions;
 pub use layers::{LayerDamage, layers, worst};
 
+use crate::analysis::ends;
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, ValueId};
+use crate::math::variation::hardly;
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -94,9 +96,6 @@ pub enum Verdict {
     NotRun(String),
 }
 
-/// Below this variation an output is taken to have saturated: repeating one sample's values would give 30 dB.
-const HARDLY: f64 = 1e-3;
-
 /// Runs both models over the samples and measures every output.
 ///
 /// # Errors
@@ -145,7 +144,7 @@ pub fn compare(
     let gaps = pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p.name, p.inner));
     let mut gaps: Vec<OutputGap> = gaps.collect();
     for k in 0..gaps.len() {
-        let saturated = gaps[of[k]].variation.is_some_and(|v| v < HARDLY);
+        let saturated = gaps[of[k]].variation.is_some_and(hardly);
         gaps[k].stands_in = gaps[k].inner && saturated;
     }
     Ok(gaps)
@@ -193,18 +192,11 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
     }
     let ends: Vec<ValueId> = pairs.iter().map(|p| p.original).collect();
     for (of, end) in ends.into_iter().enumerate() {
-        let Some(node) = original.value(end).producer() else {
-            continue;
-        };
-        let n = original.node(node);
-        let saturates = ["Softmax", "Sigmoid", "Tanh", "LogSoftmax", "HardSigmoid"];
-        let Some(before) = n.input(0).filter(|_| saturates.iter().any(|s| n.is(s))) else {
+        let Some(before) = ends::before(original, end) else {
             continue;
         };
         let name = original.value(before).name.clone();
-        let main = changed.main_id();
-        let same = changed.values().find(|(_, v)| v.name == name && v.graph() == main);
-        if let Some((changed, _)) = same {
+        if let Some(changed) = ends::named(changed, &name) {
             pairs.push(Pair {
                 name,
                 inner: true,

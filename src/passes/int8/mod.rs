@@ -20,6 +20,7 @@ mod time;
 mod units;
 mod weights;
 
+use super::noise::Reference;
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Stats};
@@ -203,6 +204,7 @@ impl Int8 {
         let kept = cx.notes.len();
         let mut given_up: Vec<Harm> = Vec::new();
         let mut weights = Weights::new();
+        let reference = Reference::new(model, &settle::samples(cx), cx)?;
         for round in 0.. {
             cx.notes.truncate(kept);
             let placement = place::choose(model, units, &elements, self.prefer);
@@ -215,11 +217,7 @@ impl Int8 {
             }
             slower(model, units, &placement, &elements, cx);
             if !integer(units, &placement).any(Unit::is_weighted) {
-                cx.note(
-                    NoteKind::Skip,
-                    String::new(),
-                    "no operator with a weight can run in integers",
-                );
+                cx.leave("no operator with a weight can run in integers");
                 return Ok(false);
             }
             let scales = ranges::choose(model, units, &placement, stats, self.ranges)?;
@@ -228,12 +226,12 @@ impl Int8 {
             }
             let mut quantized = model.clone();
             let moved = write(&mut quantized, units, &placement, &scales, &weights, cx)?;
-            let pair = Pair {
-                float: model,
-                quantized: &quantized,
-                moved: &moved,
-            };
-            if round < ROUNDS && pair.error(cx)? > self.error {
+            if round < ROUNDS && reference.error(&quantized, usize::MAX, cx)? > self.error {
+                let pair = Pair {
+                    float: model,
+                    quantized: &quantized,
+                    moved: &moved,
+                };
                 let worst = pair.worst(units, &placement, round, cx)?;
                 for (_, v) in worst.iter().flat_map(|h| &units.all[h.unit].inputs) {
                     elements.remove(v);

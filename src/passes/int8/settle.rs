@@ -42,17 +42,12 @@ pub struct Harm {
     pub added: f64,
 }
 
-impl Pair<'_> {
-    /// The noise of the worst output, relative to its signal.
-    ///
-    /// # Errors
-    /// When a sample fails.
-    pub fn error(&self, cx: &Context) -> Result<f64> {
-        let outputs = |m: &Model| m.main().outputs().iter().map(|p| p.value).collect::<Vec<_>>();
-        let all = self.noise(&outputs(self.float), &outputs(self.quantized), cx.threads, cx)?;
-        Ok(all.into_iter().flatten().fold(0.0, f64::max))
-    }
+/// The samples that are looked at.
+pub fn samples(cx: &Context) -> Samples {
+    cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0)
+}
 
+impl Pair<'_> {
     /// The operators in integers that add most noise, worst first: as many as are to be given up in this round.
     ///
     /// # Errors
@@ -64,8 +59,7 @@ impl Pair<'_> {
             .collect();
         let values: Vec<ValueId> = values.into_iter().collect();
         let there: Vec<ValueId> = values.iter().map(|v| *self.moved.get(v).unwrap_or(v)).collect();
-        // Two models with many values each: one sample at a time.
-        let noise = self.noise(&values, &there, 1, cx)?;
+        let noise = self.noise(&values, &there, cx)?;
         let noise: BTreeMap<ValueId, f64> = values
             .into_iter()
             .zip(noise)
@@ -92,14 +86,8 @@ impl Pair<'_> {
     }
 
     /// Noise over signal of values, `None` where they are no floats; infinite when a number is lost.
-    fn noise(
-        &self,
-        float: &[ValueId],
-        quantized: &[ValueId],
-        threads: usize,
-        cx: &Context,
-    ) -> Result<Vec<Option<f64>>> {
-        let samples: Samples = cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0);
+    fn noise(&self, float: &[ValueId], quantized: &[ValueId], cx: &Context) -> Result<Vec<Option<f64>>> {
+        let samples = samples(cx);
         let first = samples.get(0)?;
         let load = |model, values: &[ValueId]| cx.engine.load(model, values, &first);
         let (one, other) = (load(self.float, float)?, load(self.quantized, quantized)?);
@@ -108,7 +96,8 @@ impl Pair<'_> {
             let sample = samples.get(i)?;
             Ok((one.run(&sample)?, other.run(&sample)?))
         };
-        in_order(samples.len(), threads, run, |_, (a, b)| noise::add(&mut gaps, &a, &b))?;
+        // Two models with many values each: one sample at a time.
+        in_order(samples.len(), 1, run, |_, (a, b)| noise::add(&mut gaps, &a, &b))?;
         Ok(gaps.iter().map(Gap::noise).collect())
     }
 }
