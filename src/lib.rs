@@ -27,6 +27,7 @@
 //! | [`engine`] | running models (tract; ONNX Runtime when a library is given) |
 //! | [`data`] | samples |
 //! | [`verify`] | gaps, budget, verdict |
+//! | [`recipe`] | `onnxzip.toml`: what a run is asked for, in one file |
 //! | [`report`] | the account of a run, as text, JSON, Markdown and HTML; what an earlier one holds it to |
 //! | [`cli`] | the command line |
 //!
@@ -61,6 +62,7 @@ pub mod passes;
 pub mod pb;
 pub mod pipeline;
 pub mod progress;
+pub mod recipe;
 pub mod report;
 pub mod search;
 pub mod verify;

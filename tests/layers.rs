@@ -40,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress", "pipeline",
         ],
     ),
+    ("recipe", &["data", "passes", "pipeline", "search", "verify", "report"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

@@ -3,6 +3,7 @@
 mod cli;
 mod docs;
 mod hostile;
+mod images;
 mod infer;
 mod int8;
 mod interop;
@@ -14,6 +15,7 @@ mod ort;
 mod precision;
 mod proto;
 mod prune;
+mod recipe;
 mod roundtrip;
 mod search;
 mod simplify;

@@ -49,12 +49,12 @@ pub fn run(args: &Args) -> Result<u8> {
     };
     let mut speed = speed(&|| load(a), &|| load(b), &samples, effort)?;
     (speed.engine, speed.threads) = (engine.name(), threads);
-    let most = |model: &Path| peak(model, &args.engine, threads, args.pair.calib.as_deref(), a).ok();
+    let most = |model: &Path| peak(model, &args.engine, threads, &args.pair.data, a).ok();
     (speed.before.peak_bytes, speed.after.peak_bytes) = (most(a), most(b));
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&speed)? + "\n";
         std::fs::write(path, json).with_context(|| format!("{}", path.display()))?;
     }
-    print!("{}", bench(&speed, &data.origin));
+    print!("{}", bench(&speed, &data.whence()));
     Ok(0)
 }

@@ -1,11 +1,14 @@
 //! `onnxzip optimize`
 
 use super::engine;
+use super::pair::Data;
 use super::peak::peak;
 use super::progress::Bar;
+use crate::data::Preprocess;
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
 use crate::pipeline::{self, Amount, Options, Targets};
+use crate::recipe::Recipe;
 use crate::report::{Baseline, Report, html, markdown, text};
 use crate::search::{self, Effort};
 use crate::verify::Budget;
@@ -19,6 +22,7 @@ Examples:
   onnxzip optimize --target-ratio 4x --budget sqnr:20dB --calib samples.npz model.onnx small.onnx
   onnxzip optimize --passes simplify model.onnx small.onnx
   onnxzip optimize --passes int8 --calib samples.npz model.onnx small.onnx
+  onnxzip optimize --recipe onnxzip.toml
   onnxzip optimize --passes 'prune,lowrank(error=0.01),int8(ranges=mse)' --calib samples.npz \\
       --budget top1:1%,sqnr:15dB --json report.json model.onnx small.onnx
 
@@ -32,14 +36,22 @@ Exit codes:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// Take what is not given here from a file (onnxzip.toml; see docs/recipe.md), IN and OUT too
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
     /// Passes in order, with options: prune,lowrank(rank=32),int8. `simplify` always runs first, see --no-simplify.
     /// `onnxzip passes` lists them. Default: `simplify`; with a budget, target or preset the tool searches for the passes
     #[arg(long, value_name = "LIST")]
     passes: Option<String>,
-    /// Data to calibrate and verify with: an .npz (keys are input names, the first axis counts samples), an .npy, or a
-    /// folder with test_data_set_N/input_K.pb. Default: such folders beside the model, else made-up numbers
+    /// Data to calibrate and verify with: an .npz (keys are input names, the first axis counts samples), an .npy, a folder
+    /// of images (jpg, png; see --preprocess), a folder of raw .bin files, or a folder with test_data_set_N/input_K.pb.
+    /// Default: such folders beside the model, else made-up numbers
     #[arg(long, value_name = "PATH")]
     calib: Option<PathBuf>,
+    /// How images become inputs, step by step: 'resize 256, crop 224, scale 1/255, mean 0.485 0.456 0.406, std 0.229
+    /// 0.224 0.225'; also crop 87.5%, resize 224x224 bicubic, bgr, grey, nchw, nhwc. See docs/recipe.md
+    #[arg(long, value_name = "STEPS")]
+    preprocess: Option<Preprocess>,
     /// What may be lost, on held-back samples: sqnr:20dB, top1:1% (of the classes change), cosine:0.999, accuracy:0.5pt
     /// (needs labels), with @NAME for one output only, or several with commas. Default: sqnr:10dB with lossy passes,
     /// sqnr:60dB without
@@ -52,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "MACS")]
     max_macs: Option<Amount>,
     /// How many times smaller the result has to be: 4x
-    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    #[arg(long, value_name = "RATIO", value_parser = Amount::times_smaller)]
     target_ratio: Option<Amount>,
     /// How long to search for the passes: a few measurements, some ten, or some twenty and every precision
     #[arg(long, value_enum, conflicts_with = "passes")]
@@ -93,9 +105,9 @@ pub struct Args {
     /// Raise the default operator set to N before all passes: runtimes and passes may need a newer one
     #[arg(long, value_name = "N")]
     opset: Option<i64>,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
+    /// Seed of everything random. Default: 0
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Threads; the output does not depend on it. Default: all processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -106,11 +118,11 @@ pub struct Args {
     #[arg(short, long)]
     verbose: bool,
     /// The model
-    #[arg(value_name = "IN")]
-    input: PathBuf,
+    #[arg(value_name = "IN", required_unless_present = "recipe")]
+    input: Option<PathBuf>,
     /// The result; may be the same file
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[arg(value_name = "OUT", required_unless_present = "recipe")]
+    output: Option<PathBuf>,
 }
 
 fn percent(text: &str) -> Result<f64> {
@@ -120,46 +132,78 @@ fn percent(text: &str) -> Result<f64> {
     Ok(x / 100.0)
 }
 
-/// `4x` as a part of the original's bytes.
-fn ratio(text: &str) -> Result<Amount> {
-    let wrong = || format!("{text:?}: write 4x");
-    let times: f64 = text.trim().trim_end_matches(['x', '×']).parse().with_context(wrong)?;
-    ensure!(times.is_finite() && times >= 1.0, "{}: at least 1", wrong());
-    Ok(Amount::Part(1.0 / times))
+/// What the flags and the recipe ask for together; flags go first.
+struct Job {
+    input: PathBuf,
+    output: PathBuf,
+    /// How long to search; `None` when the passes are given.
+    search: Option<Effort>,
+    options: Options,
+}
+
+impl Job {
+    fn new(args: &Args) -> Result<Job> {
+        let read = args.recipe.as_deref().map(Recipe::read);
+        let recipe = read.transpose().context("--recipe")?.unwrap_or_default();
+        let targets = Targets {
+            max_bytes: args.max_bytes.or(args.target_ratio).or(recipe.max_bytes),
+            max_macs: args.max_macs.or(recipe.max_macs),
+            max_latency: args.max_latency,
+        };
+        let budget = args.budget.clone().or(recipe.budget);
+        // Passes and a preset exclude each other, wherever they are said.
+        let given = args.passes.as_deref().map(parse_list).transpose().context("--passes")?;
+        let preset = args.preset.or(recipe.preset.filter(|_| given.is_none()));
+        let given = given.or(recipe.passes.filter(|_| args.preset.is_none()));
+        let wishes = budget.is_some() || preset.is_some() || targets.any();
+        let search = (given.is_none() && wishes).then(|| preset.unwrap_or(Effort::Balanced));
+        let mut passes = match given {
+            Some(passes) => passes,
+            None => parse_list(if search.is_some() { "" } else { "simplify" })?,
+        };
+        if let Some(to) = args.opset.or(recipe.opset) {
+            let raise = parse_list(&format!("opset(to={to})")).context("--opset")?;
+            passes.splice(0..0, raise);
+        }
+        let mut options = Options::new(passes);
+        options.rules = recipe.rules;
+        options.simplify_first = !args.no_simplify && recipe.simplify.unwrap_or(true);
+        options.calib = args.calib.clone().or(recipe.calib);
+        options.preprocess = args
+            .preprocess
+            .clone()
+            .or(recipe.preprocess)
+            .filter(|line| !line.is_empty());
+        options.budget = budget;
+        options.targets = targets;
+        options.keep = args.keep;
+        options.bench = args.bench || args.max_latency.is_some();
+        options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
+        options.verify = !args.no_verify;
+        options.seed = args.seed.or(recipe.seed).unwrap_or(0);
+        options.threads = args.threads.or(recipe.threads).map_or(options.threads, usize::from);
+        options.write = WriteOptions {
+            external_data: args.external_data || recipe.external_data.unwrap_or(false),
+            ..WriteOptions::default()
+        };
+        let read = |path| Baseline::read(path, args.tolerance).context("--baseline");
+        options.baseline = args.baseline.as_deref().map(read).transpose()?;
+        let file = |flag: &Option<PathBuf>, said: Option<PathBuf>, name: &str| {
+            let path = flag.clone().or(said);
+            path.with_context(|| format!("name {name} on the command line, or its file in the recipe"))
+        };
+        Ok(Job {
+            input: file(&args.input, recipe.input, "IN")?,
+            output: file(&args.output, recipe.output, "OUT")?,
+            search,
+            options,
+        })
+    }
 }
 
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
-    let targets = Targets {
-        max_bytes: args.max_bytes.or(args.target_ratio),
-        max_macs: args.max_macs,
-        max_latency: args.max_latency,
-    };
-    let wishes = args.budget.is_some() || args.preset.is_some() || targets.any();
-    let search = args.passes.is_none() && wishes;
-    let usual = if search { "" } else { "simplify" };
-    let mut passes = parse_list(args.passes.as_deref().unwrap_or(usual)).context("--passes")?;
-    if let Some(to) = args.opset {
-        let raise = parse_list(&format!("opset(to={to})")).context("--opset")?;
-        passes.splice(0..0, raise);
-    }
-    let mut options = Options::new(passes);
-    options.simplify_first = !args.no_simplify;
-    options.calib = args.calib.clone();
-    options.budget = args.budget.clone();
-    options.targets = targets;
-    options.keep = args.keep;
-    options.bench = args.bench || args.max_latency.is_some();
-    options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
-    options.verify = !args.no_verify;
-    options.seed = args.seed;
-    options.threads = args.threads.map_or(options.threads, usize::from);
-    options.write = WriteOptions {
-        external_data: args.external_data,
-        ..WriteOptions::default()
-    };
-    let read = |path| Baseline::read(path, args.tolerance).context("--baseline");
-    options.baseline = args.baseline.as_deref().map(read).transpose()?;
+    let job = Job::new(args)?;
     for (name, path) in [
         ("--json", &args.json),
         ("--report", &args.report),
@@ -170,19 +214,16 @@ pub fn run(args: &Args) -> Result<u8> {
         }
     }
     let engine = args.engine.open(1)?;
-    let (input, output, bar) = (&args.input, &args.output, Bar::new());
-    let most = |model: &PathBuf| peak(model, &args.engine, 1, args.calib.as_deref(), input).ok();
+    let (input, output, options, bar) = (&job.input, &job.output, &job.options, Bar::new());
+    let data = Data {
+        calib: options.calib.clone(),
+        preprocess: options.preprocess.clone(),
+    };
+    let most = |model: &PathBuf| peak(model, &args.engine, 1, &data, input).ok();
     let peak_before = if options.bench { most(input) } else { None };
-    let mut report = match search {
-        true => search::optimize(
-            input,
-            output,
-            &options,
-            args.preset.unwrap_or(Effort::Balanced),
-            &*engine,
-            &bar,
-        )?,
-        false => pipeline::optimize(input, output, &options, &*engine, &bar)?,
+    let mut report = match job.search {
+        Some(effort) => search::optimize(input, output, options, effort, &*engine, &bar)?,
+        None => pipeline::optimize(input, output, options, &*engine, &bar)?,
     };
     if let (Some(speed), true) = (&mut report.speed, report.written) {
         (speed.before.peak_bytes, speed.after.peak_bytes) = (peak_before, most(output));

@@ -2,9 +2,8 @@
 //! system counted (`VmHWM` of `/proc/self/status`, so on Linux only). The binary and the engine's library are in it.
 
 use super::engine;
-use crate::data::Dataset;
+use super::pair::Data;
 use crate::onnx;
-use crate::pipeline::{Options, find_data};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,8 +16,8 @@ const RUNS: usize = 3;
 pub struct Args {
     #[command(flatten)]
     engine: engine::Args,
-    #[arg(long)]
-    calib: Option<PathBuf>,
+    #[command(flatten)]
+    data: Data,
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Where the data are looked for when none are named
@@ -31,10 +30,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<u8> {
     let sample = {
         let like = onnx::read(&args.model)?;
-        let mut options = Options::new(Vec::new());
-        options.calib = args.calib.clone();
-        let data: Dataset = find_data(&args.beside, &like, &options)?;
-        data.get(0)?
+        args.data.find(&args.beside, &like)?.get(0)?
     };
     let engine = args.engine.open(args.threads)?;
     let session = engine.load_file(&args.model, &sample)?;
@@ -56,12 +52,15 @@ fn high_water() -> Option<u64> {
 ///
 /// # Errors
 /// When the process does not end well, with what it said.
-pub fn peak(model: &Path, engine: &engine::Args, threads: usize, calib: Option<&Path>, beside: &Path) -> Result<u64> {
+pub fn peak(model: &Path, engine: &engine::Args, threads: usize, data: &Data, beside: &Path) -> Result<u64> {
     let mut child = Command::new(std::env::current_exe()?);
     child.arg("peak").args(engine.to_args());
     child.args(["--threads", &threads.to_string()]);
-    if let Some(path) = calib {
+    if let Some(path) = &data.calib {
         child.arg("--calib").arg(path);
+    }
+    if let Some(line) = &data.preprocess {
+        child.arg("--preprocess").arg(line.to_string());
     }
     child
         .arg("--beside")

@@ -26,7 +26,12 @@ pub fn run(args: &Args) -> Result<u8> {
     let engine = args.engine.open(1)?;
     let threads = Options::new(Vec::new()).threads;
     let gaps = compare(&a, &b, &data.all(), &*engine, threads, &Bar::new())?;
-    let mut out = format!("{} samples of {}, run by {}:\n", data.len(), data.origin, engine.name());
+    let mut out = format!(
+        "{} samples of {}, run by {}:\n",
+        data.len(),
+        data.whence(),
+        engine.name()
+    );
     text::gaps(&mut out, &gaps);
     print!("{out}");
     let (line, code) = match judge(&gaps, &args.budget) {

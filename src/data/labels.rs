@@ -26,7 +26,7 @@ pub fn read(path: &Path, count: usize) -> Result<Vec<i64>> {
 }
 
 /// The file of labels that belongs to a file or a folder of data.
-fn beside(path: &Path) -> PathBuf {
+pub fn beside(path: &Path) -> PathBuf {
     let folder = if path.is_dir() {
         path
     } else {

@@ -5,12 +5,17 @@
 //! which only the verdict sees.
 
 mod array;
+mod folder;
+mod images;
 mod labels;
 mod npz;
 mod pb_files;
+pub mod preprocess;
+mod raw;
 mod spec;
 mod synthetic;
 
+pub use preprocess::Preprocess;
 pub use spec::{InputSpec, inputs_of};
 
 use crate::ir::{DType, Model, Tensor};
@@ -40,6 +45,8 @@ pub struct Dataset {
     specs: Arc<Vec<InputSpec>>,
     /// Where they come from, for reports.
     pub origin: String,
+    /// For images: how they became inputs, with nothing left open ([`Preprocess`]).
+    pub preprocess: Option<String>,
     /// True when the numbers were made up.
     pub synthetic: bool,
     /// The right class of every sample, or why it is not known.
@@ -48,28 +55,33 @@ pub struct Dataset {
 
 impl Dataset {
     /// Samples for `model` from a path: an `.npz` (keys are input names, the first axis counts samples), an `.npy` for a model
-    /// with a single input, or a folder with `test_data_set_N/input_K.pb`.
+    /// with a single input, a folder with `test_data_set_N/input_K.pb` or with `.bin` files of raw numbers, and, for models that
+    /// take bytes, a folder of images.
     ///
     /// # Errors
     /// When the path cannot be read, a key is missing, a shape or type does not fit an input, or there is no sample.
     pub fn open(path: &Path, model: &Model) -> Result<Dataset> {
+        Dataset::open_with(path, None, model)
+    }
+
+    /// As [`Dataset::open`], and folders of images (jpeg, png), which this line makes inputs of.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`]; when the line does not fit the model's input, or the data are no images.
+    pub fn open_with(path: &Path, line: Option<&Preprocess>, model: &Model) -> Result<Dataset> {
         let specs = inputs_of(model);
-        let source: Arc<dyn Source> = match path.extension().and_then(|e| e.to_str()) {
-            _ if path.is_dir() => Arc::new(pb_files::PbFolders::open(path, &specs)?),
-            Some("npz") => Arc::new(npz::Npz::open(path, &specs)?),
-            Some("npy") => Arc::new(npz::Npz::open_npy(path, &specs)?),
-            _ => bail!(
-                "{}: not calibration data; give an .npz, an .npy, or a folder with test_data_set_0/input_0.pb",
-                path.display()
-            ),
-        };
+        let (source, preprocess, folder_labels) = source(path, line, &specs)?;
         ensure!(source.len() > 0, "{}: there is no sample in it", path.display());
-        let labels = labels::read(path, source.len()).map_err(|e| format!("{e:#}"));
+        let labels = match (labels::read(path, source.len()), folder_labels) {
+            (Err(_), Some(labels)) if !labels::beside(path).exists() => Ok(labels),
+            (read, _) => read.map_err(|e| format!("{e:#}")),
+        };
         let data = Dataset {
             source,
             labels: Arc::new(labels),
             specs: Arc::new(specs),
             origin: path.display().to_string(),
+            preprocess,
             synthetic: false,
         };
         data.get(0)?; // types and shapes are found out now
@@ -99,8 +111,17 @@ impl Dataset {
             source: Arc::new(synthetic::Synthetic::new(&specs, seed, count)),
             specs: Arc::new(specs),
             origin: format!("synthetic, seed {seed}"),
+            preprocess: None,
             synthetic: true,
             labels: Arc::new(Err("made-up samples have none".into())),
+        }
+    }
+
+    /// Where they come from, and how images became inputs.
+    pub fn whence(&self) -> String {
+        match &self.preprocess {
+            Some(line) => format!("{} ({line})", self.origin),
+            None => self.origin.clone(),
         }
     }
 
@@ -183,6 +204,41 @@ impl Dataset {
         };
         (of(if calib.is_empty() { back.clone() } else { calib }), of(back))
     }
+}
+
+/// What gives the samples at a path; for images also the line that makes inputs of them, and the classes that folders name.
+type Opened = (Arc<dyn Source>, Option<String>, Option<Vec<i64>>);
+
+fn source(path: &Path, line: Option<&Preprocess>, specs: &[InputSpec]) -> Result<Opened> {
+    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    let found = |endings| folder::files(path, endings).map(|all| !all.is_empty());
+    let sets = path.is_dir() && pb_files::is_set(path);
+    if !sets && found(images::ENDINGS)? {
+        ensure!(
+            !found(raw::ENDINGS)?,
+            "{}: there are images and .bin files in it; keep them apart",
+            path.display()
+        );
+        let images = images::Images::open(path, line, specs)?;
+        let (line, labels) = (images.line().to_string(), images.labels(path));
+        return Ok((Arc::new(images), Some(line), labels));
+    }
+    ensure!(
+        line.is_none(),
+        "{}: there are no images (.jpg, .png) in it, so there is nothing to preprocess",
+        path.display()
+    );
+    let source: Arc<dyn Source> = match ending.as_deref() {
+        _ if !sets && found(raw::ENDINGS)? => Arc::new(raw::Raw::open(path, specs)?),
+        _ if path.is_dir() => Arc::new(pb_files::PbFolders::open(path, specs)?),
+        Some("npz") => Arc::new(npz::Npz::open(path, specs)?),
+        Some("npy") => Arc::new(npz::Npz::open_npy(path, specs)?),
+        _ => bail!(
+            "{}: not calibration data; give an .npz, an .npy, or a folder with images, .bin files or test_data_set_0/input_0.pb",
+            path.display()
+        ),
+    };
+    Ok((source, None, None))
 }
 
 /// One of `0..among`, by a hash of the run's number.

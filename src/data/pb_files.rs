@@ -22,6 +22,11 @@ fn sets_below(folder: &Path) -> Vec<PathBuf> {
     sets
 }
 
+/// True when a folder is such a set, or holds some.
+pub fn is_set(folder: &Path) -> bool {
+    PbFolders::any_below(folder) || folder.join("input_0.pb").is_file()
+}
+
 impl PbFolders {
     /// True when a folder holds `test_data_set_N` folders.
     pub fn any_below(folder: &Path) -> bool {
@@ -40,7 +45,7 @@ impl PbFolders {
         let first = folders[0].join("input_0.pb");
         ensure!(
             specs.is_empty() || first.is_file(),
-            "{}: found no test_data_set_N/input_0.pb",
+            "{}: found no test_data_set_N/input_0.pb, no images (.jpg, .png) and no .bin files",
             folder.display()
         );
         Ok(PbFolders {

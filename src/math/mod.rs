@@ -33,6 +33,7 @@ pub mod margins;
 pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.
 pub mod ranges;
+pub mod resample;
 /// Rounding of weights so that errors cancel under the second moment of the input.
 pub mod rounding;
 /// A covariance from few samples, shrunk towards its diagonal.

@@ -9,6 +9,7 @@ mod exchange;
 mod names;
 mod noise;
 mod options;
+mod rules;
 
 pub mod dynamic;
 pub mod fp16;
@@ -23,6 +24,7 @@ pub mod weights;
 pub use context::{Context, Note, NoteKind};
 pub use names::Names;
 pub use options::{Opt, Options, Request, parse_list};
+pub use rules::{Rule, SCOPED, SKIP};
 
 use crate::ir::Model;
 use anyhow::Result;

@@ -1,6 +1,7 @@
 //! `int8(ranges=mse),lowrank(rank=32)`: how passes and their options are written.
 
-use super::{ALL, PassInfo, find};
+use super::{ALL, PassInfo, Rule, SKIP, find};
+use crate::ir::Model;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fmt::Display;
 use std::str::FromStr;
@@ -24,6 +25,8 @@ pub struct Options {
     info: &'static [Opt],
     pass: &'static str,
     given: Vec<(String, String)>,
+    /// What is another for some nodes.
+    rules: Vec<Rule>,
 }
 
 impl Options {
@@ -33,7 +36,27 @@ impl Options {
             info: info.options,
             pass: info.name,
             given: Vec::new(),
+            rules: Vec::new(),
         }
+    }
+
+    /// Takes the rules that are about this pass.
+    pub fn follow(&mut self, rules: &[Rule]) {
+        self.rules = rules.iter().filter(|r| r.pass == self.pass).cloned().collect();
+    }
+
+    /// What is another for some nodes.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The options for the node with this label.
+    pub fn at(&self, label: &str) -> Options {
+        let mut here = self.clone();
+        here.rules.clear();
+        let about = self.rules.iter().filter(|r| r.option != SKIP && r.matches(label));
+        here.given.extend(about.map(|r| (r.option.to_owned(), r.value.clone())));
+        here
     }
 
     /// The text of an option.
@@ -76,7 +99,11 @@ impl Options {
         self.get(name).map(Some)
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+    /// Gives an option a value.
+    ///
+    /// # Errors
+    /// When the pass has no such option, or the value is not among its choices.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let Some(opt) = self.info.iter().find(|o| o.name == name) else {
             let known: Vec<&str> = self.info.iter().map(|o| o.name).collect();
             bail!(
@@ -111,7 +138,24 @@ pub struct Request {
 }
 
 impl Request {
-    /// The request as it would be written.
+    /// Builds the pass for a model, and sees that what is another for some of its nodes can be.
+    ///
+    /// # Errors
+    /// When a value is bad, or does not go with the others; the message names the node.
+    pub fn build(&self, model: &Model) -> Result<Box<dyn super::Pass>> {
+        let named = |rule: &Rule| rule.option != SKIP;
+        if self.options.rules.iter().any(named) {
+            for id in model.node_ids() {
+                let label = model.label(id);
+                if self.options.rules.iter().any(|r| named(r) && r.matches(&label)) {
+                    (self.info.build)(&self.options.at(&label)).with_context(|| format!("options for node {label}"))?;
+                }
+            }
+        }
+        (self.info.build)(&self.options)
+    }
+
+    /// The request as it would be written, without rules.
     pub fn spelled(&self) -> String {
         let given: Vec<String> = self.options.given.iter().map(|(n, v)| format!("{n}={v}")).collect();
         match given.is_empty() {

@@ -4,15 +4,16 @@ mod targets;
 
 pub use targets::{Amount, Targets};
 
-use crate::data::{Dataset, Samples};
+use crate::data::{Dataset, Preprocess, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
 use crate::onnx::{self, WriteOptions};
-use crate::passes::{Context, Request, find};
+use crate::passes::{Context, Request, Rule, find};
 use crate::progress::Progress;
 use crate::report::{Baseline, DataUsed, PassRun, Report, Size, weights};
 use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,10 +27,14 @@ const SAMPLES_FOR_IDENTITIES: usize = 4;
 pub struct Options {
     /// The passes, in order. `simplify` is put in front (after `opset`) unless [`Options::simplify_first`] is off or it is there.
     pub passes: Vec<Request>,
+    /// Options that are another for some nodes.
+    pub rules: Vec<Rule>,
     /// Run `simplify` before everything else.
     pub simplify_first: bool,
     /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
     pub calib: Option<PathBuf>,
+    /// How images in [`Options::calib`] become inputs.
+    pub preprocess: Option<Preprocess>,
     /// What may be lost; by default [`Budget::lossless`] or [`Budget::lossy`], as the passes are.
     pub budget: Option<Budget>,
     /// How small the result has to be.
@@ -57,8 +62,10 @@ impl Options {
     pub fn new(passes: Vec<Request>) -> Options {
         Options {
             passes,
+            rules: Vec::new(),
             simplify_first: true,
             calib: None,
+            preprocess: None,
             budget: None,
             targets: Targets::default(),
             baseline: None,
@@ -72,7 +79,7 @@ impl Options {
         }
     }
 
-    /// The passes that run, `simplify` included.
+    /// The passes that run, `simplify` included, with what is another for some nodes.
     pub fn requests(&self) -> Vec<Request> {
         let mut all = self.passes.clone();
         let first = all.iter().take_while(|r| r.info.name == "opset").count();
@@ -81,6 +88,7 @@ impl Options {
             let options = crate::passes::Options::defaults(info);
             all.insert(first, Request { info, options });
         }
+        all.iter_mut().for_each(|r| r.options.follow(&self.rules));
         all
     }
 }
@@ -173,6 +181,7 @@ pub fn rewrite(
     report.before = Size::of(&original, &dims);
     report.data = DataUsed {
         origin: data.origin.clone(),
+        preprocess: data.preprocess.clone(),
         synthetic: data.synthetic,
         calibration: calib.len(),
         held_back: held.len(),
@@ -194,9 +203,15 @@ pub fn rewrite(
     let usual = if lossy { Budget::lossy } else { Budget::lossless };
     report.budget = options.budget.clone().unwrap_or_else(usual);
     let applied = apply(model, &requests, &calib, options, engine, progress)?;
+    report.rules = options.rules.clone();
+    for glob in unmatched(&options.rules, [&original, model]) {
+        let what = format!("recipe: no node is called {glob:?}, so what a [[layer]] says of it had no effect");
+        report.warnings.push(what);
+    }
     report.passes = applied.runs;
     (report.weights_before, report.weights_after) = (weights(&original), weights(model));
     report.seed = options.seed;
+    report.external_data = options.write.external_data;
     report.after = Size::of(model, &dims);
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());
@@ -238,6 +253,16 @@ pub fn rewrite(
         report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }
     Ok(report)
+}
+
+/// The names of rules that no node of these models has.
+fn unmatched(rules: &[Rule], models: [&Model; 2]) -> BTreeSet<String> {
+    let matched = |r: &Rule| {
+        models
+            .iter()
+            .any(|m| m.node_ids().into_iter().any(|n| r.matches(&m.label(n))))
+    };
+    rules.iter().filter(|r| !matched(r)).map(|r| r.glob.clone()).collect()
 }
 
 /// Whether a budget can be about this model and these data.
@@ -292,7 +317,7 @@ pub fn apply(
             notes: Vec::new(),
         };
         let named = || format!("pass {}", request.info.name);
-        let pass = (request.info.build)(&request.options).with_context(named)?;
+        let pass = request.build(model).with_context(named)?;
         pass.run(model, &mut cx).with_context(named)?;
         model.sweep();
         check(model).with_context(|| format!("pass {} broke the model; please report it", request.info.name))?;
@@ -356,8 +381,12 @@ impl Trial<'_> {
 /// When data were named that cannot be read or do not fit the model.
 pub fn find_data(model_path: &Path, model: &Model, options: &Options) -> Result<Dataset> {
     if let Some(path) = &options.calib {
-        return Dataset::open(path, model);
+        return Dataset::open_with(path, options.preprocess.as_ref(), model);
     }
+    ensure!(
+        options.preprocess.is_none(),
+        "a preprocess line is about images, and no data were given: name their folder with --calib"
+    );
     let identities = !options.passes.is_empty() && options.requests().iter().all(|r| !r.info.lossy);
     let count = if identities {
         SAMPLES_FOR_IDENTITIES

@@ -24,6 +24,19 @@ impl Amount {
     }
 }
 
+impl Amount {
+    /// `4x` as a part of what the original has.
+    ///
+    /// # Errors
+    /// When it is no factor of 1 or more.
+    pub fn times_smaller(text: &str) -> Result<Amount> {
+        let wrong = || format!("{text:?}: write 4x");
+        let times: f64 = text.trim().trim_end_matches(['x', '×']).parse().with_context(wrong)?;
+        ensure!(times.is_finite() && times >= 1.0, "{}: at least 1", wrong());
+        Ok(Amount::Part(1.0 / times))
+    }
+}
+
 impl FromStr for Amount {
     type Err = anyhow::Error;
     /// `5MB`, `300kB`, `2GB`, `20M`, `1500` (decimal units), or `50%`.

@@ -94,7 +94,7 @@ fn outputs(out: &mut String, r: &Report) {
         out,
         "<h2>Outputs</h2><p>{} held-back samples of {}, run by {}; budget {}.</p>",
         d.held_back,
-        escaped(&d.origin),
+        escaped(&d.whence()),
         escaped(&r.engine),
         escaped(&r.budget.to_string())
     );
@@ -253,15 +253,17 @@ fn environment(out: &mut String, r: &Report) {
     let d = &r.data;
     let _ = write!(
         out,
-        "<p>onnxzip {}, {}, seed {}; {} calibration and {} held-back samples of {}; {:.1} s. The same bytes again:</p><p><code>{}</code></p>",
+        "<p>onnxzip {}, {}, seed {}; {} calibration and {} held-back samples of {}; {:.1} s. The same bytes again:</p><p><code>{}</code></p><details><summary>as a recipe, \
+         <code>onnxzip.toml</code></summary><pre>{}</pre></details>",
         r.version,
         escaped(&r.engine),
         r.seed,
         d.calibration,
         d.held_back,
-        escaped(&d.origin),
+        escaped(&d.whence()),
         r.seconds,
-        escaped(&r.command())
+        escaped(&r.command()),
+        escaped(&r.recipe())
     );
 }
 

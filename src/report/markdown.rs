@@ -19,6 +19,11 @@ pub fn render(r: &Report) -> String {
     for w in &r.warnings {
         let _ = writeln!(out, "\n> ⚠️ {}", escaped(w));
     }
+    let _ = writeln!(
+        out,
+        "\n<details><summary>The same again: <code>onnxzip.toml</code></summary>\n\n{}\n</details>",
+        fenced(&r.recipe())
+    );
     let passes: Vec<String> = r.passes.iter().map(|p| format!("`{}`", p.pass)).collect();
     let _ = writeln!(
         out,
@@ -80,6 +85,13 @@ fn search(out: &mut String, r: &Report) {
         let _ = writeln!(out, "{}", row(t));
     }
     let _ = writeln!(out, "\n</details>");
+}
+
+/// A block of code, behind more backticks than it holds.
+fn fenced(code: &str) -> String {
+    let longest = code.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    format!("{fence}toml\n{code}{fence}")
 }
 
 /// Text that Markdown leaves alone.

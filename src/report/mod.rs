@@ -3,6 +3,7 @@
 mod baseline;
 pub mod html;
 pub mod markdown;
+mod recipe;
 mod speed;
 pub mod text;
 mod weights;
@@ -14,7 +15,7 @@ pub use weights::{WeightSize, weights};
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
 use crate::ir::Model;
-use crate::passes::Note;
+use crate::passes::{Note, Rule};
 use crate::verify::{Budget, LayerDamage, OutputGap, Speed, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -53,12 +54,24 @@ impl Size {
 pub struct DataUsed {
     /// Where they come from.
     pub origin: String,
+    /// For images: how they became inputs.
+    pub preprocess: Option<String>,
     /// True when they were made up.
     pub synthetic: bool,
     /// Samples that passes could look at.
     pub calibration: usize,
     /// Samples that only the verdict saw.
     pub held_back: usize,
+}
+
+impl DataUsed {
+    /// Where they come from, and how images became inputs.
+    pub fn whence(&self) -> String {
+        match &self.preprocess {
+            Some(line) => format!("{} ({line})", self.origin),
+            None => self.origin.clone(),
+        }
+    }
 }
 
 /// What one pass did.
@@ -120,10 +133,14 @@ pub struct Report {
     pub weights_after: Vec<WeightSize>,
     /// Seed of everything random.
     pub seed: u64,
+    /// True when weights were put into a file beside the model on request.
+    pub external_data: bool,
     /// The samples.
     pub data: DataUsed,
     /// The passes, in order.
     pub passes: Vec<PassRun>,
+    /// Options that were another for some nodes.
+    pub rules: Vec<Rule>,
     /// What a search measured before it chose the passes; empty when they were given.
     pub search: Vec<Tried>,
     /// Calibration samples on which the search measured.
@@ -161,8 +178,10 @@ impl Report {
             weights_before: Vec::new(),
             weights_after: Vec::new(),
             seed: 0,
+            external_data: false,
             data: DataUsed::default(),
             passes: Vec::new(),
+            rules: Vec::new(),
             search: Vec::new(),
             tuning_samples: 0,
             budget: Budget::lossless(),
@@ -191,8 +210,11 @@ impl Report {
         }
     }
 
-    /// The command that gives the same bytes again, without a search.
+    /// The command that gives the same bytes again, without a search. It cannot say what is another for some nodes: then it takes the recipe.
     pub fn command(&self) -> String {
+        if !self.rules.is_empty() {
+            return "onnxzip optimize --recipe onnxzip.toml".to_owned();
+        }
         let passes: Vec<&str> = self.passes.iter().map(|p| p.pass.as_str()).collect();
         let calib = match self.data.synthetic {
             true => String::new(),
@@ -202,6 +224,8 @@ impl Report {
             true => " --engine ort",
             false => "",
         };
+        let line = self.data.preprocess.as_ref();
+        let calib = calib + &line.map_or(String::new(), |p| format!(" --preprocess {}", quoted(p)));
         let (passes, seed, budget) = (quoted(&passes.join(",")), self.seed, self.budget.to_string());
         format!(
             "onnxzip optimize --passes {passes}{calib}{engine} --budget {} --seed {seed} {} {}",
@@ -216,7 +240,18 @@ impl Report {
     /// # Errors
     /// Never for a report made by this crate.
     pub fn json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(self).map(|s| s + "\n")
+        /// What is worked out from the account stands in it, too.
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            report: &'a Report,
+            recipe: String,
+        }
+        let whole = Whole {
+            report: self,
+            recipe: self.recipe(),
+        };
+        serde_json::to_string_pretty(&whole).map(|s| s + "\n")
     }
 }
 

@@ -21,7 +21,9 @@ pub fn render(report: &Report, verbose: bool) -> String {
         let _ = writeln!(
             out,
             "\n{} held-back samples of {}, run by {}:",
-            d.held_back, d.origin, report.engine
+            d.held_back,
+            d.whence(),
+            report.engine
         );
         gaps(&mut out, &report.gaps);
     }

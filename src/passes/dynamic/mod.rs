@@ -71,7 +71,8 @@ const OPTIONS: &[Opt] = &[
 const OPSET: i64 = 13;
 
 struct Dynamic {
-    scheme: Scheme,
+    /// For what may differ from node to node.
+    options: Options,
     lstm: bool,
     data: bool,
     tables: bool,
@@ -79,18 +80,23 @@ struct Dynamic {
     skip: Names,
 }
 
+/// How the weight of a node is stored.
+fn scheme(o: &Options) -> Scheme {
+    Scheme {
+        kind: if o.text("weights") == "7" {
+            IntKind::S7
+        } else {
+            IntKind::S8
+        },
+        block: 0,
+        zeros: false,
+        negative: false,
+    }
+}
+
 fn build(o: &Options) -> Result<Dynamic> {
     Ok(Dynamic {
-        scheme: Scheme {
-            kind: if o.text("weights") == "7" {
-                IntKind::S7
-            } else {
-                IntKind::S8
-            },
-            block: 0,
-            zeros: false,
-            negative: false,
-        },
+        options: o.clone(),
         lstm: o.text("lstm") == "on",
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
@@ -179,7 +185,9 @@ impl Dynamic {
     }
 
     fn fit(&self, model: &Model, w: &Weight, view: &super::weights::view::View, data: Option<&Data>) -> Result<Fitted> {
-        fit(model, w, view, self.scheme, data).with_context(|| model.label(w.nodes[0]))
+        let label = model.label(w.nodes[0]);
+        let scheme = scheme(&self.options.at(&label));
+        fit(model, w, view, scheme, data).with_context(|| label)
     }
 
     fn one(&self, emitter: &mut Emitter, w: &Weight, data: Option<&Data>, cx: &mut Context) -> Result<bool> {

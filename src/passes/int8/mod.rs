@@ -101,7 +101,8 @@ const OPTIONS: &[Opt] = &[
 struct Int8 {
     target: &'static Target,
     ranges: Method,
-    scheme: Scheme,
+    /// For what may differ from node to node.
+    options: Options,
     prefer: Prefer,
     error: f64,
     skip: Names,
@@ -116,19 +117,7 @@ fn build(o: &Options) -> Result<Int8> {
     Ok(Int8 {
         target,
         ranges: o.get("ranges")?,
-        scheme: Scheme {
-            kind: match o.text("weights") {
-                "7" => IntKind::S7,
-                "8" => IntKind::S8,
-                _ => target.weights,
-            },
-            per_channel: o.text("per_channel") == "on",
-            rounding: if o.text("rounding") == "data" {
-                Choice::Data
-            } else {
-                Choice::Nearest
-            },
-        },
+        options: o.clone(),
         error,
         prefer: if o.text("prefer") == "size" {
             Prefer::Size
@@ -137,6 +126,24 @@ fn build(o: &Options) -> Result<Int8> {
         },
         skip: Names::of(o, "skip"),
     })
+}
+
+/// How the weight of a node is stored.
+/// How weights are rounded, for a target, or for a node where a rule says otherwise.
+fn scheme(o: &Options, target: &Target) -> Scheme {
+    Scheme {
+        kind: match o.text("weights") {
+            "7" => IntKind::S7,
+            "8" => IntKind::S8,
+            _ => target.weights,
+        },
+        per_channel: o.text("per_channel") == "on",
+        rounding: if o.text("rounding") == "data" {
+            Choice::Data
+        } else {
+            Choice::Nearest
+        },
+    }
 }
 
 /// A value more of whose nonzero elements would become zero is not quantized.
@@ -173,9 +180,7 @@ impl Int8 {
         }
         let values = place::candidates(model, &units);
         let mut wanted: Vec<(ValueId, Measure)> = values.iter().map(|&v| (v, Measure::Histogram)).collect();
-        if self.scheme.rounding == Choice::Data {
-            wanted.extend(moments(&units));
-        }
+        wanted.extend(self.moments(model, &units));
         if wanted.is_empty() {
             cx.note(
                 NoteKind::Skip,
@@ -265,7 +270,7 @@ impl Int8 {
                 input_scale: input.scale,
                 moments: stats.gram(site.input, &site.patch),
             };
-            let mut scheme = self.scheme;
+            let mut scheme = self.scheme(model, site.node);
             scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
             let weight = weights::quantize(model, site, &known, scheme);
             place.insert(weight.with_context(|| model.label(site.node))?);
@@ -330,23 +335,28 @@ fn bias_of(model: &Model, site: &Site) -> Result<Vec<f32>> {
     }
 }
 
-/// The second moments of the inputs of all weights that are small enough to be worth it.
-fn moments(units: &Units) -> Vec<(ValueId, Measure)> {
-    /// Beyond this many inputs the moment costs more than the model itself.
-    const MOST: usize = 2304;
-    let sites = units.all.iter().filter_map(|u| u.site.as_ref());
-    let mut all: Vec<(ValueId, Measure)> = Vec::new();
-    for s in sites {
-        let columns = s.inputs() / s.layout.groups * s.taps();
-        let wanted = (s.input, Measure::Gram(s.patch.clone()));
-        if columns <= MOST && !all.contains(&wanted) {
-            all.push(wanted);
-        }
-    }
-    all
-}
-
 impl Int8 {
+    fn scheme(&self, model: &Model, node: NodeId) -> Scheme {
+        scheme(&self.options.at(&model.label(node)), self.target)
+    }
+
+    /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it.
+    fn moments(&self, model: &Model, units: &Units) -> Vec<(ValueId, Measure)> {
+        /// Beyond this many inputs the moment costs more than the model itself.
+        const MOST: usize = 2304;
+        let sites = units.all.iter().filter_map(|u| u.site.as_ref());
+        let mut all: Vec<(ValueId, Measure)> = Vec::new();
+        for s in sites {
+            let columns = s.inputs() / s.layout.groups * s.taps();
+            let wanted = (s.input, Measure::Gram(s.patch.clone()));
+            let asked = columns <= MOST && self.scheme(model, s.node).rounding == Choice::Data;
+            if asked && !all.contains(&wanted) {
+                all.push(wanted);
+            }
+        }
+        all
+    }
+
     /// Elements per sample of the values that can be quantized.
     fn elements(
         &self,

@@ -20,7 +20,7 @@ mod plan;
 mod rewrite;
 mod trial;
 
-use super::{Context, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::Site;
 use crate::engine::NotRun;
 use crate::ir::Model;
@@ -102,6 +102,12 @@ const OPTIONS: &[Opt] = &[
         values: "on|off",
         doc: "off: plain singular values, as if inputs were white noise",
     },
+    Opt {
+        name: "skip",
+        default: "",
+        values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
+        doc: "nodes that are left whole",
+    },
 ];
 
 /// Wider second moments (8·in² bytes each, several at once) are not measured: of rows, and of windows.
@@ -122,9 +128,17 @@ struct LowRank {
     min_size: usize,
     centered: bool,
     data: bool,
+    skip: Names,
+    /// For what may differ from node to node.
+    options: Options,
 }
 
 impl LowRank {
+    /// The pass with the options of a node.
+    fn at(&self, model: &Model, site: &Site) -> Result<LowRank> {
+        LowRank::new(&self.options.at(&model.label(site.node)))
+    }
+
     fn new(o: &Options) -> Result<LowRank> {
         let part = |name: &str, x: f64| {
             ensure!(
@@ -153,6 +167,8 @@ impl LowRank {
             min_size: o.get("min_size")?,
             centered: o.text("centered") == "on",
             data: o.text("data") == "on",
+            skip: Names::of(o, "skip"),
+            options: o.clone(),
         })
     }
 
@@ -229,7 +245,11 @@ impl LowRank {
 
 impl Pass for LowRank {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        let sites = cx.sites(model, |site| self.refusal(model, site));
+        let sites = cx.sites(model, |site| match self.at(model, site) {
+            _ if self.skip.has(&model.label(site.node)) => Some("left alone as asked (skip)".into()),
+            Ok(here) => here.refusal(model, site),
+            Err(e) => Some(format!("{e:#}")),
+        });
         let ladders = self.ladders(model, &sites, cx)?;
         let choice = self.settle(model, &ladders, cx)?;
         for (ladder, rung) in ladders.iter().zip(choice) {

@@ -157,7 +157,8 @@ impl LowRank {
                     known => known,
                 },
             };
-            self.ladder(model, site, known.as_ref()).with_context(named)
+            let here = self.at(model, site)?;
+            here.ladder(model, site, known.as_ref()).with_context(named)
         };
         let wide = group.iter().any(|s| width(s) > WIDE);
         let threads = if wide { 1 } else { cx.threads };

@@ -24,7 +24,7 @@ mod spell;
 mod trial;
 mod units;
 
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
 use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
@@ -100,6 +100,12 @@ const OPTIONS: &[Opt] = &[
         values: "a whole number",
         doc: "ratio and error keep multiples of so many channels",
     },
+    Opt {
+        name: "skip",
+        default: "",
+        values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
+        doc: "nodes all of whose channels stay, except those that change nothing",
+    },
 ];
 
 /// More rounds than any real model is deep.
@@ -132,7 +138,11 @@ fn build(o: &Options) -> Result<Prune> {
         (true, true) => anyhow::bail!("prune: give ratio or error, not both"),
         (true, false) => Some(ratio::Much::Ratio(part)),
         (false, true) => Some(ratio::Much::Error(error)),
-        (false, false) => None,
+        (false, false) => o
+            .rules()
+            .iter()
+            .any(|r| r.option == "ratio")
+            .then_some(ratio::Much::Ratio(0.0)),
     };
     let plan = |much| ratio::Plan {
         much,
@@ -143,6 +153,8 @@ fn build(o: &Options) -> Result<Prune> {
         },
         repair: o.text("repair") == "on",
         round_to,
+        skip: Names::of(o, "skip"),
+        options: o.clone(),
     };
     Ok(Prune {
         tolerance,

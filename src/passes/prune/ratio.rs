@@ -14,7 +14,7 @@ use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
 use super::trial::{Bench, Choice, Known};
 use super::units::{Group, Units};
-use super::{Context, cut};
+use super::{Context, Names, Options, cut};
 use crate::analysis::groups::Groups;
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId};
@@ -54,6 +54,29 @@ pub struct Plan {
     pub repair: bool,
     /// Groups keep a multiple of so many.
     pub round_to: usize,
+    /// Layers that keep their channels.
+    pub skip: Names,
+    /// For what may differ from node to node.
+    pub options: Options,
+}
+
+impl Plan {
+    /// The part of a group that goes: the least that is asked for any layer that makes it.
+    fn part(&self, model: &Model, units: &Units, group: &Group, usual: f64) -> Result<f64> {
+        let made = group.members.first().map(|u| &units.units[u].made);
+        if self.options.rules().is_empty() {
+            return Ok(usual);
+        }
+        let asked = made
+            .into_iter()
+            .flatten()
+            .map(|n| self.options.at(&model.label(*n)).get::<f64>("ratio"));
+        Ok(asked
+            .collect::<Result<Vec<f64>>>()?
+            .into_iter()
+            .reduce(f64::min)
+            .unwrap_or(usual))
+    }
 }
 
 /// The units that go, and how biases change. Weights of refitted readers are written at once.
@@ -66,7 +89,7 @@ pub fn choose(
     plan: &Plan,
     cx: &mut Context,
 ) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
-    let units = Units::new(model, groups, &plan.by);
+    let units = Units::new(model, groups, &plan.by, &plan.skip);
     refuse(model, groups, &units, cx);
     let nothing = (BTreeSet::new(), Vec::new());
     if let (Much::Error(_), true) = (plan.much, cx.samples.synthetic()) {
@@ -151,7 +174,7 @@ fn ladders(
 ) -> Result<Vec<Ladder>> {
     let mut ladders = Vec::new();
     let least = match plan.much {
-        Much::Ratio(part) => left(units, part, plan.round_to),
+        Much::Ratio(part) => left(model, units, part, plan)?,
         Much::Error(_) => vec![1; units.groups.len()],
     };
     let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
@@ -164,15 +187,15 @@ fn ladders(
 
 /// How many units of every group stay when a part of them is to go. Channels of one layer whose ways part later are several groups: what
 /// rounding leaves in one goes from the next.
-fn left(units: &Units, part: f64, round_to: usize) -> Vec<usize> {
+fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usize>> {
     let mut rest: BTreeMap<Option<NodeId>, f64> = BTreeMap::new();
     let of = |group: &Group| {
         let n = group.members.len();
         let rest = rest.entry(maker(units, group)).or_default();
-        *rest += n as f64 * part;
+        *rest += n as f64 * plan.part(model, units, group, part)?;
         let gone = (*rest as usize).min(n.saturating_sub(1));
         *rest -= gone as f64;
-        (n - gone).div_ceil(round_to).saturating_mul(round_to).min(n)
+        Ok((n - gone).div_ceil(plan.round_to).saturating_mul(plan.round_to).min(n))
     };
     units.groups.iter().map(of).collect()
 }

@@ -10,6 +10,7 @@ use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
 use crate::ir::{DType, Model, NodeId, ValueId};
 use crate::ops::ties::{Dot, constant};
+use crate::passes::Names;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Inputs of more channels are not refitted: the inverse takes time with the third power.
@@ -64,31 +65,35 @@ pub struct Units {
     pub macs: f64,
     /// Units that a product of two computed values reads.
     blocked: BTreeMap<usize, NodeId>,
+    /// Units of layers that the user wants left alone.
+    skipped: BTreeSet<usize>,
     known: BTreeSet<usize>,
 }
 
 impl Units {
-    /// Looks at every contraction of the model.
-    pub fn new(model: &Model, groups: &Groups, by: &Criterion) -> Units {
+    /// Looks at every contraction of the model; those that `skip` names keep their channels.
+    pub fn new(model: &Model, groups: &Groups, by: &Criterion, skip: &Names) -> Units {
         let mut all = Units {
             units: BTreeMap::new(),
             readers: readers(model, groups),
             groups: Vec::new(),
             macs: 0.0,
             blocked: BTreeMap::new(),
+            skipped: BTreeSet::new(),
             known: BTreeSet::new(),
         };
-        all.collect(model, groups, by);
+        all.collect(model, groups, by, skip);
         let costs = Costs::new(model, groups);
         all.groups = alike(model, groups, &all.units, &costs);
         all.macs = costs.all_macs;
         all
     }
 
-    fn collect(&mut self, model: &Model, groups: &Groups, by: &Criterion) {
+    fn collect(&mut self, model: &Model, groups: &Groups, by: &Criterion, skip: &Names) {
         let mut units: BTreeMap<usize, Unit> = BTreeMap::new();
         for (id, flow) in &groups.flows {
             let node = model.node(*id);
+            let skipped = skip.has(&model.label(*id));
             for dot in &flow.dots {
                 let weight = node.input(dot.weight.0);
                 let rows = weight.and_then(|v| Some((groups.axis(v, dot.row)?, sizes(model, v, dot, by)?)));
@@ -97,6 +102,9 @@ impl Units {
                         let unit = units.entry(groups.unit(e)).or_default();
                         unit.size += sizes[e - start];
                         unit.made.insert(*id);
+                        if skipped {
+                            self.skipped.insert(groups.unit(e));
+                        }
                     }
                 }
             }
@@ -122,10 +130,10 @@ impl Units {
             }
         }
         self.known = units.keys().copied().collect();
-        let blocked = &self.blocked;
+        let (blocked, skipped) = (&self.blocked, &self.skipped);
         units.retain(|u, unit| {
             let used = !unit.made.is_empty() && !unit.read.is_empty();
-            used && groups.stopped(*u).is_none() && !blocked.contains_key(u)
+            used && groups.stopped(*u).is_none() && !blocked.contains_key(u) && !skipped.contains(u)
         });
         self.units = units;
     }
@@ -138,6 +146,7 @@ impl Units {
             self.blocked.get(&unit),
         ) {
             (true, ..) => None,
+            _ if self.skipped.contains(&unit) => Some("left alone as asked (skip)".into()),
             (_, Some(why), _) => Some(why.to_owned()),
             (.., Some(n)) => Some(format!("{} multiplies it with a computed value", model.label(*n))),
             _ => Some("no layer with a constant weight reads it".into()),

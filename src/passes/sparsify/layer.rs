@@ -25,6 +25,8 @@ pub struct Layer {
     pub site: Site,
     /// `out × in`; columns are ordered tap by tap, so that neighbours are channels.
     pub matrix: Array2<f64>,
+    /// The part that becomes zero here, where it was asked for by name.
+    pub own: Option<f64>,
     /// What each weight costs, relative to the power of the layer's output where that is known.
     pub costs: Array2<f64>,
     /// Column of the ordered matrix → column of the site's.
@@ -73,6 +75,7 @@ impl Layer {
         Ok(Some(Layer {
             site: site.clone(),
             matrix,
+            own: None,
             costs,
             order,
             known,

@@ -14,7 +14,7 @@ mod layer;
 mod store;
 
 use super::noise::{Reference, SAMPLES};
-use super::{Context, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, Rule};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Stats};
 use crate::engine::NotRun;
@@ -96,6 +96,12 @@ const OPTIONS: &[Opt] = &[
         values: "dense|sparse",
         doc: "sparse: as sparse_initializer where that takes fewer bytes; give it in the last pass, others do not look inside",
     },
+    Opt {
+        name: "skip",
+        default: "",
+        values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
+        doc: "nodes whose weights stay as they are",
+    },
 ];
 
 /// Wider inputs are not measured.
@@ -122,6 +128,9 @@ struct Sparsify {
     block: usize,
     min_size: usize,
     sparse: bool,
+    skip: Names,
+    /// For what may differ from node to node.
+    options: Options,
 }
 
 impl Sparsify {
@@ -168,6 +177,8 @@ impl Sparsify {
             block,
             min_size: o.get("min_size")?,
             sparse: o.text("format") == "sparse",
+            skip: Names::of(o, "skip"),
+            options: o.clone(),
         })
     }
 
@@ -175,7 +186,9 @@ impl Sparsify {
     fn refusal(&self, model: &Model, site: &Site) -> Option<String> {
         let size = site.dims().iter().product::<usize>();
         let width = site.inputs().saturating_mul(site.taps());
-        if site.shared {
+        if self.skip.has(&model.label(site.node)) {
+            Some("left alone as asked (skip)".into())
+        } else if site.shared {
             Some(format!("{} is read by other nodes too", model.value(site.weight).name))
         } else if site.layout.groups != 1 {
             Some(format!("it has {} groups", site.layout.groups))
@@ -216,18 +229,23 @@ impl Sparsify {
 
     /// How many weights every layer keeps when this part of all becomes zero.
     fn counts(&self, layers: &[Layer], part: f64) -> Vec<usize> {
-        let keep = |n: usize| ((n as f64 * (1.0 - part)).round() as usize).max(1);
+        let keep = |n: usize, part: f64| ((n as f64 * (1.0 - part)).round() as usize).max(1);
         if !self.global || layers.is_empty() {
-            return layers.iter().map(|l| keep(l.matrix.len())).collect();
+            let of = |l: &Layer| keep(l.matrix.len(), l.own.unwrap_or(part));
+            return layers.iter().map(of).collect();
         }
-        let costs: Vec<f64> = layers.iter().flat_map(|l| l.costs.iter().copied()).collect();
-        let total = keep(costs.len());
+        let competing = layers.iter().filter(|l| l.own.is_none());
+        let costs: Vec<f64> = competing.flat_map(|l| l.costs.iter().copied()).collect();
+        let total = keep(costs.len(), part);
         let Ok(costs) = Array2::from_shape_vec((1, costs.len()), costs) else {
             return Vec::new();
         };
         let mask = largest(&costs, total);
         let mut at = 0;
         let count = |l: &Layer| {
+            if let Some(own) = l.own {
+                return keep(l.matrix.len(), own);
+            }
             let n = mask.iter().skip(at).take(l.matrix.len()).filter(|m| **m).count();
             at += l.matrix.len();
             // A layer without weights says nothing at all.
@@ -256,7 +274,7 @@ impl Sparsify {
         let [one, other] = cx.samples.halves();
         let reference = Reference::new(model, if other.is_empty() { &one } else { &other }, cx)?;
         let limit = reference.careful(limit);
-        let layers = layers(model, sites, Some(&halves[..1]), self.method)?;
+        let layers = self.layers(model, sites, Some(&halves[..1]))?;
         let (mut best, mut low, mut high) = ((0.0, 0.0), 1.0f64, 0.005f64); // densities: low is safe
         let mut density = 0.4f64;
         cx.progress.start("try zeros", ROUNDS);
@@ -293,13 +311,23 @@ fn pattern(text: &str) -> Result<Pattern> {
     Ok(Pattern::Of(n, m))
 }
 
-fn layers(model: &Model, sites: &[Site], stats: Option<&[Stats]>, method: Method) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    for s in sites {
-        let named = || format!("sparsify: {}", model.label(s.node));
-        layers.extend(Layer::new(model, s, stats, method).with_context(named)?);
+impl Sparsify {
+    fn layers(&self, model: &Model, sites: &[Site], stats: Option<&[Stats]>) -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        for s in sites {
+            let label = model.label(s.node);
+            let named = || format!("sparsify: {label}");
+            let Some(mut layer) = Layer::new(model, s, stats, self.method).with_context(named)? else {
+                continue;
+            };
+            let ruled = |r: &Rule| r.option == "sparsity" && r.matches(&label);
+            if self.options.rules().iter().any(ruled) {
+                layer.own = self.options.at(&label).get_or_auto("sparsity")?;
+            }
+            layers.push(layer);
+        }
+        Ok(layers)
     }
-    Ok(layers)
 }
 
 impl Pass for Sparsify {
@@ -329,8 +357,10 @@ impl Pass for Sparsify {
                 0.0
             }
         };
-        if part > 0.0 || self.pattern != Pattern::Free && matches!(self.much, Much::Part(_)) {
-            let layers = layers(model, &sites, halves.as_ref().map(|h| &h[..]), self.method)?;
+        let all = part > 0.0 || self.pattern != Pattern::Free && matches!(self.much, Much::Part(_));
+        if all || !self.options.rules().is_empty() {
+            let mut layers = self.layers(model, &sites, halves.as_ref().map(|h| &h[..]))?;
+            layers.retain(|l| all || l.own.is_some());
             for (l, thin) in layers.iter().zip(self.thinned(&layers, part, WORK)?) {
                 l.write(model, &thin)?;
                 cx.did(model, l.site.node, l.account(model, &thin));

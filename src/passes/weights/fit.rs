@@ -31,6 +31,16 @@ pub struct Scheme {
     pub negative: bool,
 }
 
+impl Scheme {
+    /// The first default operator set that can dequantize it.
+    pub fn opset(self) -> i64 {
+        match self.block == 0 && self.kind == crate::math::affine::IntKind::S8 {
+            true => 13,
+            false => 21,
+        }
+    }
+}
+
 /// A weight in integers.
 pub struct Fitted {
     /// rows × columns of the view.

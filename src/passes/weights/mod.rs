@@ -91,6 +91,8 @@ const OPTIONS: &[Opt] = &[
 
 struct Weights {
     scheme: Scheme,
+    /// For what may differ from node to node.
+    options: Options,
     nbits: bool,
     int8: bool,
     data: bool,
@@ -124,6 +126,7 @@ fn build(o: &Options) -> Result<Weights> {
             zeros,
             negative: false,
         },
+        options: o.clone(),
         nbits,
         int8: o.text("compute") == "int8",
         data: o.text("rounding") == "data",
@@ -135,10 +138,10 @@ fn build(o: &Options) -> Result<Weights> {
 
 impl Pass for Weights {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        let wanted = match self.scheme.block == 0 && self.scheme.kind == IntKind::S8 {
-            true => 13,
-            false => 21,
-        };
+        let mut wanted = self.scheme.opset();
+        for id in model.node_ids() {
+            wanted = wanted.max(self.scheme(&model.label(id))?.opset());
+        }
         let Some(mut work) = cx.to_quantize(model, wanted) else {
             return Ok(());
         };
@@ -185,6 +188,14 @@ impl Weights {
         Ok(changed)
     }
 
+    /// How the weight of a node with this label is stored.
+    fn scheme(&self, label: &str) -> Result<Scheme> {
+        match self.options.rules().is_empty() {
+            true => Ok(self.scheme),
+            false => build(&self.options.at(label)).map(|w| w.scheme),
+        }
+    }
+
     fn wants(&self, model: &Model, w: &Weight, cx: &mut Context) -> bool {
         let node = w.nodes[0];
         if w.nodes.iter().any(|n| self.skip.has(&model.label(*n))) {
@@ -224,9 +235,10 @@ impl Weights {
         let model = &*emitter.model;
         let label = model.label(w.nodes[0]);
         let nbits = self.nbits && nbits::fits(model, w);
+        let asked = self.scheme(&label)?;
         let mut scheme = Scheme {
-            negative: nbits && !self.scheme.zeros,
-            ..self.scheme
+            negative: nbits && !asked.zeros,
+            ..asked
         };
         let view = match &w.blocked {
             Some(view) if scheme.block > 0 && view.span(&w.dims).1 * 2 >= scheme.block => view.clone(),
@@ -235,7 +247,7 @@ impl Weights {
                 w.channels.clone()
             }
         };
-        if scheme.block == 0 && self.scheme.block > 0 && !nbits {
+        if scheme.block == 0 && asked.block > 0 && !nbits {
             // Blocks were asked for and cannot be had: one scale for so many weights needs more codes.
             (scheme.kind, scheme.zeros) = (IntKind::S8, false);
         }

@@ -1,0 +1,51 @@
+//! The recipe that gives the same bytes again: the passes that were run, with what the search found for them.
+
+use super::Report;
+use crate::passes::{Rule, SKIP};
+use std::fmt::Write;
+
+impl Report {
+    /// What `optimize --recipe` takes to give the same bytes, without a search.
+    pub fn recipe(&self) -> String {
+        let mut out = format!(
+            "# The same bytes again: onnxzip optimize --recipe FILE (onnxzip {}).\n\
+             # Paths are as seen from the folder where the command ran: keep this file there.\n",
+            self.version
+        );
+        let _ = writeln!(out, "input = {}\noutput = {}", text(&self.input), text(&self.output));
+        out += "passes = [\n";
+        for p in &self.passes {
+            let _ = writeln!(out, "    {},", text(&p.pass));
+        }
+        out += "]\n";
+        if !self.passes.iter().any(|p| p.pass.starts_with("simplify")) {
+            out += "simplify = false\n";
+        }
+        let _ = writeln!(out, "budget = {}\nseed = {}", text(&self.budget.to_string()), self.seed);
+        if self.external_data {
+            out += "external-data = true\n";
+        }
+        if !self.data.synthetic && !self.data.origin.is_empty() {
+            let _ = writeln!(out, "\n[data]\ncalib = {}", text(&self.data.origin));
+            if let Some(line) = &self.data.preprocess {
+                let _ = writeln!(out, "preprocess = {}", text(line));
+            }
+        }
+        self.rules.iter().for_each(|r| layer(&mut out, r));
+        out
+    }
+}
+
+fn layer(out: &mut String, rule: &Rule) {
+    let value = match rule.option {
+        SKIP => (rule.value == "on").to_string(),
+        _ => text(&rule.value),
+    };
+    let (glob, pass, option) = (text(&rule.glob), rule.pass, rule.option);
+    let _ = writeln!(out, "\n[[layer]]\nmatch = {glob}\npasses.{pass}.{option} = {value}");
+}
+
+/// A string in TOML.
+fn text(x: &str) -> String {
+    toml::Value::String(x.to_owned()).to_string()
+}
