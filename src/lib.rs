@@ -24,7 +24,7 @@
 //! | [`passes`] | the rewrites. A new one is a file and a line in its table |
 //! | [`pipeline`] | the main job: read, rewrite, verify, put into place |
 //! | [`search`] | which passes, how strong: the smallest result within a budget |
-//! | [`engine`] | running models (tract) |
+//! | [`engine`] | running models (tract; ONNX Runtime when a library is given) |
 //! | [`data`] | samples |
 //! | [`verify`] | gaps, budget, verdict |
 //! | [`recipe`] | `onnxzip.toml`: what a run is asked for, in one file |

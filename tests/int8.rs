@@ -11,6 +11,7 @@ mod opsets;
 mod prepare;
 mod settle;
 mod tables;
+mod targets;
 
 fn model(opset: i64) -> Model {
     Model::new(pb::ModelProto {

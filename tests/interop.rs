@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// The versions that the claims of the README were measured with.
 const PACKAGES: &[&str] = &["onnx==1.23.2", "onnxruntime==1.31.1", "numpy==2.4.6"];
 
-fn target() -> &'static Path {
+pub fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .parent()
         .expect("target/tmp lies in target")
@@ -52,7 +52,7 @@ fn set_up() -> Result<PathBuf, String> {
 }
 
 /// The interpreter with onnx and ONNX Runtime, or nothing, said loudly.
-fn python() -> Option<&'static Path> {
+pub fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     let found = PYTHON.get_or_init(|| {
         set_up()

@@ -109,6 +109,18 @@ fn only_one_file_names_tract() {
 }
 
 #[test]
+fn only_the_engine_names_the_crate_of_onnx_runtime() {
+    for path in sources(&src()) {
+        let text = std::fs::read_to_string(&path).expect("text");
+        let names = ["use ort::", " ort::", "(ort::"]
+            .iter()
+            .any(|n| without_tests(&text).contains(n));
+        let engine = path.to_string_lossy().contains("engine/ort");
+        assert!(engine || !names, "{}", path.display());
+    }
+}
+
+#[test]
 fn no_file_is_longer_than_a_reader_can_hold() {
     for folder in ["src", "tests", "benches"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);

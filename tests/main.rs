@@ -11,6 +11,7 @@ mod large;
 mod layers;
 mod lowrank;
 mod opset;
+mod ort;
 mod precision;
 mod proto;
 mod prune;

@@ -194,7 +194,7 @@ fn the_pipeline_step_ends_with_the_exit_code_and_writes_the_summary() {
 #[test]
 fn bench_compares_two_models_side_by_side() {
     let (a, calib) = (arg(&fixture("digits_mlp.onnx")), arg(&fixture("digits.npz")));
-    let out = onnxzip(["bench", "--runs", "20", "--calib", &calib, &a, &a]).ok();
+    let out = onnxzip(["bench", "--sessions", "2", "--turns", "3", "--calib", &calib, &a, &a]).ok();
     for word in ["median", "p99", "samples/s", "95 % interval"] {
         assert!(out.contains(word), "{word}: {out}");
     }

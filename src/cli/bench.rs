@@ -1,96 +1,60 @@
 //! `onnxzip bench`
 
-use crate::data::{Dataset, Preprocess, Sample};
-use crate::engine::{Engine, NotRun, Session};
-use crate::ir::Model;
-use crate::math::timing::{quantile, ratio};
-use crate::onnx;
-use crate::pipeline::{Options, find_data};
-use anyhow::{Result, anyhow};
-use std::path::PathBuf;
-use std::time::Instant;
+use super::{engine, pair, peak::peak};
+use crate::engine::NotRun;
+use crate::onnx::check_target;
+use crate::report::bench;
+use crate::verify::{SpeedEffort, speed};
+use anyhow::{Context, Result, anyhow};
+use std::path::{Path, PathBuf};
 
-/// Time two models side by side on the engine that verifies
+/// Time two models side by side: latency, throughput, peak memory, and their ratio
 #[derive(clap::Args)]
 pub struct Args {
-    /// Data, as for `optimize`; samples are taken in turn
-    #[arg(long, value_name = "PATH")]
-    calib: Option<PathBuf>,
-    /// How images become inputs, as for `optimize`
-    #[arg(long, value_name = "STEPS")]
-    preprocess: Option<Preprocess>,
-    /// How often each model runs; a tenth as often before, untimed
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..))]
-    runs: u32,
-    /// The reference
-    a: PathBuf,
-    /// The model that is compared with it
-    b: PathBuf,
+    #[command(flatten)]
+    engine: engine::Args,
+    /// Threads for one sample (more than one with ONNX Runtime)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// Pairs of fresh sessions: where the weights lie in memory changes the times of small models
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    sessions: u16,
+    /// How often the two take turns in each; every time for at least 4 ms
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
+    turns: u16,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    pair: pair::Args,
 }
 
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
-    let (a, b) = (onnx::read(&args.a)?, onnx::read(&args.b)?);
-    let mut options = Options::new(Vec::new());
-    options.calib = args.calib.clone();
-    options.preprocess = args.preprocess.clone();
-    let data = find_data(&args.a, &a, &options)?;
-    let engine = super::engine()?;
-    let [first, second] = interleaved(&a, &b, &data, &*engine, args.runs as usize)?;
-    println!(
-        "{} runs of each in turn, one thread, {}; samples of {}",
-        args.runs,
-        engine.name(),
-        data.whence()
-    );
-    println!(
-        "{:<6} {:>10} {:>10} {:>10} {:>12}",
-        "", "median", "p90", "p99", "samples/s"
-    );
-    for (name, times) in [("A", &first), ("B", &second)] {
-        let [median, p90, p99] = [0.5, 0.9, 0.99].map(|p| quantile(times, p).unwrap_or(f64::NAN));
-        let ms = |x: f64| format!("{:.3} ms", x * 1e3);
-        println!(
-            "{name:<6} {:>10} {:>10} {:>10} {:>12.1}",
-            ms(median),
-            ms(p90),
-            ms(p99),
-            1.0 / median
-        );
+    if let Some(path) = &args.json {
+        check_target(path).context("--json")?;
     }
-    if let Some((r, [low, high])) = ratio(&first, &second) {
-        println!("B takes {r:.3} of A's time (95 % interval {low:.3} to {high:.3})");
-    }
-    Ok(0)
-}
-
-/// Seconds of each run, A and B in turn.
-fn interleaved(a: &Model, b: &Model, data: &Dataset, engine: &dyn Engine, runs: usize) -> Result<[Vec<f64>; 2]> {
-    let like = data.get(0)?;
-    let load = |model: &Model| {
-        let wanted: Vec<_> = model.main().outputs().iter().map(|p| p.value).collect();
-        engine
-            .load(model, &wanted, &like)
-            .map_err(|NotRun(why)| anyhow!(NotRun(why)))
+    let threads = usize::from(args.threads);
+    let (_, _, data) = args.pair.load()?;
+    let engine = args.engine.open(threads)?;
+    let (samples, like) = (data.all(), data.get(0)?);
+    let load = |path: &Path| {
+        let session = engine.load_file(path, &like);
+        session.map_err(|NotRun(why)| anyhow!(NotRun(format!("{}: {why}", path.display()))))
     };
-    let sessions = [load(a)?, load(b)?];
-    let mut times = [Vec::with_capacity(runs), Vec::with_capacity(runs)];
-    let before = (runs / 10).max(1);
-    for i in 0..before + runs {
-        let sample = data.get(i % data.len())?;
-        // Whoever comes second finds warmer caches: they take turns at that, too.
-        for k in if i % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let t = timed(&*sessions[k], &sample)?;
-            if i >= before {
-                times[k].push(t);
-            }
-        }
+    let (a, b) = (&args.pair.a, &args.pair.b);
+    let effort = SpeedEffort {
+        sessions: usize::from(args.sessions),
+        blocks: usize::from(args.turns),
+    };
+    let mut speed = speed(&|| load(a), &|| load(b), &samples, effort)?;
+    (speed.engine, speed.threads) = (engine.name(), threads);
+    let most = |model: &Path| peak(model, &args.engine, threads, &args.pair.data, a).ok();
+    (speed.before.peak_bytes, speed.after.peak_bytes) = (most(a), most(b));
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&speed)? + "\n";
+        std::fs::write(path, json).with_context(|| format!("{}", path.display()))?;
     }
-    Ok(times)
-}
-
-fn timed(session: &dyn Session, sample: &Sample) -> Result<f64> {
-    let start = Instant::now();
-    session.run(sample)?;
-    Ok(start.elapsed().as_secs_f64())
+    print!("{}", bench(&speed, &data.whence()));
+    Ok(0)
 }

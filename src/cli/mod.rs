@@ -1,16 +1,18 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod engine;
 mod inspect;
 mod optimize;
+mod pair;
 mod passes;
+mod peak;
 mod progress;
 mod verify;
 
 pub use passes::explain;
 
-use crate::engine::{Engine, NotRun};
-use anyhow::Result;
+use crate::engine::NotRun;
 use clap::{Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
@@ -35,6 +37,8 @@ enum Command {
     Verify(verify::Args),
     Passes(passes::Args),
     Bench(bench::Args),
+    #[command(hide = true)]
+    Peak(peak::Args),
 }
 
 /// Parses the command line, runs it, and gives the exit code. Wrong usage ends the process with code 2.
@@ -45,19 +49,10 @@ pub fn main() -> u8 {
         Command::Verify(args) => verify::run(&args),
         Command::Passes(args) => passes::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Peak(args) => peak::run(&args),
     };
     outcome.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");
         if e.downcast_ref::<NotRun>().is_some() { 3 } else { 2 }
     })
-}
-
-#[cfg(feature = "tract")]
-fn engine() -> Result<Box<dyn Engine>> {
-    Ok(Box::new(crate::engine::tract::Tract))
-}
-
-#[cfg(not(feature = "tract"))]
-fn engine() -> Result<Box<dyn Engine>> {
-    Ok(Box::new(crate::engine::Nothing))
 }

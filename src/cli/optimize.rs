@@ -1,5 +1,8 @@
 //! `onnxzip optimize`
 
+use super::engine;
+use super::pair::Data;
+use super::peak::peak;
 use super::progress::Bar;
 use crate::data::Preprocess;
 use crate::onnx::{WriteOptions, check_target};
@@ -75,12 +78,21 @@ pub struct Args {
     /// Append the report as Markdown, for the summary of a CI job
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
-    /// The --json report of an earlier run: fail when size, MACs, SQNR or accuracy are worse than there
+    /// The --json report of an earlier run: fail when size, MACs, SQNR, accuracy or (with --bench) latency
+    /// are worse than there
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// By how much they may be worse
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = percent, requires = "baseline")]
     tolerance: f64,
+    #[command(flatten)]
+    engine: engine::Args,
+    /// Measure latency, throughput and peak memory of both models, and put them into the report
+    #[arg(long)]
+    bench: bool,
+    /// Most time that the result may take, in parts of the original's, as --bench measures it: 80%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    max_latency: Option<f64>,
     /// Write the output even when the verdict is against it
     #[arg(long)]
     keep: bool,
@@ -136,6 +148,7 @@ impl Job {
         let targets = Targets {
             max_bytes: args.max_bytes.or(args.target_ratio).or(recipe.max_bytes),
             max_macs: args.max_macs.or(recipe.max_macs),
+            max_latency: args.max_latency,
         };
         let budget = args.budget.clone().or(recipe.budget);
         // Passes and a preset exclude each other, wherever they are said.
@@ -164,6 +177,7 @@ impl Job {
         options.budget = budget;
         options.targets = targets;
         options.keep = args.keep;
+        options.bench = args.bench || args.max_latency.is_some();
         options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
         options.verify = !args.no_verify;
         options.seed = args.seed.or(recipe.seed).unwrap_or(0);
@@ -199,12 +213,21 @@ pub fn run(args: &Args) -> Result<u8> {
             check_target(path).context(name)?; // before any work is done and any output let out
         }
     }
-    let engine = super::engine()?;
+    let engine = args.engine.open(1)?;
     let (input, output, options, bar) = (&job.input, &job.output, &job.options, Bar::new());
-    let report = match job.search {
+    let data = Data {
+        calib: options.calib.clone(),
+        preprocess: options.preprocess.clone(),
+    };
+    let most = |model: &PathBuf| peak(model, &args.engine, 1, &data, input).ok();
+    let peak_before = if options.bench { most(input) } else { None };
+    let mut report = match job.search {
         Some(effort) => search::optimize(input, output, options, effort, &*engine, &bar)?,
         None => pipeline::optimize(input, output, options, &*engine, &bar)?,
     };
+    if let (Some(speed), true) = (&mut report.speed, report.written) {
+        (speed.before.peak_bytes, speed.after.peak_bytes) = (peak_before, most(output));
+    }
     write_reports(args, &report)?;
     print!("{}", text::render(&report, args.verbose));
     Ok(report.exit_code())

@@ -1,42 +1,31 @@
 //! `onnxzip verify`
 
 use super::progress::Bar;
-use crate::data::{Dataset, Preprocess};
-use crate::onnx;
-use crate::pipeline::{Options, find_data};
+use super::{engine, pair};
+use crate::pipeline::Options;
 use crate::report::text;
 use crate::verify::{Budget, Verdict, compare, judge};
 use anyhow::Result;
-use std::path::PathBuf;
 
 /// Compare two models with the same inputs and outputs on data
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub struct Args {
-    /// Data, as for `optimize`; all samples are used
-    #[arg(long, value_name = "PATH")]
-    calib: Option<PathBuf>,
-    /// How images become inputs, as for `optimize`
-    #[arg(long, value_name = "STEPS")]
-    preprocess: Option<Preprocess>,
+    #[command(flatten)]
+    engine: engine::Args,
     /// What B may lose
     #[arg(long, value_name = "SPEC", default_value = "sqnr:10dB")]
     budget: Budget,
-    /// The reference
-    a: PathBuf,
-    /// The model that is judged
-    b: PathBuf,
+    #[command(flatten)]
+    pair: pair::Args,
 }
 
 /// Runs it and gives the exit code.
 pub fn run(args: &Args) -> Result<u8> {
-    let (a, b) = (onnx::read(&args.a)?, onnx::read(&args.b)?);
-    let mut options = Options::new(Vec::new());
-    options.calib = args.calib.clone();
-    options.preprocess = args.preprocess.clone();
-    let data: Dataset = find_data(&args.a, &a, &options)?;
-    let engine = super::engine()?;
-    let gaps = compare(&a, &b, &data.all(), &*engine, options.threads, &Bar::new())?;
+    let (a, b, data) = args.pair.load()?;
+    let engine = args.engine.open(1)?;
+    let threads = Options::new(Vec::new()).threads;
+    let gaps = compare(&a, &b, &data.all(), &*engine, threads, &Bar::new())?;
     let mut out = format!(
         "{} samples of {}, run by {}:\n",
         data.len(),

@@ -1,18 +1,23 @@
 //! Running a model: the reference that every rewrite is compared with, and the instrument of calibration.
 //!
 //! An [`Engine`] loads a model for inputs shaped like one sample and gives a [`Session`], which threads share. Passes and
-//! `verify` know only these traits; `tract.rs` is the one file that names tract.
+//! `verify` know only these traits; `tract.rs` is the one file that names tract, `ort.rs` the one that names ONNX Runtime.
 
 use crate::data::Sample;
 use crate::ir::{Model, Tensor, ValueId};
+use crate::onnx;
 use anyhow::Result;
 use std::fmt;
+use std::path::Path;
 
 pub mod eval;
+#[cfg(feature = "ort")]
+pub mod ort;
 #[cfg(test)]
 pub mod testing;
 #[cfg(feature = "tract")]
 pub mod tract;
+mod wanted;
 
 /// Why an engine cannot run a model. Not a fault of the model: another engine may run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,31 @@ pub trait Engine: Sync {
     /// # Errors
     /// [`NotRun`] when the engine does not support the model.
     fn load(&self, model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Box<dyn Session>, NotRun>;
+
+    /// Prepares a model file for its outputs, in their order, as whoever ships it would load it.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], and when the file cannot be read.
+    fn load_file(&self, path: &Path, like: &Sample) -> Result<Box<dyn Session>, NotRun> {
+        let model = onnx::read(path).map_err(|e| NotRun(format!("{e:#}")))?;
+        let outputs: Vec<ValueId> = model.main().outputs().iter().map(|p| p.value).collect();
+        self.load(&model, &outputs, like)
+    }
+}
+
+/// Runs nothing: what a build without an engine has.
+#[cfg(not(feature = "tract"))]
+pub struct Nothing;
+
+#[cfg(not(feature = "tract"))]
+impl Engine for Nothing {
+    fn name(&self) -> String {
+        "no engine".to_owned()
+    }
+
+    fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
+        Err(NotRun("this build has no engine; give one with --engine ort".into()))
+    }
 }
 
 /// A model that is ready to run. Several threads may run it at once.
@@ -45,4 +75,17 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// When the engine fails on this sample.
     fn run(&self, sample: &Sample) -> Result<Vec<Tensor>>;
+}
+
+/// No engine at all, where the crate is built without one: models are read, rewritten and written, but nothing is run.
+pub struct Nothing;
+
+impl Engine for Nothing {
+    fn name(&self) -> String {
+        "none".into()
+    }
+
+    fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
+        Err(NotRun("this program was built without an engine".into()))
+    }
 }

@@ -16,6 +16,7 @@ mod ops;
 mod prepare;
 mod shadow;
 
+use super::wanted::{self, gather};
 use super::{Engine, NotRun, Session};
 use crate::data::Sample;
 use crate::ir::{Model, Tensor, ValueId};
@@ -23,7 +24,7 @@ use crate::parallel::panic_text;
 use anyhow::{Context, Result, anyhow, ensure};
 use branches::Choice;
 use graph::Flat;
-use prepare::{Give, Input, Job, Ready};
+use prepare::{Input, Job, Ready};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,12 +98,7 @@ impl Session for Running {
             typed.map(|(v, dtype)| convert::from_tract(v, *dtype)).collect()
         };
         let computed: Vec<Tensor> = quietly(run).map_err(|e| anyhow!("tract: {}", short(&e)))?;
-        let give = |g: &Give| match g {
-            Give::Computed(i) => computed.get(*i).cloned().context("tract gave too few values"),
-            Give::Input(name) => Ok(sample_input(sample, name)?.clone()),
-            Give::Const(t) => Ok(t.clone()),
-        };
-        self.job.give.iter().map(give).collect()
+        gather(&self.job.give, &computed, sample)
     }
 }
 
@@ -219,14 +215,8 @@ fn lacking(graph: &tract_onnx::pb::GraphProto, onnx: &tract_onnx::Onnx) -> Resul
     Ok(())
 }
 
-fn sample_input<'a>(sample: &'a Sample, name: &str) -> Result<&'a Tensor> {
-    sample
-        .get(name)
-        .with_context(|| format!("the sample has no input {name:?}"))
-}
-
 fn feed(input: &Input, sample: &Sample) -> Result<TValue> {
-    let t = sample_input(sample, &input.name)?;
+    let t = wanted::input(sample, &input.name)?;
     ensure!(
         t.dims() == input.dims,
         "input {:?} has dimensions {:?}, but the session was made for {:?}; give samples of one shape",

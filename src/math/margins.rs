@@ -4,7 +4,11 @@
 //! The margin `m` between the best and the second score says more. When the difference of these two scores errs by
 //! `σ` (root mean square over all decisions), a decision changes with probability `Φ(−m/σ)`; the mean of that is
 //! expected to change. Margins are the original's alone: those of all samples are taken, whichever the noise was measured on.
-//! With labels, a change costs where the best class was right, and gains where the second is.
+//! With labels, a change costs where the best class was right, and gains where the second is. Few decisions are about to change,
+//! so labels alone say little of what a change costs. What says more: at a margin `m` the best class is right with odds
+//! `exp(m/T)` against the second (Guo et al. 2017, "On Calibration of Modern Neural Networks", two classes; `T` is such that as many
+//! are right as the labels say), so a change there costs `tanh(m/2T)`: half or more in a net that is nearly always right, next
+//! to nothing in one whose close decisions are guesses.
 //! Few margins say little about small ones, and samples with small margins are noisier than others (measured on two digit
 //! classifiers: a third to a half more decisions change than `Φ` says): with `n` margins the noise is taken `1 + 6/√n` times.
 //! Scores that are probabilities are compared by their logarithms, where noise is even.
@@ -17,8 +21,12 @@ const LEAST: f32 = 1e-20;
 /// How much more noise few margins mean.
 const FEW: f64 = 6.0;
 
-/// Changes that count as seen, half of them losses, before any is.
+/// Changes that count as seen, at the cost that margins tell, before any is.
 const PRIOR: f64 = 4.0;
+/// What a change costs at least and at most by that account: margins and the classes behind them are not all that matters.
+const COST: (f64, f64) = (0.2, 0.5);
+/// What a change costs at least in the end: gains may be luck.
+const LEAST_COST: f64 = 0.1;
 
 /// What a change of a decision does to the accuracy.
 #[derive(Clone, Copy, PartialEq)]
@@ -92,8 +100,7 @@ impl Margins {
         self.mean(noise, |_| 1.0)
     }
 
-    /// The expected share of decisions that were right and become wrong, less those that become right. Until
-    /// a few changes are to be expected, half of them are taken to be losses.
+    /// The expected share of decisions that were right and become wrong, less those that become right.
     pub fn loss(&self, noise: f64) -> Option<f64> {
         let changes = self.changes(noise)?;
         let lost = self.mean(noise, |stake| match stake {
@@ -102,7 +109,47 @@ impl Margins {
             Stake::Gains => -1.0,
         })?;
         let n = self.all.len() as f64;
-        Some(changes * (lost * n + 0.5 * PRIOR) / (changes * n + PRIOR))
+        let cost = (lost * n + self.cost(noise) * PRIOR) / (changes * n + PRIOR);
+        Some(changes * cost.max(LEAST_COST))
+    }
+
+    /// What a change costs by the margins alone, on average over the changes to be expected.
+    fn cost(&self, noise: f64) -> f64 {
+        let (t, noise) = (self.temperature(), self.careful(noise));
+        let of = |(m, _): &(f32, Stake)| normal_tail(f64::from(*m) / noise);
+        let changes: f64 = self.all.iter().map(of).sum();
+        let costs = self.all.iter().map(|d| of(d) * (f64::from(d.0) / (2.0 * t)).tanh());
+        let cost = costs.sum::<f64>() / changes.max(f64::MIN_POSITIVE);
+        if cost.is_finite() {
+            cost.clamp(COST.0, COST.1)
+        } else {
+            COST.1
+        }
+    }
+
+    /// The `T` for which the mean chance `1/(1 + exp(−m/T))` that a decision is right is the share of those that are.
+    fn temperature(&self) -> f64 {
+        let n = self.all.len() as f64;
+        let right = self.all.iter().filter(|d| d.1 == Stake::Loses).count() as f64;
+        let share = (right + 0.5) / (n + 1.0);
+        let chance = |t: f64| {
+            let of = |d: &(f32, Stake)| 1.0 / (1.0 + (-f64::from(d.0) / t).exp());
+            self.all.iter().map(of).sum::<f64>() / n
+        };
+        let (mut low, mut high) = (-20.0f64, 20.0f64);
+        for _ in 0..50 {
+            let middle = (low + high) / 2.0;
+            *(if chance(middle.exp()) > share {
+                &mut low
+            } else {
+                &mut high
+            }) = middle;
+        }
+        low.exp()
+    }
+
+    fn careful(&self, noise: f64) -> f64 {
+        noise * (1.0 + FEW / (self.all.len() as f64).sqrt())
     }
 
     fn mean(&self, noise: f64, weight: impl Fn(Stake) -> f64) -> Option<f64> {
@@ -110,7 +157,7 @@ impl Margins {
             return (!self.all.is_empty()).then_some(0.0);
         }
         let n = self.all.len() as f64;
-        let noise = noise * (1.0 + FEW / n.sqrt());
+        let noise = self.careful(noise);
         let of = |(m, stake): &(f32, Stake)| weight(*stake) * normal_tail(f64::from(*m) / noise);
         Some(self.all.iter().map(of).sum::<f64>() / n)
     }
@@ -190,6 +237,28 @@ mod tests {
         let (expected, loss) = (all.changes(rms).expect("some"), all.loss(rms).expect("some"));
         assert!((expected / changed - 1.0).abs() < 0.1, "{expected} against {changed}");
         assert!((loss / lost - 1.0).abs() < 0.15, "{loss} against {lost}");
+    }
+
+    /// Margins of 0.1, 0.2, … 9.6; in every `wrong` the second class is right, or another one.
+    fn ladder(wrong: usize) -> Margins {
+        let mut all = Margins::default();
+        for i in 1..=96 {
+            let label = match (i % wrong, i % 2) {
+                (0, 0) => 1,
+                (0, _) => 2,
+                _ => 0,
+            };
+            all.add(&[i as f32 / 10.0, 0.0, -1.0], Some(label));
+        }
+        all
+    }
+
+    #[test]
+    fn a_change_costs_much_where_nearly_all_is_right_and_little_where_close_decisions_are_guesses() {
+        let cost = |m: &Margins| m.loss(0.2).expect("some") / m.changes(0.2).expect("some");
+        let (sure, unsure) = (cost(&ladder(97)), cost(&ladder(3)));
+        assert!(sure > 0.4, "{sure}");
+        assert!((0.1..0.3).contains(&unsure), "{unsure}");
     }
 
     #[test]

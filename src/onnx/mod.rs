@@ -6,6 +6,7 @@ mod external;
 mod names;
 mod sink;
 mod temp;
+mod typed;
 mod write;
 
 pub use decode::{decode, default_domain};
@@ -17,7 +18,6 @@ use crate::ir::Model;
 use crate::pb;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use prost::Message;
 use std::path::Path;
 
 /// Reads a model from a file. Weights stay in the mapped file until they are used.
@@ -36,7 +36,7 @@ pub fn read(path: &Path) -> Result<Model> {
 /// As [`read`].
 pub fn from_bytes(bytes: Bytes, external: &External) -> Result<Model> {
     ensure!(!bytes.is_empty(), "the file is empty");
-    let proto = pb::ModelProto::decode(bytes).context("not an ONNX model (or cut short)")?;
+    let proto = typed::decode(bytes).context("not an ONNX model (or cut short)")?;
     let graph = proto.graph.as_ref().context("not an ONNX model: it has no graph")?;
     ensure!(!graph.output.is_empty(), "the graph has no outputs");
     check_opsets(&proto)?;

@@ -3,9 +3,10 @@
 use super::encode;
 use super::sink::Sink;
 use super::temp::Temp;
-use crate::ir::{Model, store::stream};
+use crate::ir::{Model, Tensor, store::stream};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use prost::Message;
 use std::fs::File;
 use std::io::Write;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Tensors smaller than this stay inside the model when data go to an external file.
 const EXTERNAL_FROM: usize = 1024;
+/// So do smaller tensors in attributes (of `Constant`): fewer runtimes look for those outside.
+const ATTRIBUTE_FROM: usize = 1 << 20;
 /// External data start at multiples of this, so that runtimes can map them.
 const ALIGN: u64 = 4096;
 /// Where protobuf messages end.
@@ -120,7 +123,7 @@ pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Stag
     }
     ensure!(
         proto.encoded_len() <= MESSAGE,
-        "the model is larger than 2 GiB even without its initializers: no runtime could read it"
+        "the model is larger than 2 GiB even without its tensors: no runtime could read it"
     );
     let mut temp = Temp::new_in(folder)?;
     let mut sink = Sink::new(temp.file());
@@ -157,10 +160,9 @@ pub fn encoded_len(model: &Model) -> Result<u64> {
 fn move_data_out(proto: &mut pb::ModelProto, name: &str, file: &mut File) -> Result<()> {
     let mut out = std::io::BufWriter::new(file);
     let mut at = 0u64;
-    for_each_initializer(proto, &mut |t| {
-        let large = t.raw_data.as_ref().is_some_and(|d| d.len() >= EXTERNAL_FROM);
-        let Some(data) = t.raw_data.take_if(|_| large) else {
-            return Ok(()); // typed fields are small or rare; they stay
+    for_each_tensor(proto, &mut |t, least| {
+        let Some(data) = take_data(t, least) else {
+            return Ok(());
         };
         let start = at.next_multiple_of(ALIGN);
         std::io::copy(&mut std::io::Read::take(std::io::repeat(0), start - at), &mut out)?;
@@ -182,20 +184,49 @@ fn move_data_out(proto: &mut pb::ModelProto, name: &str, file: &mut File) -> Res
     Ok(())
 }
 
-fn for_each_initializer(
-    proto: &mut pb::ModelProto,
-    f: &mut dyn FnMut(&mut pb::TensorProto) -> Result<()>,
-) -> Result<()> {
-    fn walk(g: &mut pb::GraphProto, f: &mut dyn FnMut(&mut pb::TensorProto) -> Result<()>) -> Result<()> {
+/// The data of a tensor with at least so many bytes of them; raw or typed, the message then has none. Strings stay.
+fn take_data(t: &mut pb::TensorProto, least: usize) -> Option<Bytes> {
+    if t.raw_data.is_some() {
+        return t.raw_data.take_if(|d| d.len() >= least);
+    }
+    let typed =
+        t.float_data.len() + t.int32_data.len() + t.int64_data.len() + t.double_data.len() + t.uint64_data.len();
+    if typed == 0 || typed.saturating_mul(16) < least {
+        return None; // no element has more than 16 bytes
+    }
+    let whole = Tensor::from_proto(t.clone(), None).ok()?;
+    let data = Bytes::from(whole.raw().into_owned());
+    if data.len() < least {
+        return None;
+    }
+    (t.float_data, t.int32_data, t.int64_data) = Default::default();
+    (t.double_data, t.uint64_data) = Default::default();
+    Some(data)
+}
+
+type OnTensor<'a> = &'a mut dyn FnMut(&mut pb::TensorProto, usize) -> Result<()>;
+
+/// Calls `f` with every initializer and tensor attribute, and with the bytes from which it goes outside.
+fn for_each_tensor(proto: &mut pb::ModelProto, f: OnTensor) -> Result<()> {
+    fn graph(g: &mut pb::GraphProto, f: OnTensor) -> Result<()> {
         for t in &mut g.initializer {
-            f(t)?;
+            f(t, EXTERNAL_FROM)?;
         }
-        for a in g.node.iter_mut().flat_map(|n| &mut n.attribute) {
+        nodes(&mut g.node, f)
+    }
+    fn nodes(all: &mut [pb::NodeProto], f: OnTensor) -> Result<()> {
+        for a in all.iter_mut().flat_map(|n| &mut n.attribute) {
+            for t in a.t.iter_mut().chain(&mut a.tensors) {
+                f(t, ATTRIBUTE_FROM)?;
+            }
             for sub in a.g.iter_mut().chain(&mut a.graphs) {
-                walk(sub, f)?;
+                graph(sub, f)?;
             }
         }
         Ok(())
     }
-    proto.graph.as_mut().map_or(Ok(()), |g| walk(g, f))
+    for function in &mut proto.functions {
+        nodes(&mut function.node, f)?;
+    }
+    proto.graph.as_mut().map_or(Ok(()), |g| graph(g, f))
 }

@@ -11,7 +11,7 @@ use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, Rule, find};
 use crate::progress::Progress;
 use crate::report::{Baseline, DataUsed, PassRun, Report, Size, weights};
-use crate::verify::{Budget, Decisions, OutputGap, Verdict, compare, judge, layers};
+use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,8 @@ pub struct Options {
     pub targets: Targets,
     /// An earlier result that this one must not fall behind.
     pub baseline: Option<Baseline>,
+    /// Measure how fast the result is beside the original.
+    pub bench: bool,
     /// Write the output even when the verdict is against it.
     pub keep: bool,
     /// Compare the result with the original before it is let out.
@@ -67,6 +69,7 @@ impl Options {
             budget: None,
             targets: Targets::default(),
             baseline: None,
+            bench: false,
             keep: false,
             verify: true,
             layers: false,
@@ -123,7 +126,14 @@ pub fn optimize(
             .warnings
             .push(format!("the output is {grown} bytes larger than the input"));
     }
+    if options.bench && (report.may_leave() || options.keep) {
+        match side_by_side(&original, &model, &data, engine) {
+            Ok(speed) => report.speed = Some(speed),
+            Err(e) => report.warnings.push(format!("speed was not measured: {e:#}")),
+        }
+    }
     let missed = options.targets.missed(&report.before, &report.after);
+    let missed = missed.or_else(|| options.targets.too_slow(report.speed.as_ref()));
     let missed = missed.or_else(|| options.baseline.as_ref()?.worse(&report));
     if let (true, Some(missed)) = (report.may_leave(), missed) {
         report.verdict = Verdict::Outside(missed);
@@ -135,6 +145,19 @@ pub fn optimize(
     }
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Times both models on the engine.
+fn side_by_side(original: &Model, changed: &Model, data: &Dataset, engine: &dyn Engine) -> Result<Speed> {
+    let like = data.get(0)?;
+    let load = |model: &Model| {
+        let outputs: Vec<_> = model.main().outputs().iter().map(|p| p.value).collect();
+        engine.load(model, &outputs, &like).map_err(anyhow::Error::new)
+    };
+    let (a, b) = (|| load(original), || load(changed));
+    let mut speed = speed(&a, &b, &data.all(), SpeedEffort::default())?;
+    speed.engine = engine.name();
+    Ok(speed)
 }
 
 /// Rewrites and verifies a model in memory. The result stands in `model`; the caller acts on [`Report::verdict`].

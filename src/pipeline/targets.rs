@@ -1,6 +1,7 @@
 //! How small a result has to be.
 
 use crate::report::{Size, text};
+use crate::verify::Speed;
 use anyhow::{Context, Result, bail, ensure};
 use std::str::FromStr;
 
@@ -64,10 +65,12 @@ pub struct Targets {
     pub max_bytes: Option<Amount>,
     /// Most multiply-accumulate operations for one sample.
     pub max_macs: Option<Amount>,
+    /// Most time for one sample, in parts of the original's. It is measured at the end, and steers no search.
+    pub max_latency: Option<f64>,
 }
 
 impl Targets {
-    /// True when there are any.
+    /// True when there are any that a search can look for.
     pub fn any(&self) -> bool {
         self.max_bytes.is_some() || self.max_macs.is_some()
     }
@@ -85,6 +88,22 @@ impl Targets {
         Some(format!(
             "{reached} MACs were reached, above the {most} that were asked for"
         ))
+    }
+
+    /// How the target of latency is missed, in words. What was not measured misses it.
+    pub fn too_slow(&self, speed: Option<&Speed>) -> Option<String> {
+        let most = self.max_latency?;
+        let Some(speed) = speed else {
+            return Some("the latency that was asked for could not be measured".into());
+        };
+        let ([low, high], reached) = (speed.interval.map(|x| x * 100.0), speed.ratio * 100.0);
+        (speed.ratio > most).then(|| {
+            format!(
+                "the result takes {reached:.1} % of the original's time (95 % interval {low:.1} to {high:.1} %), above the \
+                 {:.0} % that were asked for",
+                most * 100.0
+            )
+        })
     }
 }
 
@@ -115,6 +134,7 @@ mod tests {
         let targets = Targets {
             max_bytes: Some(Amount::Part(0.25)),
             max_macs: Some(Amount::Count(100)),
+            max_latency: None,
         };
         let before = size(4000, Some(500));
         assert_eq!(targets.missed(&before, &size(1000, Some(100))), None);

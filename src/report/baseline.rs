@@ -11,6 +11,8 @@ use std::path::Path;
 pub struct Baseline {
     bytes: u64,
     macs: Option<u64>,
+    /// The result's time in parts of the original's.
+    ratio: Option<f64>,
     /// By output: SQNR in dB (none when it was equal), accuracy.
     outputs: Vec<(String, Option<f64>, Option<f64>)>,
     /// By how much, in parts, a number may be worse.
@@ -41,13 +43,14 @@ impl Baseline {
         Ok(Baseline {
             bytes,
             macs: after["macs"].as_u64(),
+            ratio: all["speed"]["ratio"].as_f64(),
             outputs: outer.filter_map(output).collect(),
             tolerance,
         })
     }
 
     /// The first number that is worse than it may be, in words. Accuracy may fall by the tolerance in parts of one
-    /// (1 % is one point), noise may rise by it.
+    /// (1 % is one point), noise may rise by it, and so may the time in parts of the original's, beyond what is uncertain of it.
     pub fn worse(&self, r: &Report) -> Option<String> {
         let grown = |now: u64, then: u64| now as f64 > then as f64 * (1.0 + self.tolerance);
         if grown(r.after.bytes, self.bytes) {
@@ -61,6 +64,14 @@ impl Baseline {
             && grown(now, then)
         {
             return Some(format!("{} MACs against {} in the baseline", count(now), count(then)));
+        }
+        if let (Some(speed), Some(then)) = (&r.speed, self.ratio)
+            && speed.interval[0] > then * (1.0 + self.tolerance)
+        {
+            let now = speed.ratio;
+            return Some(format!(
+                "{now:.3} of the original's time against {then:.3} in the baseline"
+            ));
         }
         self.outputs.iter().find_map(|(name, sqnr, accuracy)| {
             let g = r.gaps.iter().find(|g| !g.inner && g.name == *name)?;

@@ -1,6 +1,7 @@
 //! The account as one HTML file that needs nothing else: for a phone, a browser, and print.
 
-use super::text::{SizeRow, bytes, count, db, outcome, size_rows};
+use super::speed::ratio;
+use super::text::{SizeRow, all_rows, bytes, count, db, outcome};
 use super::{Report, WeightSize};
 use crate::passes::NoteKind;
 use plotters::prelude::*;
@@ -77,8 +78,11 @@ fn bar(part: f64, class: &str) -> String {
 fn sizes(out: &mut String, r: &Report) {
     *out += "<h2>Size</h2>";
     let cells = |(n, x, y, r): SizeRow| (false, vec![n.to_owned(), x, y, r]);
-    let rows = size_rows(&r.before, &r.after);
-    table(out, &["", "before", "after", "ratio"], rows.into_iter().map(cells));
+    let rows = all_rows(r).into_iter().map(cells);
+    table(out, &["", "before", "after", "ratio"], rows);
+    if let Some(speed) = &r.speed {
+        let _ = write!(out, "<p>The result takes {}.</p>", escaped(&ratio(speed)));
+    }
 }
 
 fn outputs(out: &mut String, r: &Report) {

@@ -1,6 +1,6 @@
 //! The account as Markdown, for the summary of a job or a comment.
 
-use super::text::{bytes, outcome, size_rows};
+use super::text::{all_rows, bytes, outcome};
 use super::{Report, Tried};
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ pub fn render(r: &Report) -> String {
     let _ = writeln!(out, "### {mark} onnxzip: `{}`\n", escaped(&r.input));
     let _ = writeln!(out, "{}\n", escaped(&outcome(r)));
     let _ = writeln!(out, "| | before | after | |\n|---|---:|---:|---:|");
-    for (name, x, y, ratio) in size_rows(&r.before, &r.after) {
+    for (name, x, y, ratio) in all_rows(r) {
         let _ = writeln!(out, "| {name} | {x} | {y} | {ratio} |");
     }
     outputs(&mut out, r);

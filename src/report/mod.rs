@@ -4,17 +4,19 @@ mod baseline;
 pub mod html;
 pub mod markdown;
 mod recipe;
+mod speed;
 pub mod text;
 mod weights;
 
 pub use baseline::Baseline;
+pub use speed::bench;
 pub use weights::{WeightSize, weights};
 
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
 use crate::ir::Model;
 use crate::passes::{Note, Rule};
-use crate::verify::{Budget, LayerDamage, OutputGap, Verdict};
+use crate::verify::{Budget, LayerDamage, OutputGap, Speed, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -149,6 +151,8 @@ pub struct Report {
     pub gaps: Vec<OutputGap>,
     /// Noise that came in layer by layer, the worst first; empty when nobody asked for it and the budget holds.
     pub layers: Vec<LayerDamage>,
+    /// Latency, throughput and memory side by side, when they were asked for.
+    pub speed: Option<Speed>,
     /// The judgement.
     pub verdict: Verdict,
     /// The first pass after which the budget no longer held.
@@ -183,6 +187,7 @@ impl Report {
             budget: Budget::lossless(),
             gaps: Vec::new(),
             layers: Vec::new(),
+            speed: None,
             verdict: Verdict::NotRun("not yet".into()),
             culprit: None,
             warnings: Vec::new(),
@@ -215,11 +220,15 @@ impl Report {
             true => String::new(),
             false => format!(" --calib {}", quoted(&self.data.origin)),
         };
+        let engine = match self.engine.starts_with("ONNX Runtime") {
+            true => " --engine ort",
+            false => "",
+        };
         let line = self.data.preprocess.as_ref();
         let calib = calib + &line.map_or(String::new(), |p| format!(" --preprocess {}", quoted(p)));
         let (passes, seed, budget) = (quoted(&passes.join(",")), self.seed, self.budget.to_string());
         format!(
-            "onnxzip optimize --passes {passes}{calib} --budget {} --seed {seed} {} {}",
+            "onnxzip optimize --passes {passes}{calib}{engine} --budget {} --seed {seed} {} {}",
             quoted(&budget),
             quoted(&self.input),
             quoted(&self.output)

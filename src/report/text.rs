@@ -1,5 +1,6 @@
 //! The account as text for a terminal or a log.
 
+use super::speed::{ratio, speed_rows};
 use super::{PassRun, Report, Size};
 use crate::passes::NoteKind;
 use crate::verify::{OutputGap, Verdict, worst};
@@ -14,7 +15,7 @@ pub fn render(report: &Report, verbose: bool) -> String {
     for p in &report.passes {
         pass(&mut out, p, verbose);
     }
-    table(&mut out, &report.before, &report.after);
+    table(&mut out, report);
     let d = &report.data;
     if !report.gaps.is_empty() {
         let _ = writeln!(
@@ -96,8 +97,7 @@ fn pass(out: &mut String, p: &PassRun, verbose: bool) {
 /// A row of the table of sizes: what, before, after, ratio.
 pub type SizeRow = (&'static str, String, String, String);
 
-/// What the table of sizes holds, in every form of the report.
-pub fn size_rows(a: &Size, b: &Size) -> Vec<SizeRow> {
+fn size_rows(a: &Size, b: &Size) -> Vec<SizeRow> {
     let ratio = |x: u64, y: u64| match y {
         0 => String::new(),
         _ => format!("{:.2}×", x as f64 / y as f64),
@@ -114,11 +114,21 @@ pub fn size_rows(a: &Size, b: &Size) -> Vec<SizeRow> {
     rows
 }
 
-fn table(out: &mut String, a: &Size, b: &Size) {
+fn table(out: &mut String, report: &Report) {
     let head = ("", "before".into(), "after".into(), String::new());
-    for (name, x, y, r) in std::iter::once(head).chain(size_rows(a, b)) {
+    for (name, x, y, r) in std::iter::once(head).chain(all_rows(report)) {
         let _ = writeln!(out, "{name:<12} {x:>12} {y:>12}   {r}");
     }
+    if let Some(speed) = &report.speed {
+        let _ = writeln!(out, "the result takes {}", ratio(speed));
+    }
+}
+
+/// The table of sizes, and of speed where that was measured.
+pub fn all_rows(r: &Report) -> Vec<SizeRow> {
+    let mut rows = size_rows(&r.before, &r.after);
+    rows.extend(r.speed.iter().flat_map(speed_rows));
+    rows
 }
 
 /// Renders what was measured of outputs.

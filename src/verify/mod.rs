@@ -4,10 +4,12 @@ mod budget;
 mod decisions;
 mod layers;
 mod meter;
+mod speed;
 
 pub use budget::{Budget, Condition, Metric};
 pub use decisions::Decisions;
 pub use layers::{LayerDamage, layers, worst};
+pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 
 use crate::analysis::ends;
 use crate::data::Samples;

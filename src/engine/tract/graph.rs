@@ -1,10 +1,11 @@
 //! A main graph on its way to tract, and the surgery that makes one flat graph of it: functions and chosen branches are
 //! spliced in.
 
+use crate::engine::wanted::needed;
 use crate::ir::{DType, Tensor};
 use crate::pb;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 /// A function may call others; more nodes than this are taken for endless recursion.
 const MOST_NODES: usize = 1_000_000;
@@ -67,16 +68,8 @@ impl Flat {
     /// Drops what no output needs.
     pub fn prune(&mut self) {
         let graph = &mut self.graph;
-        let mut needed: BTreeSet<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
-        let mut keep = vec![false; graph.node.len()];
-        for (i, n) in graph.node.iter().enumerate().rev() {
-            if n.output.iter().any(|o| needed.contains(o)) {
-                keep[i] = true;
-                let mut reads = Vec::new();
-                read_by(n, &mut reads);
-                needed.extend(reads.into_iter().map(str::to_owned));
-            }
-        }
+        let outputs = graph.output.iter().map(|o| o.name().to_owned());
+        let (keep, needed) = needed(&graph.node, outputs.collect());
         let mut keep = keep.into_iter();
         graph.node.retain(|_| keep.next().unwrap_or(true));
         graph.input.retain(|i| needed.contains(i.name()));
@@ -141,15 +134,6 @@ pub fn plain_node(op: &str, name: &str, input: Vec<String>, output: Vec<String>)
         input,
         output,
         ..Default::default()
-    }
-}
-
-/// Every name that a node or its sub-graphs read (a few too many, when a sub-graph makes a value of its own).
-pub fn read_by<'a>(node: &'a pb::NodeProto, out: &mut Vec<&'a str>) {
-    out.extend(node.input.iter().map(String::as_str).filter(|n| !n.is_empty()));
-    for g in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-        out.extend(g.output.iter().map(|o| o.name()));
-        g.node.iter().for_each(|n| read_by(n, out));
     }
 }
 

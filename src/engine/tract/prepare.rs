@@ -10,22 +10,13 @@
 use super::graph::{Flat, plain_node};
 use super::{dequantize, ops};
 use crate::data::Sample;
-use crate::ir::{DType, Model, Origin, Tensor, ValueId};
+use crate::engine::wanted::{Give, Wanted};
+use crate::ir::{DType, Model, Tensor, ValueId};
 use crate::onnx;
 use crate::pb;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// How a wanted value is come by.
-pub enum Give {
-    /// Output number so many of the plan.
-    Computed(usize),
-    /// The sample holds it.
-    Input(String),
-    /// It is the same in every run.
-    Const(Tensor),
-}
 
 /// What a session has to do.
 pub struct Job {
@@ -42,35 +33,13 @@ pub struct Job {
 impl Job {
     /// Takes the model apart.
     pub fn new(model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Job> {
-        let mut copy = model.clone();
-        let mut slots: BTreeMap<ValueId, usize> = BTreeMap::new();
-        let (mut names, mut dtypes, mut give) = (Vec::new(), Vec::new(), Vec::new());
-        for &v in wanted {
-            let value = model.value(v);
-            ensure!(
-                value.graph() == model.main_id() && value.is_alive(),
-                "{} is no value of the main graph",
-                value.name
-            );
-            give.push(match (value.origin(), value.tensor()) {
-                (Origin::Input, _) if like.contains_key(&value.name) => Give::Input(value.name.clone()),
-                (Origin::Input | Origin::Const, Some(t)) => Give::Const(t.clone()),
-                (Origin::Input, None) => bail!("the sample has no input {:?}", value.name),
-                (Origin::Const, None) => bail!("initializer {} has no data", value.name),
-                (Origin::Node(..) | Origin::Sparse, _) => Give::Computed(*slots.entry(v).or_insert_with(|| {
-                    let name = copy.fresh_name(&format!("wanted_{}", names.len()));
-                    let info = pb::ValueInfoProto {
-                        name: Some(name.clone()),
-                        ..Default::default()
-                    };
-                    let main = copy.main_id();
-                    copy.add_output(main, info, v);
-                    dtypes.push(declared_dtype(model, v));
-                    names.push(name);
-                    names.len() - 1
-                })),
-            });
-        }
+        let Wanted {
+            give,
+            names,
+            values,
+            copy,
+        } = Wanted::new(model, wanted, like, false)?;
+        let dtypes = values.iter().map(|v| declared_dtype(model, *v)).collect();
         let mut flat = None;
         if !names.is_empty() {
             let mut f = Flat::new(onnx::encode(&copy)?)?;

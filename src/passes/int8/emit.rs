@@ -10,10 +10,11 @@
 
 use super::place::Placement;
 use super::ranges::Scales;
+use super::target::{Codes, Target};
 use super::units::{Unit, Units, is_shape};
 use super::weights::{Weight, quantize_bias_for};
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, Use, ValueId};
-use crate::math::affine::{Affine, IntKind};
+use crate::math::affine::Affine;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,15 +22,25 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// # Errors
 /// When a number is not finite.
-pub fn of_constant(floats: &[f32]) -> Result<Affine> {
+pub fn of_constant(floats: &[f32], codes: Codes) -> Result<Affine> {
     let (min, max) = floats.iter().fold((0f32, 0f32), |(a, b), &x| (a.min(x), b.max(x)));
-    Affine::asymmetric(min, max, IntKind::U8)
+    codes.cover(min, max)
+}
+
+/// The zero point as a scalar of the type of the codes.
+fn zero_point(affine: &Affine) -> Tensor {
+    match affine.kind.signed() {
+        true => Tensor::scalar(affine.zero_point as i8),
+        false => Tensor::scalar(affine.zero_point as u8),
+    }
 }
 
 /// What was decided, to be written.
 pub struct Emitter<'a> {
     /// The model.
     pub model: &'a mut Model,
+    /// Whom it is for.
+    pub target: &'a Target,
     /// The units.
     pub units: &'a Units,
     /// Which of them run in integers.
@@ -49,11 +60,18 @@ pub struct Emitter<'a> {
 
 impl<'a> Emitter<'a> {
     /// Ready to write into `model`.
-    pub fn new(model: &'a mut Model, units: &'a Units, placement: &'a Placement, scales: &'a Scales) -> Emitter<'a> {
+    pub fn new(
+        model: &'a mut Model,
+        target: &'a Target,
+        units: &'a Units,
+        placement: &'a Placement,
+        scales: &'a Scales,
+    ) -> Emitter<'a> {
         let graph = model.main_id();
         let nodes = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
         Emitter {
             model,
+            target,
             units,
             placement,
             scales,
@@ -85,12 +103,15 @@ impl<'a> Emitter<'a> {
     fn quantized_constant(&mut self, v: ValueId) -> Result<ValueId> {
         let tensor = self.model.constant(v).context("a constant")?;
         let floats = tensor.floats().context("a float constant")?;
-        let affine = of_constant(&floats)?;
-        let codes = Tensor::new(tensor.dims(), affine.quantize_u8(&floats)?);
+        let affine = of_constant(&floats, self.target.codes)?;
+        let codes = match affine.kind.signed() {
+            true => Tensor::new(tensor.dims(), affine.quantize_i8(&floats)?),
+            false => Tensor::new(tensor.dims(), affine.quantize_u8(&floats)?),
+        };
         let name = self.model.value(v).name.clone();
         let q = self.constant(&format!("{name}_quantized"), codes);
         let scale = self.constant(&format!("{name}_scale"), Tensor::scalar(affine.scale));
-        let zero = self.constant(&format!("{name}_zero_point"), Tensor::scalar(affine.zero_point as u8));
+        let zero = self.constant(&format!("{name}_zero_point"), zero_point(&affine));
         Ok(self.dequantize(&name, q, scale, zero, None))
     }
 
@@ -108,8 +129,9 @@ impl<'a> Emitter<'a> {
         let site = unit.site.as_ref().context("a site")?;
         let axis = (weight.scales.len() > 1 || site.outputs() == 1).then_some(site.layout.out_axis);
         let bits: Vec<u32> = weight.scales.iter().map(|s| s.to_bits()).collect();
+        let int_bias = bias.filter(|_| self.target.int_bias);
         let bias_codes =
-            bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
+            int_bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
         let bias_codes = bias_codes.transpose()?;
         let key = (site.weight, axis, bits);
         let dq = match self.weights.get(&key) {
@@ -125,6 +147,8 @@ impl<'a> Emitter<'a> {
         self.drop_if_unused(site.weight);
         if let Some((slot, (codes, scales))) = bias_codes {
             self.bias(unit.node, slot, codes, scales);
+        } else if let Some((slot, values)) = bias {
+            self.float_bias(unit.node, slot, values);
         }
         for factor in ["alpha", "beta"] {
             if self.model.node(unit.node).is("Gemm") {
@@ -144,6 +168,19 @@ impl<'a> Emitter<'a> {
         let scale = self.constant(&format!("{name}_scale"), scale);
         let zero = self.constant(&format!("{name}_zero_point"), zero);
         self.dequantize(name, codes, scale, zero, axis)
+    }
+
+    fn float_bias(&mut self, node: NodeId, slot: usize, values: &[f32]) {
+        let old = self.model.node(node).input(slot);
+        let base = match old {
+            Some(v) => self.model.value(v).name.clone(),
+            None => format!("{}_bias", self.model.label(node)),
+        };
+        let new = self.constant(&base, Tensor::new(&[values.len()], values.to_vec()));
+        self.model.set_input(node, slot, Some(new));
+        if old.is_some_and(|v| self.drop_if_unused(v)) {
+            self.model.rename(new, base);
+        }
     }
 
     fn bias(&mut self, node: NodeId, slot: usize, codes: Vec<i32>, scales: Vec<f32>) {
@@ -196,7 +233,8 @@ impl<'a> Emitter<'a> {
     /// When the value has no parameters.
     pub fn pair(&mut self, v: ValueId, at: ValueId) -> Result<()> {
         let (scale, zero) = self.parameters(v)?;
-        let producer = self.units.producer.get(&v).filter(|p| self.placement.integer[**p]);
+        let producer = self.units.producer.get(&v);
+        let producer = producer.filter(|p| self.target.results && self.placement.integer[**p]);
         let uses: Vec<Use> = self.model.value(at).uses().to_vec();
         let (codes_for, floats_for): (Vec<Use>, Vec<Use>) = uses
             .into_iter()
@@ -235,7 +273,7 @@ impl<'a> Emitter<'a> {
         let affine = *self.scales.of(v).context("a range was chosen")?;
         let name = self.model.value(root).name.clone();
         let scale = self.constant(&format!("{name}_scale"), Tensor::scalar(affine.scale));
-        let zero = self.constant(&format!("{name}_zero_point"), Tensor::scalar(affine.zero_point as u8));
+        let zero = self.constant(&format!("{name}_zero_point"), zero_point(&affine));
         self.params.insert(root, (scale, zero));
         Ok((scale, zero))
     }

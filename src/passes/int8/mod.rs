@@ -51,7 +51,7 @@ const OPTIONS: &[Opt] = &[
     Opt {
         name: "target",
         default: "ort",
-        values: "ort",
+        values: target::NAMES,
         doc: "the runtime that the result is for",
     },
     Opt {
@@ -62,9 +62,9 @@ const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "weights",
-        default: "8",
-        values: "8|7",
-        doc: "bits of a weight; 7 for x86 CPUs without VNNI, whose sums of two products saturate",
+        default: "auto",
+        values: "auto|8|7",
+        doc: "bits of a weight; auto: 8, or 7 for x86 CPUs without VNNI (ort-avx2), whose sums of two products saturate",
     },
     Opt {
         name: "per_channel",
@@ -113,8 +113,9 @@ fn build(o: &Options) -> Result<Int8> {
     ensure!(error > 0.0, "int8(error={error}): give a number above 0, such as 0.01");
     let name = o.text("target");
     let target = target::ALL.iter().find(|t| t.name == name);
+    let target = target.ok_or_else(|| anyhow!("there is no target {name:?}"))?;
     Ok(Int8 {
-        target: target.ok_or_else(|| anyhow!("there is no target {name:?}"))?,
+        target,
         ranges: o.get("ranges")?,
         options: o.clone(),
         error,
@@ -128,12 +129,13 @@ fn build(o: &Options) -> Result<Int8> {
 }
 
 /// How the weight of a node is stored.
-fn scheme(o: &Options) -> Scheme {
+/// How weights are rounded, for a target, or for a node where a rule says otherwise.
+fn scheme(o: &Options, target: &Target) -> Scheme {
     Scheme {
-        kind: if o.text("weights") == "7" {
-            IntKind::S7
-        } else {
-            IntKind::S8
+        kind: match o.text("weights") {
+            "7" => IntKind::S7,
+            "8" => IntKind::S8,
+            _ => target.weights,
         },
         per_channel: o.text("per_channel") == "on",
         rounding: if o.text("rounding") == "data" {
@@ -207,7 +209,7 @@ impl Int8 {
         let reference = Reference::new(model, &settle::samples(cx), cx)?;
         for round in 0.. {
             cx.notes.truncate(kept);
-            let placement = place::choose(model, units, &elements, self.prefer);
+            let placement = place::choose(model, units, &elements, (self.prefer, self.target.timed));
             for harm in &given_up {
                 let what = format!(
                     "its inputs stay in floating point: integers would add {:.2e} to its relative error",
@@ -220,12 +222,12 @@ impl Int8 {
                 cx.leave("no operator with a weight can run in integers");
                 return Ok(false);
             }
-            let scales = ranges::choose(model, units, &placement, stats, self.ranges)?;
+            let scales = ranges::choose(model, units, &placement, stats, (self.ranges, self.target.codes))?;
             for unit in integer(units, &placement) {
                 self.round(model, unit, &scales, stats, &mut weights)?;
             }
             let mut quantized = model.clone();
-            let moved = write(&mut quantized, units, &placement, &scales, &weights, cx)?;
+            let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
             if round < ROUNDS && reference.error(&quantized, usize::MAX, cx)? > self.error {
                 let pair = Pair {
                     float: model,
@@ -258,16 +260,57 @@ impl Int8 {
         let input = scales.of(site.input).context("its input is quantized")?;
         if let Entry::Vacant(place) = weights.entry((site.node, input.scale.to_bits())) {
             let node = model.node(site.node);
+            let bias = match self.target.int_bias {
+                true => bias_of(model, site)?,
+                false => vec![0.0; site.outputs()], // no weight scale has to make room for it
+            };
             let known = Known {
-                bias: &bias_of(model, site)?,
+                bias: &bias,
                 movable: node.is("Conv") || node.is("Gemm"),
                 input_scale: input.scale,
                 moments: stats.gram(site.input, &site.patch),
             };
-            let weight = weights::quantize(model, site, &known, self.scheme(model, site.node));
+            let mut scheme = self.scheme(model, site.node);
+            scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
+            let weight = weights::quantize(model, site, &known, scheme);
             place.insert(weight.with_context(|| model.label(site.node))?);
         }
         Ok(())
+    }
+
+    /// Writes the Q/DQ pairs; gives what stands in place of values whose clips are gone.
+    fn write(
+        &self,
+        model: &mut Model,
+        units: &Units,
+        placement: &place::Placement,
+        scales: &ranges::Scales,
+        weights: &Weights,
+        cx: &mut Context,
+    ) -> Result<BTreeMap<ValueId, ValueId>> {
+        let mut emitter = emit::Emitter::new(model, self.target, units, placement, scales);
+        for unit in integer(units, placement) {
+            emitter.constants(unit)?;
+            let Some(site) = &unit.site else { continue };
+            let input = scales.of(site.input).context("its input is quantized")?;
+            let weight = weights
+                .get(&(site.node, input.scale.to_bits()))
+                .context("its weight was rounded")?;
+            let output = unit.results.first().and_then(|v| scales.of(*v));
+            cx.did(emitter.model, unit.node, describe(input, output, weight));
+            let bias = site.bias.filter(|b| b.node == site.node);
+            let mut moved = bias_of(emitter.model, site)?;
+            moved.iter_mut().zip(&weight.shift).for_each(|(b, s)| *b += s);
+            let wanted = bias.is_some() || !weight.shift.is_empty();
+            let slot = bias.map_or(2, |b| b.slot);
+            emitter.weight(unit, weight.clone(), wanted.then_some((slot, &moved[..])), input.scale)?;
+        }
+        let moved = emitter.absorb_clips();
+        for &v in &placement.quantized {
+            emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
+        }
+        summary(emitter.model, units, placement, cx);
+        Ok(moved)
     }
 }
 
@@ -292,43 +335,9 @@ fn bias_of(model: &Model, site: &Site) -> Result<Vec<f32>> {
     }
 }
 
-/// Writes the Q/DQ pairs; gives what stands in place of values whose clips are gone.
-fn write(
-    model: &mut Model,
-    units: &Units,
-    placement: &place::Placement,
-    scales: &ranges::Scales,
-    weights: &Weights,
-    cx: &mut Context,
-) -> Result<BTreeMap<ValueId, ValueId>> {
-    let mut emitter = emit::Emitter::new(model, units, placement, scales);
-    for unit in integer(units, placement) {
-        emitter.constants(unit)?;
-        let Some(site) = &unit.site else { continue };
-        let input = scales.of(site.input).context("its input is quantized")?;
-        let weight = weights
-            .get(&(site.node, input.scale.to_bits()))
-            .context("its weight was rounded")?;
-        let output = unit.results.first().and_then(|v| scales.of(*v));
-        cx.did(emitter.model, unit.node, describe(input, output, weight));
-        let bias = site.bias.filter(|b| b.node == site.node);
-        let mut moved = bias_of(emitter.model, site)?;
-        moved.iter_mut().zip(&weight.shift).for_each(|(b, s)| *b += s);
-        let wanted = bias.is_some() || !weight.shift.is_empty();
-        let slot = bias.map_or(2, |b| b.slot);
-        emitter.weight(unit, weight.clone(), wanted.then_some((slot, &moved[..])), input.scale)?;
-    }
-    let moved = emitter.absorb_clips();
-    for &v in &placement.quantized {
-        emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
-    }
-    summary(emitter.model, units, placement, cx);
-    Ok(moved)
-}
-
 impl Int8 {
     fn scheme(&self, model: &Model, node: NodeId) -> Scheme {
-        scheme(&self.options.at(&model.label(node)))
+        scheme(&self.options.at(&model.label(node)), self.target)
     }
 
     /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it.

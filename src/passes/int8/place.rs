@@ -39,11 +39,18 @@ pub struct Placement {
 }
 
 /// Chooses; `elements` counts the elements of a value, for values that are float tensors (others cannot be quantized).
-pub fn choose(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: Prefer) -> Placement {
+/// `timed`: the time model tells how long the target takes.
+pub fn choose(
+    model: &Model,
+    units: &Units,
+    elements: &BTreeMap<ValueId, u64>,
+    (prefer, timed): (Prefer, bool),
+) -> Placement {
     let all: Vec<bool> = connected(model, units, cut(model, units, elements, Prefer::Size));
     let time = |integer: &[bool]| nanoseconds(model, units, elements, integer);
     let float = time(&vec![false; units.all.len()]);
     let integer = match prefer {
+        _ if !timed => connected(model, units, units.all.iter().map(|u| can_run(u, elements)).collect()),
         Prefer::Speed if time(&all) > (FASTER * float).max(UNNOTICED + float) => {
             connected(model, units, cut(model, units, elements, prefer))
         }
@@ -152,7 +159,7 @@ fn capacity(nanoseconds: f64) -> u64 {
 /// All that an integer kernel reads can be quantized, and what it gives out, unless it may give out floats.
 pub fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
     let has = |v: &ValueId| elements.contains_key(v);
-    u.inputs.iter().all(|x| has(&x.1)) && (u.free_output || u.results.iter().all(has))
+    !u.inputs.is_empty() && u.inputs.iter().all(|x| has(&x.1)) && (u.free_output || u.results.iter().all(has))
 }
 
 /// Of the units that run in integers, those that hang together with one that has a weight.
@@ -161,7 +168,7 @@ fn connected(model: &Model, units: &Units, integer: Vec<bool>) -> Vec<bool> {
         .all
         .iter()
         .zip(&integer)
-        .map(|(u, i)| *i && u.is_weighted())
+        .map(|(u, i)| *i && (u.is_weighted() || u.joined))
         .collect();
     let mut queue: Vec<usize> = (0..reached.len()).filter(|&i| reached[i]).collect();
     while let Some(i) = queue.pop() {

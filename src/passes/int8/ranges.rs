@@ -5,6 +5,7 @@
 //! Concat's own scale: codes are then copied, and rounded once instead of twice.
 
 use super::place::{Placement, scale_roots};
+use super::target::Codes;
 use super::units::Units;
 use crate::analysis::stats::Stats;
 use crate::ir::{Model, ValueId};
@@ -112,14 +113,20 @@ impl Scales {
 ///
 /// # Errors
 /// When a value was not measured, or its range is not finite.
-pub fn choose(model: &Model, units: &Units, placement: &Placement, stats: &Stats, method: Method) -> Result<Scales> {
+pub fn choose(
+    model: &Model,
+    units: &Units,
+    placement: &Placement,
+    stats: &Stats,
+    (method, codes): (Method, Codes),
+) -> Result<Scales> {
     let mut scales = Scales {
         roots: scale_roots(units, placement),
         affine: BTreeMap::new(),
     };
     let roots: std::collections::BTreeSet<ValueId> = scales.roots.values().copied().collect();
     for root in roots {
-        let affine = of_root(model, units, placement, stats, method, root)?;
+        let affine = of_root(model, units, placement, stats, (method, codes), root)?;
         scales.affine.insert(root, affine);
     }
     for i in (0..units.all.len()).rev().filter(|&i| placement.integer[i]) {
@@ -135,7 +142,7 @@ fn of_root(
     units: &Units,
     placement: &Placement,
     stats: &Stats,
-    method: Method,
+    (method, codes): (Method, Codes),
     root: ValueId,
 ) -> Result<Affine> {
     let unit = units
@@ -144,14 +151,14 @@ fn of_root(
         .filter(|p| placement.integer[**p])
         .map(|p| &units.all[*p]);
     if let Some(Role::Fixed(low, high)) = unit.map(|u| u.role) {
-        return Affine::asymmetric(low, high, IntKind::U8);
+        return codes.cover(low, high);
     }
     let name = &model.value(root).name;
     let Some((min, max)) = stats.histogram(root).and_then(|h| method.range(h)) else {
         bail!("{name} was not measured");
     };
     let (low, high) = unit.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
-    Affine::asymmetric(min.clamp(low, high), max.clamp(low, high), IntKind::U8)
+    codes.cover(min.clamp(low, high), max.clamp(low, high))
 }
 
 impl Scales {

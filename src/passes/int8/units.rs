@@ -1,6 +1,6 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
-use super::target::Target;
+use super::target::{Codes, Target};
 use super::time::{Kernel, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
@@ -29,6 +29,8 @@ pub struct Unit {
     pub limits: (f32, f32),
     /// It may give out floats.
     pub free_output: bool,
+    /// It becomes one kernel with an operator that has a weight, which feeds it floats.
+    pub joined: bool,
     /// How long it takes.
     pub kernel: Kernel,
 }
@@ -106,8 +108,11 @@ pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> U
             Err(_) => {}
         }
     }
-    for i in 0..units.all.len() {
+    for i in (0..units.all.len()).filter(|_| target.results) {
         units.absorb(model, i);
+    }
+    for i in (0..units.all.len()).filter(|_| target.joins_add) {
+        units.join_add(model, i);
     }
     units
 }
@@ -137,7 +142,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     let factor = n.is("Mul") || n.is("Div");
     if !consts
         .iter()
-        .all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor)))
+        .all(|(_, v)| model.constant(*v).is_some_and(|t| fits_codes(t, factor, target.codes)))
     {
         return Err("a constant that it reads would be too wrong in 8 bits".to_owned());
     }
@@ -155,19 +160,20 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         clips: Vec::new(),
         limits: (f32::NEG_INFINITY, f32::INFINITY),
         free_output: row.free_output && !swallowed,
+        joined: false,
         kernel: row.kernel,
     }))
 }
 
 /// Whether a constant may be stored in 8 bits with one scale: an addend is then no more wrong than the sum, a factor multiplies
 /// its error.
-fn fits_codes(t: &Tensor, factor: bool) -> bool {
+fn fits_codes(t: &Tensor, factor: bool, codes: Codes) -> bool {
     /// Of a factor, 40 dB.
     const MOST: f64 = 1e-4;
     let Some(floats) = t.floats().filter(|f| !f.is_empty() && t.dtype() == DType::Float) else {
         return false;
     };
-    let Ok(affine) = super::emit::of_constant(&floats) else {
+    let Ok(affine) = super::emit::of_constant(&floats, codes) else {
         return false;
     };
     let power = |f: &dyn Fn(f32) -> f32| floats.iter().map(|&x| f64::from(f(x)).powi(2)).sum::<f64>();
@@ -236,6 +242,21 @@ impl Units {
             // Codes end where the clip does; floats do not.
             self.all[i].free_output = false;
         }
+    }
+
+    /// Lets an Add take the operand as a float that an operator with a weight makes for it alone: the two become one kernel.
+    fn join_add(&mut self, model: &Model, i: usize) {
+        if !model.node(self.all[i].node).is("Add") {
+            return;
+        }
+        let made = |v: &ValueId| self.producer.get(v).is_some_and(|&p| self.all[p].is_weighted());
+        let joined = |(_, v): &(usize, ValueId)| made(v) && model.only_use(*v).is_some();
+        let joined = self.all[i].inputs.iter().position(joined);
+        match joined {
+            Some(k) => drop(self.all[i].inputs.remove(k)),
+            None => self.all[i].inputs.clear(),
+        }
+        self.all[i].joined = joined.is_some();
     }
 
     /// The units from `i` back to the one that sets its scale; `None` when no unit sets it, or someone else reads between.

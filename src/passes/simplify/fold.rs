@@ -3,9 +3,9 @@
 //! A file must not grow by it: a result is kept when it is at most [`SLACK`] bytes larger than the constants that only
 //! this computation reads.
 
-use super::moved;
 use super::numbers::is_finite;
 use super::work::Work;
+use super::{direct, moved};
 use crate::engine::{Engine, eval::evaluate};
 use crate::ir::{DType, Model, NodeId, Origin, Tensor, ValueId, bits};
 use crate::ops::infer::product;
@@ -232,10 +232,11 @@ fn agree(w: &Work, outs: &[Option<ValueId>], tensors: &[Tensor]) -> bool {
         })
 }
 
-/// The outputs of each node. What only moves elements is done in place, whatever its size; the rest goes to the engine,
-/// which copies what it reads, in batches of bounded size.
+/// The outputs of each node. What only moves elements is done in place, whatever its size, and what is small too; the rest
+/// goes to the engine, which copies what it reads, in batches of bounded size.
 fn results(w: &Work, engine: &dyn Engine, layer: &[NodeId]) -> Vec<Option<Vec<Tensor>>> {
-    let mut all: Vec<Option<Vec<Tensor>>> = layer.iter().map(|id| Some(vec![moved::value(w, *id)?])).collect();
+    let here = |id: &NodeId| Some(vec![moved::value(w, *id).or_else(|| direct::value(w, *id))?]);
+    let mut all: Vec<Option<Vec<Tensor>>> = layer.iter().map(here).collect();
     let open: Vec<usize> = (0..layer.len()).filter(|i| all[*i].is_none()).collect();
     let mut batch: Vec<usize> = Vec::new();
     let mut held = 0;

@@ -19,6 +19,7 @@ mod constant;
 mod cse;
 mod dead;
 mod dedup;
+mod direct;
 mod facts;
 mod fold;
 mod fuse;
