@@ -22,6 +22,9 @@ impl Report {
             out += "simplify = false\n";
         }
         let _ = writeln!(out, "budget = {}\nseed = {}", text(&self.budget.to_string()), self.seed);
+        if self.on_ort() {
+            out += "engine = \"ort\"\n";
+        }
         if self.external_data {
             out += "external-data = true\n";
         }
