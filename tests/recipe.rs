@@ -4,6 +4,7 @@ use crate::tool::{Ran, arg, fixture, onnxzip};
 use onnxzip::data::preprocess::STEPS;
 use onnxzip::passes::{ALL, SCOPED, parse_list};
 use onnxzip::recipe::{Recipe, table};
+use onnxzip::report::Report;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -109,6 +110,21 @@ fn the_recipe_of_a_search_gives_the_same_bytes() {
     let out = optimize(&["--recipe", &arg(&second)]).ok();
     assert!(!out.contains("searched"), "{out}");
     assert_eq!(first, std::fs::read(folder.path().join("small.onnx")).expect("written"));
+}
+
+#[test]
+fn what_is_another_for_some_nodes_is_written_as_it_is_read() {
+    let asked = "[[layer]]\nmatch = [\"a\\\"*\", \"b\"]\npasses = false\n[[layer]]\nmatch = \"b\"\npasses.int8 = { skip = false, weights = 7 }\n";
+    let mut report = Report::new("none".into());
+    report.rules = Recipe::parse(asked).expect("a recipe").rules;
+    let written = report.recipe();
+    assert_eq!(written.matches("[[layer]]").count(), 3, "{written}");
+    let mut read = Recipe::parse(&written).expect("a recipe").rules;
+    // Order counts among rules about the same option only; this sort is stable.
+    for rules in [&mut read, &mut report.rules] {
+        rules.sort_by(|a, b| (&a.glob, a.pass, a.option).cmp(&(&b.glob, b.pass, b.option)));
+    }
+    assert_eq!(read, report.rules, "{written}");
 }
 
 #[test]

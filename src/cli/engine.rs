@@ -7,12 +7,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What runs the models
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     /// What runs the models, for calibration and verification alike: tract is built in, ort is ONNX Runtime (1.24 or newer,
-    /// from --engine-lib, ORT_DYLIB_PATH, or the active Python environment). The last bits of the output depend on it
-    #[arg(long, value_enum, default_value_t = Kind::Tract)]
-    engine: Kind,
+    /// from --engine-lib, ORT_DYLIB_PATH, or the active Python environment). The last bits of the output depend on it. Default: tract
+    #[arg(long, value_enum)]
+    engine: Option<Kind>,
     /// The ONNX Runtime library, or the folder it is in
     #[arg(long, value_name = "PATH")]
     engine_lib: Option<PathBuf>,
@@ -25,12 +25,25 @@ enum Kind {
 }
 
 impl Args {
+    /// These options, and what a recipe says where they say nothing.
+    ///
+    /// # Errors
+    /// When the recipe names an engine that there is not.
+    pub fn or(&self, said: Option<&str>) -> Result<Args> {
+        let said = said.map(|name| Kind::from_str(name, false).map_err(anyhow::Error::msg));
+        let said = said.transpose()?;
+        Ok(Args {
+            engine: self.engine.or(said),
+            ..self.clone()
+        })
+    }
+
     /// The engine, with so many threads for one sample.
     ///
     /// # Errors
     /// When it is not built in, its library cannot be loaded, or it has no threads.
     pub fn open(&self, threads: usize) -> Result<Box<dyn Engine>> {
-        if self.engine == Kind::Ort {
+        if self.engine == Some(Kind::Ort) {
             return self.ort(threads);
         }
         ensure!(self.engine_lib.is_none(), "--engine-lib goes with --engine ort");
@@ -56,6 +69,7 @@ impl Args {
     pub fn to_args(&self) -> Vec<OsString> {
         let kind = self
             .engine
+            .unwrap_or(Kind::Tract)
             .to_possible_value()
             .map_or(String::new(), |v| v.get_name().to_owned());
         let mut args = vec![OsString::from("--engine"), kind.into()];

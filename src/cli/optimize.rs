@@ -138,6 +138,7 @@ struct Job {
     output: PathBuf,
     /// How long to search; `None` when the passes are given.
     search: Option<Effort>,
+    engine: engine::Args,
     options: Options,
 }
 
@@ -196,6 +197,7 @@ impl Job {
             input: file(&args.input, recipe.input, "IN")?,
             output: file(&args.output, recipe.output, "OUT")?,
             search,
+            engine: args.engine.or(recipe.engine.as_deref())?,
             options,
         })
     }
@@ -213,13 +215,13 @@ pub fn run(args: &Args) -> Result<u8> {
             check_target(path).context(name)?; // before any work is done and any output let out
         }
     }
-    let engine = args.engine.open(1)?;
+    let engine = job.engine.open(1)?;
     let (input, output, options, bar) = (&job.input, &job.output, &job.options, Bar::new());
     let data = Data {
         calib: options.calib.clone(),
         preprocess: options.preprocess.clone(),
     };
-    let most = |model: &PathBuf| peak(model, &args.engine, 1, &data, input).ok();
+    let most = |model: &PathBuf| peak(model, &job.engine, 1, &data, input).ok();
     let peak_before = if options.bench { most(input) } else { None };
     let mut report = match job.search {
         Some(effort) => search::optimize(input, output, options, effort, &*engine, &bar)?,

@@ -1,7 +1,7 @@
 //! Samples: what is fed to a model to calibrate and to verify.
 //!
 //! A [`Dataset`] knows where its samples lie and reads one when it is asked for; it never holds them all, unless the file
-//! is compressed. [`Dataset::split`] parts them into calibration samples, which passes may look at, and held-back ones,
+//! is compressed, or images are few. [`Dataset::split`] parts them into calibration samples, which passes may look at, and held-back ones,
 //! which only the verdict sees.
 
 mod array;

@@ -2,7 +2,8 @@
 //!
 //! The filter is as wide as the step between output pixels when the image shrinks (antialiasing), and as wide as a pixel when it grows; axis
 //! after axis, horizontal first. Weights are rounded to 22 bits and results to 8 bits after either axis, as Pillow does
-//! (`Image.resize`, and with it torchvision for PIL images): the same bytes come out.
+//! (`Image.resize`, and with it torchvision for PIL images): the same bytes come out as of versions 3 to 12. Version 13 goes down before it goes
+//! across where the height shrinks more, which moves single results by 1.
 
 /// How pixels are weighted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,7 +166,7 @@ mod tests {
         }
     }
 
-    /// Made with Pillow 13.0: the same image, `resize`, and this sum over the bytes.
+    /// Made with Pillow 13.0: the same image, `resize` along x and then along y, and this sum over the bytes.
     #[test]
     fn the_bytes_are_those_of_pillow() {
         #[rustfmt::skip]
@@ -175,17 +176,17 @@ mod tests {
             ((11, 7, 3), (4, 3), Filter::Bicubic, 84047),
             ((11, 7, 3), (4, 3), Filter::Lanczos, 84258),
             ((5, 6, 1), (9, 4), Filter::Nearest, 89586),
-            ((5, 6, 1), (9, 4), Filter::Bilinear, 90900),
-            ((5, 6, 1), (9, 4), Filter::Bicubic, 90463),
-            ((5, 6, 1), (9, 4), Filter::Lanczos, 91204),
+            ((5, 6, 1), (9, 4), Filter::Bilinear, 90857),
+            ((5, 6, 1), (9, 4), Filter::Bicubic, 90676),
+            ((5, 6, 1), (9, 4), Filter::Lanczos, 90684),
             ((300, 200, 3), (224, 224), Filter::Nearest, 89610836732),
             ((300, 200, 3), (224, 224), Filter::Bilinear, 89582367799),
             ((300, 200, 3), (224, 224), Filter::Bicubic, 89580094914),
             ((300, 200, 3), (224, 224), Filter::Lanczos, 89622952624),
             ((64, 48, 3), (100, 31), Filter::Nearest, 5203464821),
-            ((64, 48, 3), (100, 31), Filter::Bilinear, 5194730507),
-            ((64, 48, 3), (100, 31), Filter::Bicubic, 5194831525),
-            ((64, 48, 3), (100, 31), Filter::Lanczos, 5197288356),
+            ((64, 48, 3), (100, 31), Filter::Bilinear, 5194702373),
+            ((64, 48, 3), (100, 31), Filter::Bicubic, 5196278131),
+            ((64, 48, 3), (100, 31), Filter::Lanczos, 5201992291),
             ((7, 5, 1), (7, 9), Filter::Nearest, 237568),
             ((7, 5, 1), (7, 9), Filter::Bilinear, 238336),
             ((7, 5, 1), (7, 9), Filter::Bicubic, 238848),

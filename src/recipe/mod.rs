@@ -38,6 +38,8 @@ pub struct Recipe {
     pub max_macs: Option<Amount>,
     /// Seed of everything random.
     pub seed: Option<u64>,
+    /// What runs the models: `tract` or `ort`.
+    pub engine: Option<String>,
     /// Threads.
     pub threads: Option<u16>,
     /// Weights beside the model.
@@ -162,6 +164,17 @@ pub const KEYS: &[Key] = &[
         let n = u16::try_from(whole(v)?).ok().filter(|n| *n > 0);
         n.context("give a number from 1 to 65535").map(|x| r.threads = Some(x))
     }),
+    top(
+        "engine",
+        "\"ort\"",
+        "what runs the models: `tract` or `ort` (ONNX Runtime, found as `--engine-lib` says)",
+        |r, v| {
+            let name = text(v)?;
+            ensure!(matches!(name.as_str(), "tract" | "ort"), "give tract or ort");
+            r.engine = Some(name);
+            Ok(())
+        },
+    ),
     top(
         "external-data",
         "false",

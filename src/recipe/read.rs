@@ -299,6 +299,7 @@ mod tests {
             ("seed = -1", &["line 1", "seed", "0 or more"]),
             ("seed = \"x\"", &["give a whole number, not string"]),
             ("threads = 0", &["from 1 to"]),
+            ("engine = \"torch\"", &["give tract or ort"]),
             ("budget = \"top9\"", &["budget", "sqnr:20dB"]),
             ("passes = [\"int9\"]", &["line 1", "there is no pass \"int9\""]),
             ("passes = [{ pass = \"int8\", ranges = \"best\" }]", &["choose one of"]),

@@ -220,7 +220,7 @@ impl Report {
             true => String::new(),
             false => format!(" --calib {}", quoted(&self.data.origin)),
         };
-        let engine = match self.engine.starts_with("ONNX Runtime") {
+        let engine = match self.on_ort() {
             true => " --engine ort",
             false => "",
         };
@@ -233,6 +233,11 @@ impl Report {
             quoted(&self.input),
             quoted(&self.output)
         )
+    }
+
+    /// True when ONNX Runtime ran the models.
+    fn on_ort(&self) -> bool {
+        self.engine.starts_with("ONNX Runtime")
     }
 
     /// The account as JSON. Infinite and undefined numbers are `null`.

@@ -22,6 +22,9 @@ impl Report {
             out += "simplify = false\n";
         }
         let _ = writeln!(out, "budget = {}\nseed = {}", text(&self.budget.to_string()), self.seed);
+        if self.on_ort() {
+            out += "engine = \"ort\"\n";
+        }
         if self.external_data {
             out += "external-data = true\n";
         }
@@ -31,18 +34,26 @@ impl Report {
                 let _ = writeln!(out, "preprocess = {}", text(line));
             }
         }
-        self.rules.iter().for_each(|r| layer(&mut out, r));
+        layers(&mut out, &self.rules);
         out
     }
 }
 
-fn layer(out: &mut String, rule: &Rule) {
-    let value = match rule.option {
-        SKIP => (rule.value == "on").to_string(),
-        _ => text(&rule.value),
-    };
-    let (glob, pass, option) = (text(&rule.glob), rule.pass, rule.option);
-    let _ = writeln!(out, "\n[[layer]]\nmatch = {glob}\npasses.{pass}.{option} = {value}");
+/// A `[[layer]]` for rules in a row that are about the same names; a key may stand in it once.
+fn layers(out: &mut String, rules: &[Rule]) {
+    let mut begun = 0;
+    for (i, rule) in rules.iter().enumerate() {
+        let again = |r: &Rule| r.glob != rule.glob || (r.pass, r.option) == (rule.pass, rule.option);
+        if i == 0 || rules[begun..i].iter().any(again) {
+            begun = i;
+            let _ = writeln!(out, "\n[[layer]]\nmatch = {}", text(&rule.glob));
+        }
+        let value = match rule.option {
+            SKIP => (rule.value == "on").to_string(),
+            _ => text(&rule.value),
+        };
+        let _ = writeln!(out, "passes.{}.{} = {value}", rule.pass, rule.option);
+    }
 }
 
 /// A string in TOML.
