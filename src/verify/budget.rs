@@ -104,8 +104,11 @@ impl Condition {
         if g.broken > 0 {
             return Some(f64::INFINITY);
         }
-        // What counting cannot tell from the limit: two deviations of a binomial count.
-        let slack = |n: u64| 2.0 * (self.limit / n.max(1) as f64).sqrt();
+        // What counting cannot tell from the limit: two deviations of a binomial count, and a single sample in any case.
+        let slack = |n: u64| {
+            let n = n.max(1) as f64;
+            (2.0 * (self.limit / n).sqrt()).max(1.5 / n)
+        };
         let part = |lost: f64| match lost <= 0.0 {
             true => 0.0,
             false => lost / self.limit,
@@ -282,6 +285,22 @@ mod tests {
         ] {
             assert!(text.parse::<Budget>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_single_wrong_sample_of_few_is_judged_by_what_is_expected() {
+        let lost = |n: f64| {
+            let mut g = gap(30.0, Some(1.0 - n / 32.0));
+            g.accuracy = Some(Accuracy {
+                before: 0.75,
+                after: 0.75 - n / 32.0,
+                samples: 32,
+                expected_loss: 0.001,
+            });
+            budget("accuracy:0.5pt").used(&[g]).expect("about accuracy")
+        };
+        assert!((lost(1.0) - 0.2).abs() < 1e-9, "{}", lost(1.0));
+        assert!(lost(2.0) > 1.0, "{}", lost(2.0));
     }
 
     #[test]
