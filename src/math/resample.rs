@@ -72,15 +72,17 @@ fn taps(from: usize, to: usize, filter: Filter) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
     let wide = scale.max(1.0);
     let support = filter.support() * wide;
+    if filter == Filter::Nearest {
+        // Added up, as Pillow does: where a centre lies between two pixels, its rounding decides.
+        let centers = std::iter::successors(Some(scale * 0.5), |c| Some(c + scale));
+        let one = |center: f64| Taps {
+            first: (center as usize).min(from - 1),
+            weights: vec![1 << BITS],
+        };
+        return centers.take(to).map(one).collect();
+    }
     let at = |k: usize| {
         let center = (k as f64 + 0.5) * scale;
-        if filter == Filter::Nearest {
-            let first = (center as usize).min(from - 1);
-            return Taps {
-                first,
-                weights: vec![1 << BITS],
-            };
-        }
         let first = (center - support + 0.5).max(0.0) as usize;
         let end = ((center + support + 0.5) as usize).min(from);
         let weights: Vec<f64> = (first..end)
