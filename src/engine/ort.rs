@@ -61,7 +61,7 @@ impl Ort {
     fn running(&self, model: &Model, wanted: &[ValueId], like: &Sample) -> Result<Running> {
         let Wanted { give, names, copy, .. } = Wanted::new(model, wanted, like, true)?;
         if names.is_empty() {
-            return Ok(Running::new(None, &[], &[], give)?);
+            return Running::new(None, &[], &[], give);
         }
         let ready = graph::ready(onnx::encode(&copy)?, &names)?;
         let mut builder = self.builder()?;
@@ -176,8 +176,8 @@ fn without_place(text: &str) -> &str {
 
 /// An error's chain in one line.
 fn short(e: &anyhow::Error) -> String {
-    let line = |c: &dyn std::error::Error| without_place(&c.to_string()).replace(['\n', '\r'], " ");
-    let parts: Vec<String> = e.chain().map(|c| line(c)).collect();
+    let parts = e.chain().map(ToString::to_string);
+    let parts: Vec<String> = parts.map(|t| without_place(&t).replace(['\n', '\r'], " ")).collect();
     let mut text = parts.join(": ");
     if let Some((at, _)) = text.char_indices().nth(400) {
         text.truncate(at);
