@@ -170,7 +170,7 @@ fn without_place(text: &str) -> &str {
         open += i32::from(c == '(') - i32::from(c == ')');
         c == ')' && open == 0
     });
-    let said = end.map_or(rest, |(at, _)| rest[at + 1..].trim_start());
+    let said = end.map_or("", |(at, _)| rest[at + 1..].trim_start());
     if said.is_empty() { text } else { said }
 }
 
