@@ -95,7 +95,7 @@ pub enum Arithmetic {
     Std(Vec<f32>),
 }
 
-/// The line; what it leaves open follows from the input ([`Preprocess::complete`]).
+/// The line; what it leaves open follows from the input.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Preprocess {
     /// Steps that change the size, in order.

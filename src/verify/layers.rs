@@ -34,7 +34,7 @@ pub struct LayerDamage {
 /// The layers of the original, those that added most noise first.
 ///
 /// # Errors
-/// [`NotRun`] (in the chain) when the engine cannot run one of the models with its inner values exposed.
+/// [`crate::engine::NotRun`] (in the chain) when the engine cannot run one of the models with its inner values exposed.
 pub fn layers(
     original: &Model,
     changed: &Model,
