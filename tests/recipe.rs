@@ -116,6 +116,7 @@ fn the_recipe_of_a_search_gives_the_same_bytes() {
 fn what_is_another_for_some_nodes_is_written_as_it_is_read() {
     let asked = "[[layer]]\nmatch = [\"a\\\"*\", \"b\"]\npasses = false\n[[layer]]\nmatch = \"b\"\npasses.int8 = { skip = false, weights = 7 }\n";
     let mut report = Report::new("none".into());
+    (report.input, report.output) = ("in.onnx".into(), "out.onnx".into());
     report.rules = Recipe::parse(asked).expect("a recipe").rules;
     let written = report.recipe();
     assert_eq!(written.matches("[[layer]]").count(), 3, "{written}");

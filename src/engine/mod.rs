@@ -30,6 +30,17 @@ impl fmt::Display for NotRun {
 }
 impl std::error::Error for NotRun {}
 
+/// The parts of an error in one line that can be read at a glance.
+#[cfg(any(feature = "tract", feature = "ort"))]
+fn one_line(parts: &[String]) -> String {
+    let mut text = parts.join(": ");
+    if let Some((at, _)) = text.char_indices().nth(400) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text
+}
+
 /// Something that runs ONNX models.
 pub trait Engine: Sync {
     /// Its name and version, for reports.

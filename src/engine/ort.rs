@@ -178,12 +178,7 @@ fn without_place(text: &str) -> &str {
 fn short(e: &anyhow::Error) -> String {
     let line = |c: &(dyn std::error::Error + 'static)| without_place(&c.to_string()).replace(['\n', '\r'], " ");
     let parts: Vec<String> = e.chain().map(line).collect();
-    let mut text = parts.join(": ");
-    if let Some((at, _)) = text.char_indices().nth(400) {
-        text.truncate(at);
-        text.push('…');
-    }
-    text
+    super::one_line(&parts)
 }
 
 #[cfg(test)]

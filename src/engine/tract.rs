@@ -258,12 +258,7 @@ fn short(e: &anyhow::Error) -> String {
             parts.push(line);
         }
     }
-    let mut text = parts.join(": ");
-    if let Some((at, _)) = text.char_indices().nth(400) {
-        text.truncate(at);
-        text.push('…');
-    }
-    text
+    super::one_line(&parts)
 }
 
 #[cfg(test)]
