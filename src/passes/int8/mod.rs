@@ -400,7 +400,8 @@ fn describe(
 ) -> String {
     let range = |a: &crate::math::affine::Affine| format!("[{:.4}, {:.4}]", a.range().0, a.range().1);
     let out = output.map_or("float".to_owned(), range);
-    format!("u8 {} → {out}, weight {:.1} dB", range(input), weight.sqnr)
+    let codes = if input.kind.signed() { "s8" } else { "u8" };
+    format!("{codes} {} → {out}, weight {:.1} dB", range(input), weight.sqnr)
 }
 
 /// Says which operators with weights stay in floating point because integers would not be faster.
