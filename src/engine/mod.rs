@@ -17,6 +17,7 @@ pub mod ort;
 pub mod testing;
 #[cfg(feature = "tract")]
 pub mod tract;
+#[cfg(any(feature = "tract", feature = "ort"))]
 mod wanted;
 
 /// Why an engine cannot run a model. Not a fault of the model: another engine may run it.
@@ -64,21 +65,6 @@ pub trait Engine: Sync {
     }
 }
 
-/// Runs nothing: what a build without an engine has.
-#[cfg(not(feature = "tract"))]
-pub struct Nothing;
-
-#[cfg(not(feature = "tract"))]
-impl Engine for Nothing {
-    fn name(&self) -> String {
-        "no engine".to_owned()
-    }
-
-    fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
-        Err(NotRun("this build has no engine; give one with --engine ort".into()))
-    }
-}
-
 /// A model that is ready to run. Several threads may run it at once.
 pub trait Session: Send + Sync {
     /// Runs one sample and gives the wanted values.
@@ -89,14 +75,18 @@ pub trait Session: Send + Sync {
 }
 
 /// No engine at all, where the crate is built without one: models are read, rewritten and written, but nothing is run.
+#[cfg(not(feature = "tract"))]
 pub struct Nothing;
 
+#[cfg(not(feature = "tract"))]
 impl Engine for Nothing {
     fn name(&self) -> String {
         "none".into()
     }
 
     fn load(&self, _: &Model, _: &[ValueId], _: &Sample) -> Result<Box<dyn Session>, NotRun> {
-        Err(NotRun("this program was built without an engine".into()))
+        Err(NotRun(
+            "this program was built without tract; --engine ort takes ONNX Runtime".into(),
+        ))
     }
 }

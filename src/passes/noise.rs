@@ -18,7 +18,6 @@ const FEW: f64 = 4.0;
 
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
-    outputs: Vec<ValueId>,
     /// Names of the values before outputs that have saturated.
     before: Vec<String>,
     samples: Vec<Sample>,
@@ -39,12 +38,11 @@ impl Reference {
         let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
         let session = cx.engine.load(model, &all, &samples.get(0)?)?;
         let mut reference = Reference {
-            outputs,
             before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
         };
-        let mut variations = vec![Variation::default(); reference.outputs.len()];
+        let mut variations = vec![Variation::default(); outputs.len()];
         let mut kept = 0usize;
         for i in 0..samples.len().min(SAMPLES) {
             let sample = samples.get(i)?;
@@ -63,7 +61,7 @@ impl Reference {
         let names = ends.iter().zip(&saturated).filter(|(_, s)| **s);
         reference.before = names.map(|(e, _)| model.value(e.1).name.clone()).collect();
         for wanted in &mut reference.wanted {
-            let inner = wanted.split_off(reference.outputs.len());
+            let inner = wanted.split_off(outputs.len());
             wanted.extend(inner.into_iter().zip(&saturated).filter(|(_, s)| **s).map(|(x, _)| x));
         }
         Ok(reference)
@@ -84,8 +82,10 @@ impl Reference {
         let Some(like) = self.samples.first() else {
             return Ok(0.0);
         };
+        // An output may be another value now: a clip at the end is gone when codes end where it did.
+        let outputs = changed.main().outputs().iter().map(|p| Some(p.value));
         let before = self.before.iter().map(|name| ends::named(changed, name));
-        let places: Vec<Option<ValueId>> = self.outputs.iter().copied().map(Some).chain(before).collect();
+        let places: Vec<Option<ValueId>> = outputs.chain(before).collect();
         let there: Vec<ValueId> = places.iter().copied().flatten().collect();
         let session = cx.engine.load(changed, &there, like)?;
         let mut gaps = vec![Gap::new(); there.len()];

@@ -34,6 +34,20 @@ fn a_range_that_drowns_what_the_output_needs_is_not_quantized() {
 }
 
 #[test]
+fn a_clip_that_is_the_output_goes_like_any_other() {
+    let mut original = super::model(13);
+    let x = input(&mut original, &[1, 4, 5, 5]);
+    let w = super::weight(&mut original, "w", &[4, 4, 3, 3], 1);
+    let y = super::node(&mut original, "Conv", "conv", &[x, w], "c", vec![]);
+    let y = super::node(&mut original, "Relu", "relu", &[y], "y", vec![]);
+    output(&mut original, y, &[1, 4, 3, 3]);
+    let mut m = original.clone();
+    run(&mut m, "int8(prefer=size)");
+    assert_eq!((super::count(&m, "Relu"), super::count(&m, "QuantizeLinear")), (0, 2));
+    assert!(sqnr(&original, &m) > 28.0, "{}", sqnr(&original, &m));
+}
+
+#[test]
 fn an_error_of_nothing_is_refused() {
     let e = onnxzip::passes::parse_list("int8(error=0)").err().expect("refused");
     assert!(e.to_string().contains("above 0"), "{e}");
