@@ -27,6 +27,7 @@ use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
 use anyhow::{Context as _, Result, anyhow, ensure};
+use once_cell::unsync::OnceCell;
 use place::Prefer;
 use ranges::Method;
 use settle::{Harm, Pair};
@@ -206,7 +207,7 @@ impl Int8 {
         let kept = cx.notes.len();
         let mut given_up: Vec<Harm> = Vec::new();
         let mut weights = Weights::new();
-        let reference = Reference::new(model, &settle::samples(cx), cx)?;
+        let reference = OnceCell::new();
         for round in 0.. {
             cx.notes.truncate(kept);
             let placement = place::choose(model, units, &elements, (self.prefer, self.target.timed));
@@ -228,7 +229,10 @@ impl Int8 {
             }
             let mut quantized = model.clone();
             let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
-            if round < ROUNDS && reference.error(&quantized, usize::MAX, cx)? > self.error {
+            let before = || Reference::new(model, &settle::samples(cx), cx);
+            if round < ROUNDS
+                && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error
+            {
                 let pair = Pair {
                     float: model,
                     quantized: &quantized,

@@ -91,19 +91,15 @@ const fn runs(op: &'static str, kernel: Kernel) -> Runs {
 
 const fn if_so(op: &'static str, kernel: Kernel, when: fn(&Model, NodeId) -> bool, why_not: &'static str) -> Runs {
     Runs {
-        op,
-        free_output: false,
-        kernel,
         when: Some((when, why_not)),
+        ..runs(op, kernel)
     }
 }
 
 const fn free(op: &'static str, kernel: Kernel) -> Runs {
     Runs {
-        op,
         free_output: true,
-        kernel,
-        when: None,
+        ..runs(op, kernel)
     }
 }
 
@@ -158,8 +154,6 @@ const TENSORRT: Target = Target {
     int_bias: false,
     results: false,
     joins_add: true,
-    timed: false,
-    joins: &[],
     runs: &[
         reads("Conv"),
         reads("ConvTranspose"),
@@ -170,15 +164,13 @@ const TENSORRT: Target = Target {
         reads("AveragePool"),
         reads("GlobalAveragePool"),
     ],
-    ..ORT
+    ..GENERIC
 };
 
 const OPENVINO: Target = Target {
     name: "openvino",
     int_bias: false,
     results: false,
-    timed: false,
-    joins: &[],
     runs: &[
         reads("Conv"),
         reads("ConvTranspose"),
@@ -195,16 +187,13 @@ const OPENVINO: Target = Target {
         reads("Transpose"),
         reads("Split"),
     ],
-    ..ORT
+    ..GENERIC
 };
 
 const QNN: Target = Target {
     name: "qnn",
     per_tensor: &["Gemm", "MatMul"],
-    timed: false,
-    joins: &[],
-    runs: GENERIC_RUNS,
-    ..ORT
+    ..GENERIC
 };
 
 /// Pairs around everything that has an integer form, for runtimes that are not in the list.
