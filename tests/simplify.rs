@@ -29,6 +29,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         seed: 1,
         progress: &progress::Silent,
         notes: Vec::new(),
+        charts: Vec::new(),
     };
     let pass = (info.build)(&Options::defaults(info)).unwrap();
     if let Err(e) = pass.run(model, &mut cx) {

@@ -1,5 +1,6 @@
 //! What a pass may use: the engine, calibration samples, statistics; and where it says what it did.
 
+use super::charts::Chart;
 use super::opset::raise_opset;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
@@ -50,6 +51,8 @@ pub struct Context<'a> {
     pub progress: &'a dyn Progress,
     /// What was said so far.
     pub notes: Vec<Note>,
+    /// What the report draws.
+    pub charts: Vec<Chart>,
 }
 
 impl Context<'_> {
