@@ -16,6 +16,7 @@ mod precision;
 mod proto;
 mod prune;
 mod recipe;
+mod report;
 mod roundtrip;
 mod search;
 mod simplify;

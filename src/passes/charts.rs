@@ -121,9 +121,11 @@ pub fn bins(h: &Histogram, [low, high]: [f64; 2]) -> Vec<f64> {
 pub fn outside(h: &Histogram, [low, high]: [f64; 2]) -> (f64, f64) {
     let (mut out, mut power) = (0.0, 0.0);
     each(h, |from, to, n| {
-        let width = (to - from).max(f64::MIN_POSITIVE);
-        let within = (to.min(high) - from.max(low)).max(0.0) / width;
-        out += n * (1.0 - within.min(1.0));
+        let within = match to > from {
+            true => (to.min(high) - from.max(low)).max(0.0) / (to - from),
+            false => f64::from(low <= from && from <= high),
+        };
+        out += n * (1.0 - within);
         power += n * (from * from + from * to + to * to) / 3.0;
     });
     let count = h.count().max(1) as f64;
@@ -156,6 +158,12 @@ mod tests {
         let (clipped, power) = outside(&h, [0.0, 0.75]);
         assert!((clipped - 0.25).abs() < 0.01, "{clipped}");
         assert!((power - 1.0 / 3.0).abs() < 0.01, "{power}");
+        h.add(&[1.0; 50]);
+        assert_eq!(
+            outside(&h, [0.0, 1.0]).0,
+            0.0,
+            "the largest value stands alone in its bin"
+        );
         assert_eq!(bins(&h, [0.0, 1.0]).iter().sum::<f64>(), 999.0);
         assert_eq!(bins(&Histogram::new(), [0.0, 0.0]), vec![0.0; BINS]);
     }

@@ -1,11 +1,12 @@
 //! What every layer costs, before and after.
 //!
 //! A layer is a node that has weights or multiply-adds. Layers of both models belong together by name. What a pass made
-//! out of a layer has the layer's name, `_` and something more; what nothing of the original explains stands alone.
+//! out of a layer has the layer's name, `_` and something more; scales and zero points belong to the layer that reads what
+//! they quantize; what nothing of the original explains stands alone.
 
 use crate::analysis::cost::{Cost, cost};
 use crate::analysis::infer::infer_for;
-use crate::ir::Model;
+use crate::ir::{Model, NodeId, Use};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -38,26 +39,61 @@ pub fn layer_sizes(original: &Model, changed: &Model, inputs: &BTreeMap<String, 
     let mut all: Vec<LayerSize> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for c in costs(original).nodes {
-        let size = place(
-            &mut all,
-            &mut places,
-            original.label(c.node),
-            &original.node(c.node).op.name,
-        );
+        let node = reader(original, c.node);
+        let op = &original.node(node).op.name;
+        let size = place(&mut all, &mut places, original.label(node), op);
         size.bytes_before += c.bytes;
         size.macs_before = sum(size.macs_before, c.macs);
         size.gone = true;
     }
     let known = places.clone();
     for c in costs(changed).nodes {
-        let label = changed.label(c.node);
+        let node = reader(changed, c.node);
+        let label = changed.label(node);
         let name = maker(&known, &label).unwrap_or(label);
-        let size = place(&mut all, &mut places, name, &changed.node(c.node).op.name);
+        let size = place(&mut all, &mut places, name, &changed.node(node).op.name);
         size.bytes_after += c.bytes;
         size.macs_after = sum(size.macs_after, c.macs);
         size.gone = false;
     }
     all
+}
+
+/// Chains of Q/DQ nodes that are followed.
+const LONGEST: usize = 8;
+
+/// The node itself; of what only quantizes, the first node behind that does more, or, before an output, the one in front.
+fn reader(model: &Model, node: NodeId) -> NodeId {
+    let only_quantizes = |n: NodeId| {
+        ["QuantizeLinear", "DequantizeLinear"]
+            .iter()
+            .any(|op| model.node(n).is(op))
+    };
+    let mut at = node;
+    for _ in 0..LONGEST {
+        if !only_quantizes(at) {
+            break;
+        }
+        let output = model
+            .node(at)
+            .outputs()
+            .iter()
+            .flatten()
+            .next()
+            .map(|v| model.value(*v));
+        let behind = |u: &Use| if let Use::Node(n, _) = u { Some(*n) } else { None };
+        match output.and_then(|v| v.uses().iter().find_map(behind)) {
+            Some(next) => at = next,
+            None => {
+                return model
+                    .node(at)
+                    .input(0)
+                    .and_then(|v| model.value(v).producer())
+                    .unwrap_or(at);
+            }
+        }
+    }
+    at
 }
 
 fn place<'a>(

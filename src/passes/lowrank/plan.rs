@@ -72,7 +72,7 @@ impl Found<'_> {
 
     /// The errors of pairs.
     fn curve(&self) -> Vec<[f64; 2]> {
-        charts::curve(self.fit.known_errors(usize::MAX))
+        charts::curve(self.fit.known_errors())
     }
 }
 
