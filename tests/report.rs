@@ -129,7 +129,7 @@ fn every_layer_stands_in_the_page() {
         let layers = layers(&fixture(model));
         assert!(!layers.is_empty());
         for name in layers {
-            let cell = format!("<td class=\"l\">{}</td>", escaped(&name));
+            let cell = format!("<td class=\"l\" data-h=\"layer\">{}</td>", escaped(&name));
             assert!(p.html.contains(&cell), "{name} is missing");
         }
     }

@@ -64,36 +64,21 @@ const LONGEST: usize = 8;
 
 /// The node itself; of what only quantizes, the first node behind that does more, or, before an output, the one in front.
 fn reader(model: &Model, node: NodeId) -> NodeId {
-    let only_quantizes = |n: NodeId| {
-        ["QuantizeLinear", "DequantizeLinear"]
-            .iter()
-            .any(|op| model.node(n).is(op))
+    let quantizes = |n: &NodeId| {
+        let n = model.node(*n);
+        n.is("QuantizeLinear") || n.is("DequantizeLinear")
     };
-    let mut at = node;
-    for _ in 0..LONGEST {
-        if !only_quantizes(at) {
-            break;
-        }
-        let output = model
-            .node(at)
-            .outputs()
-            .iter()
-            .flatten()
-            .next()
-            .map(|v| model.value(*v));
-        let behind = |u: &Use| if let Use::Node(n, _) = u { Some(*n) } else { None };
-        match output.and_then(|v| v.uses().iter().find_map(behind)) {
-            Some(next) => at = next,
-            None => {
-                return model
-                    .node(at)
-                    .input(0)
-                    .and_then(|v| model.value(v).producer())
-                    .unwrap_or(at);
-            }
-        }
-    }
-    at
+    let behind = |n: &NodeId| {
+        let output = model.node(*n).outputs().iter().flatten().next().copied()?;
+        let node = |u: &Use| if let Use::Node(n, _) = u { Some(*n) } else { None };
+        model.value(output).uses().iter().find_map(node)
+    };
+    let before = |n: &NodeId| model.value(model.node(*n).input(0)?).producer();
+    let more = |n: &NodeId| !quantizes(n);
+    let walk = |next: &dyn Fn(&NodeId) -> Option<NodeId>| {
+        std::iter::successors(Some(node), |n| next(n)).take(LONGEST).find(more)
+    };
+    walk(&behind).or_else(|| walk(&before)).unwrap_or(node)
 }
 
 fn place<'a>(

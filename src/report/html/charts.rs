@@ -76,11 +76,12 @@ pub fn ladders(out: &mut String, r: &Report) {
             by_kind.entry(c.along).or_default().push(c);
         }
     }
-    for (along, curves) in by_kind {
+    for (along, mut curves) in by_kind {
+        curves.sort_by_key(|c| c.rungs.iter().all(|r| !r.chosen));
         let taken = curves.iter().filter(|c| c.rungs.iter().any(|r| r.chosen)).count();
         let _ = write!(
             out,
-            "<h2>Error against {along}</h2><p>Predicted from calibration data, layer by layer: {taken} of {} were changed. Dots are what could be done, \
+            "<h2>Error against {along}</h2><p>Predicted from calibration data, layer by layer: {taken} of {} were changed, which come first. Dots are what could be done, \
              what was done is ringed.</p>",
             curves.len()
         );

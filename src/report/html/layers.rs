@@ -8,7 +8,7 @@ use std::fmt::Write;
 /// Rows that are not folded.
 const SHOWN: usize = 24;
 /// Weights that are listed; the JSON has them all.
-const WEIGHTS: usize = 100;
+const WEIGHTS: usize = 50;
 
 /// Bytes and multiply-adds, layer by layer, the largest first.
 pub fn sizes(out: &mut String, r: &Report) {
@@ -68,11 +68,15 @@ pub fn noise(out: &mut String, r: &Report) {
         false => 1.0,
     };
     let rows = r.layers.iter().map(|l| -> Row {
+        let added = match l.added > 0.0 {
+            true => format!("{:.1e}", l.added),
+            false => "–".to_owned(),
+        };
         let cells = vec![
             Cell::long(&l.node),
             l.op.as_str().into(),
             db(l.sqnr_db).into(),
-            format!("{:.1e}", l.added).into(),
+            added.into(),
             Cell::bars(&[(l.added / scale, "n")]),
         ];
         (false, cells)

@@ -50,6 +50,14 @@ fn percent(x: f64) -> String {
     format!("{:.2} %", x * 100.0)
 }
 
+/// A part of the budget.
+fn used(part: f64) -> String {
+    match part.is_finite() {
+        true => format!("{:.0} %", part * 100.0),
+        false => "–".into(),
+    }
+}
+
 /// What one wants to know first.
 fn tiles(out: &mut String, r: &Report) {
     let mut all: Vec<(String, String)> = Vec::new();
@@ -176,7 +184,7 @@ fn search(out: &mut String, r: &Report) {
             what,
             bytes(t.bytes).into(),
             t.macs.map_or("–".into(), count).into(),
-            format!("{:.0} %", t.used * 100.0).into(),
+            used(t.used).into(),
             db(t.sqnr_db).into(),
             format!("{:.1} s", t.seconds).into(),
         ];
