@@ -5,15 +5,15 @@
 mod fold;
 pub(crate) mod rows;
 
-use crate::data::Samples;
+use crate::data::{Sample, Samples};
 use crate::engine::{Engine, Session};
-use crate::ir::{Model, ValueId};
+use crate::ir::{DType, Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
-use fold::{Job, Sums};
+use fold::{Job, Part, Sums};
 use std::collections::{BTreeMap, HashMap};
 
 /// What to measure of a value.
@@ -159,6 +159,17 @@ struct Runner<'a> {
 }
 
 type Wanted = Vec<(ValueId, Vec<Measure>)>;
+/// Types and dimensions of the wanted values, by number.
+type Shapes = BTreeMap<usize, (DType, Vec<usize>)>;
+
+fn shapes(session: &dyn Session, sample: &Sample) -> Result<Shapes> {
+    let mut shapes = Shapes::new();
+    session.visit(sample, &mut |i, value| {
+        shapes.insert(i, (value.dtype(), value.dims().to_vec()));
+        Ok(())
+    })?;
+    Ok(shapes)
+}
 
 impl Runner<'_> {
     fn measure(&self, wanted: Wanted, stats: &mut Stats) -> Result<()> {
@@ -166,7 +177,7 @@ impl Runner<'_> {
         let session = self.load(&wanted, &first)?;
         let moments = |m: &Measure| matches!(m, Measure::Gram(_));
         let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
-            true => self.rounds(&wanted, session.run(&first)?)?,
+            true => self.rounds(&wanted, &shapes(&*session, &first)?)?,
             false => {
                 let all =
                     |(v, m): &(ValueId, Vec<Measure>)| m.iter().map(|m| Job::new(*v, m.clone())).collect::<Vec<_>>();
@@ -192,19 +203,20 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn load(&self, wanted: &Wanted, like: &crate::data::Sample) -> Result<Box<dyn Session>> {
+    fn load(&self, wanted: &Wanted, like: &Sample) -> Result<Box<dyn Session>> {
         let values: Vec<ValueId> = wanted.iter().map(|(v, _)| *v).collect();
         Ok(self.engine.load(self.model, &values, like)?)
     }
 
     /// Which measures are taken in which run over the samples: everything small in the first, moments as memory allows.
-    fn rounds(&self, wanted: &Wanted, first: Vec<crate::ir::Tensor>) -> Result<Vec<Vec<Job>>> {
+    fn rounds(&self, wanted: &Wanted, shapes: &Shapes) -> Result<Vec<Vec<Job>>> {
         let mut rounds: Vec<Vec<Job>> = vec![Vec::new()];
         let mut taken = 0usize;
-        for ((v, measures), t) in wanted.iter().zip(first) {
-            for m in measures.iter().filter(|_| fold::is_float(t.dtype())) {
+        for (i, (v, measures)) in wanted.iter().enumerate() {
+            let Some((dtype, dims)) = shapes.get(&i) else { continue };
+            for m in measures.iter().filter(|_| fold::is_float(*dtype)) {
                 if let Measure::Gram(patch) = m {
-                    let bytes = fold::gram_bytes(t.dims(), patch, self.samples.len(), 2 * self.threads);
+                    let bytes = fold::gram_bytes(dims, patch, self.samples.len(), 2 * self.threads);
                     let bytes = bytes.with_context(|| self.model.value(*v).name.clone())?;
                     if bytes > MOMENTS {
                         continue;
@@ -226,7 +238,11 @@ impl Runner<'_> {
     fn round(&self, wanted: &Wanted, mut jobs: Vec<Job>, session: &dyn Session) -> Result<Vec<Job>> {
         let n = self.samples.len();
         let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
-        let plan: Vec<(usize, Measure)> = jobs.iter().map(|j| (place[&j.value], j.measure.clone())).collect();
+        let mut plan: Vec<Vec<(usize, Measure)>> = vec![Vec::new(); wanted.len()];
+        for (k, job) in jobs.iter().enumerate() {
+            plan[place[&job.value]].push((k, job.measure.clone()));
+        }
+        let count = jobs.len();
         let name = |v: ValueId| self.model.value(v).name.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.max(1))
@@ -235,14 +251,17 @@ impl Runner<'_> {
             n,
             self.threads,
             |i| {
-                let values = session
-                    .run(&self.samples.get(i)?)
-                    .with_context(|| format!("sample {i}"))?;
-                let part = |(at, m): &(usize, Measure)| {
-                    let named = || format!("{}, sample {i}", name(wanted[*at].0));
-                    fold::part(m, &values[*at], i, n).with_context(named)
-                };
-                plan.iter().map(part).collect::<Result<Vec<_>>>()
+                let sample = self.samples.get(i)?;
+                let mut parts: Vec<Option<Part>> = (0..count).map(|_| None).collect();
+                let run = session.visit(&sample, &mut |at, value| {
+                    for (k, measure) in &plan[at] {
+                        let part = fold::part(measure, &value, i, n);
+                        parts[*k] = part.with_context(|| name(wanted[at].0))?;
+                    }
+                    Ok(())
+                });
+                run.with_context(|| format!("sample {i}"))?;
+                Ok(parts)
             },
             |i, parts| {
                 self.progress.advance(1);

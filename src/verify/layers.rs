@@ -1,14 +1,13 @@
 //! Which layers did the damage: the noise on inner values that both models still have, layer by layer.
 //!
-//! A value is compared with the value of the same name in the result, where that has the same dimensions. With the noise
+//! A value is compared with the value of the same name in the result, as its readers see it, where that has the same dimensions. With the noise
 //! of a value `r = noise power / signal power`, a layer has added `r` less the largest `r` among the compared values that it
 //! is computed from: what came in it cannot be blamed for.
-//!
-//! A quantized value is compared as what its readers get: behind its Q/DQ pair. Before it, a clip may be missing that saturation replaces.
 
+use crate::analysis::ends;
 use crate::data::Samples;
 use crate::engine::Engine;
-use crate::ir::{Model, NodeId, Use, ValueId};
+use crate::ir::{Model, NodeId, ValueId};
 use crate::math::compare::Gap;
 use crate::parallel::in_order;
 use anyhow::Result;
@@ -83,23 +82,8 @@ fn pairs(original: &Model, changed: &Model) -> Vec<(ValueId, ValueId)> {
     let in_result = made(changed);
     let both = made(original)
         .into_iter()
-        .filter_map(|(name, a)| Some((a, read(changed, *in_result.get(&name)?))));
+        .filter_map(|(name, a)| Some((a, ends::as_read(changed, *in_result.get(&name)?))));
     both.collect()
-}
-
-/// What the readers of a value get: what comes out of its Q/DQ pair, when all read that.
-fn read(model: &Model, v: ValueId) -> ValueId {
-    let behind = |v: ValueId, op: &str| {
-        let uses = model.value(v).uses();
-        let of = |u: &Use| match *u {
-            Use::Node(n, 0) if model.node(n).is(op) => model.node(n).outputs().first().copied().flatten(),
-            _ => None,
-        };
-        let all: Option<Vec<ValueId>> = uses.iter().map(of).collect();
-        all?.first().copied()
-    };
-    let pair = behind(v, "QuantizeLinear").and_then(|q| behind(q, "DequantizeLinear"));
-    pair.unwrap_or(v)
 }
 
 fn gaps(
