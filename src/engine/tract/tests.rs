@@ -2,6 +2,7 @@ use super::*;
 use crate::engine::testing::{Builder, ints};
 use crate::ir::{Attr, DType, GraphId, SubGraphs};
 use crate::pb;
+use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan};
 
 fn floats(t: &Tensor) -> Vec<f32> {
     t.floats().expect("floats").into_owned()

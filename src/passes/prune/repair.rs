@@ -196,7 +196,9 @@ fn originals(
         true => session,
         false => load(&waves[..counts.len()])?,
     };
-    let place: Vec<(usize, &Target)> = (0..counts.len()).flat_map(|w| waves[w].iter().map(move |t| (w, t))).collect();
+    let place: Vec<(usize, &Target)> = (0..counts.len())
+        .flat_map(|w| waves[w].iter().map(move |t| (w, t)))
+        .collect();
     let mut all: Vec<Original> = counts.iter().map(|_| Original::new()).collect();
     in_order(
         counts.iter().copied().max().unwrap_or(0),
@@ -235,7 +237,10 @@ fn measured(
     cx: &Context,
 ) -> Result<Vec<Option<Gram>>> {
     let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
-    let wanted: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), shifted(changed, t.value)]).collect();
+    let wanted: Vec<ValueId> = wave
+        .iter()
+        .flat_map(|t| [input(t), shifted(changed, t.value)])
+        .collect();
     let session = cx.engine.load(changed, &wanted, &samples.get(0)?)?;
     let n = original.len();
     let mut sums: Vec<Option<Gram>> = vec![None; wave.len()];

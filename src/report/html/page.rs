@@ -39,7 +39,7 @@ border-bottom:1px solid var(--line);padding:.35rem 0}.cards td{border:0;text-ali
 body{font-size:10pt;max-width:none;padding:0;print-color-adjust:exact;-webkit-print-color-adjust:exact}\
 details::details-content{content-visibility:visible;display:block;height:auto}\
 .wide{overflow:visible}th,td{padding:.1rem .4rem}table{font-size:.92em}pre{white-space:pre-wrap}\
-.gallery{grid-template-columns:repeat(3,1fr);gap:.4rem}figcaption{font-size:.72rem}.tiles{grid-template-columns:repeat(auto-fit,minmax(7rem,1fr))}.tile b{font-size:1.1rem}h2{break-after:avoid}tr,.tile{break-inside:avoid}thead{display:table-header-group}}";
+.gallery{grid-template-columns:repeat(3,1fr);gap:.4rem}figcaption{font-size:.72rem}.tiles{grid-template-columns:repeat(auto-fit,minmax(7rem,1fr))}.tile b{font-size:1.1rem}h2,h2+p{break-after:avoid}tr,.tile{break-inside:avoid}thead{display:table-header-group}}";
 
 /// A cell of a table: its class, and what stands in it.
 pub struct Cell(&'static str, String);

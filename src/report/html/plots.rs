@@ -35,13 +35,25 @@ fn svg(size: (u32, u32), words: &str, draw: impl FnOnce(&Area) -> Drawn) -> Stri
         }
     }
     let head = format!("<svg role=\"img\" aria-label=\"{}\" ", escaped(words));
-    // Inside HTML the namespace is known.
-    out.replacen("<svg ", &head, 1)
-        .replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1)
+    out = out.replacen("<svg ", &head, 1);
+    // The namespace is known inside HTML, the style names the font, the others are what SVG assumes.
+    for spare in SPARE {
+        out = out.replace(spare, "");
+    }
+    out
 }
 
+const SPARE: [&str; 4] = [
+    " xmlns=\"http://www.w3.org/2000/svg\"",
+    " font-family=\"sans-serif\"",
+    " opacity=\"1\"",
+    " stroke-width=\"1\"",
+];
+
+/// Letters of so many pixels.
 fn font<'a>(size: u32) -> TextStyle<'a> {
-    ("sans-serif", size).into_font().color(&INK)
+    // plotters divides by this to get what it calls pixels.
+    ("sans-serif", f64::from(size) * 1.24).into_font().color(&INK)
 }
 
 /// The passes of a result without their options: `prune + int8`.
@@ -118,8 +130,9 @@ pub fn pareto(tried: &[Tried]) -> String {
             .y_labels(6)
             .x_label_formatter(&|v| bytes((1000.0 * v.exp2()).round() as u64))
             .y_label_formatter(&|v| format!("{:.0} %", 100.0 * v))
-            .label_style(font(13))
-            .axis_desc_style(font(14))
+            .label_style(font(12))
+            .axis_desc_style(font(13))
+            .set_all_tick_mark_size(3)
             .axis_style(INK)
             .bold_line_style(LINE)
             .light_line_style(TRANSPARENT)
@@ -144,7 +157,7 @@ pub fn pareto(tried: &[Tried]) -> String {
             let place = places.map(|(dx, dy)| (dot.0 + dx, dot.1 + dy)).into_iter().find(free);
             let place = place.unwrap_or((dot.0 + 10, dot.1 - 14));
             labels.push(place);
-            area.draw(&Text::new((i + 1).to_string(), place, font(13)))?;
+            area.draw(&Text::new((i + 1).to_string(), place, font(12)))?;
         }
         Ok(())
     })
@@ -192,13 +205,9 @@ pub fn distribution(r: &Range) -> String {
 /// Error against what is chosen; what could be done are dots, what was done is ringed.
 pub fn ladder(c: &Curve) -> String {
     /// Less than this is nothing.
-    const LEAST: f64 = -70.0;
-    let all = || {
-        c.points
-            .iter()
-            .copied()
-            .chain(c.rungs.iter().map(|r| [r.at, r.error_db]))
-    };
+    const LEAST: f64 = -60.0;
+    let shown = || c.points.iter().copied().filter(|p| p[1] > LEAST);
+    let all = || shown().chain(c.rungs.iter().map(|r| [r.at, r.error_db]));
     let right = all().map(|p| p[0]).fold(1.0, f64::max) * 1.05;
     let db = |y: f64| y.clamp(LEAST, 30.0);
     let top = all().map(|p| db(p[1])).fold(LEAST, f64::max);
@@ -208,8 +217,8 @@ pub fn ladder(c: &Curve) -> String {
     svg((320, 180), &words, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(6)
-            .x_label_area_size(34)
-            .y_label_area_size(46)
+            .x_label_area_size(36)
+            .y_label_area_size(44)
             .build_cartesian_2d(0.0..right, bottom..top)?;
         chart
             .configure_mesh()
@@ -219,13 +228,14 @@ pub fn ladder(c: &Curve) -> String {
             .y_labels(4)
             .x_label_formatter(&|v| format!("{v:.0}"))
             .y_label_formatter(&|v| format!("{v:.0}"))
-            .label_style(font(12))
-            .axis_desc_style(font(12))
+            .label_style(font(11))
+            .axis_desc_style(font(11))
+            .set_all_tick_mark_size(0)
             .axis_style(INK)
             .bold_line_style(LINE)
             .light_line_style(TRANSPARENT)
             .draw()?;
-        let line = c.points.iter().map(|p| (p[0], db(p[1])));
+        let line = shown().map(|p| (p[0], db(p[1])));
         chart.draw_series(LineSeries::new(line, COLOURS[0].stroke_width(2)))?;
         for r in &c.rungs {
             let at = (r.at, db(r.error_db));
