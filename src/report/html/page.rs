@@ -21,7 +21,7 @@ th{color:var(--faint);font-weight:600;font-size:.9em}td.l{white-space:normal;ove
 .bars{min-width:7rem;vertical-align:middle}.bar{display:block;height:.4rem;min-width:1px;border-radius:.2rem;background:#3b82f6}\
 .bar.was{background:#9ca3af;margin-bottom:.1rem}.bar.n{background:#d6409f}\
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.35em}.key{margin-right:1rem;white-space:nowrap}\
-svg{display:block;max-width:100%;height:auto}.big svg{width:100%;max-width:45rem}\
+svg{display:block;max-width:100%;height:auto}.big svg{width:100%;max-width:36rem}\
 svg [stroke=\"#24292F\"]{stroke:var(--ink)}svg [fill=\"#24292F\"]{fill:var(--ink)}svg text{fill:var(--ink)}\
 svg [stroke=\"#D8DEE4\"]{stroke:var(--line)}\
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.8rem}\

@@ -230,7 +230,7 @@ pub fn ladder(c: &Curve) -> String {
             .y_label_formatter(&|v| format!("{v:.0}"))
             .label_style(font(11))
             .axis_desc_style(font(11))
-            .set_all_tick_mark_size(0)
+            .set_all_tick_mark_size(3)
             .axis_style(INK)
             .bold_line_style(LINE)
             .light_line_style(TRANSPARENT)
