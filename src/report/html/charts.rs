@@ -17,7 +17,7 @@ const MOST: usize = 300;
 /// A number with four digits that count.
 fn short(x: f64) -> String {
     match x.abs() {
-        a if a == 0.0 => "0".into(),
+        0.0 => "0".into(),
         a if !(1e-3..1e5).contains(&a) => format!("{x:.3e}"),
         a => format!("{x:.*}", (3 - a.log10().floor() as i32).max(0) as usize),
     }
