@@ -260,7 +260,7 @@ mod tests {
             used,
             sqnr_db: 20.0,
             seconds: 0.0,
-            chosen: bytes == 40,
+            chosen: passes == "e",
             refused: (used > 1.0).then(|| "<too much>".into()),
         }
     }
