@@ -193,7 +193,11 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
         });
     }
     for of in 0..pairs.len() {
-        let Pair { original: was, changed: is, .. } = pairs[of];
+        let Pair {
+            original: was,
+            changed: is,
+            ..
+        } = pairs[of];
         if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
             pairs.push(Pair {
                 name: original.value(was).name.clone(),
