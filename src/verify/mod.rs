@@ -69,16 +69,6 @@ pub struct Accuracy {
     pub expected_loss: f64,
 }
 
-/// The loss to hold against a limit, and whether it was counted: where a single decision of so many is more than the limit, it is
-/// what is expected.
-fn beside(limit: f64, counted: f64, expected: f64, decisions: u64) -> (f64, bool) {
-    let one = 1.0 / decisions.max(1) as f64;
-    match limit < one && counted < 1.5 * one {
-        true => (expected, false),
-        false => (counted, true),
-    }
-}
-
 /// The outcome of a verification.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", content = "reason", rename_all = "kebab-case")]
