@@ -4,7 +4,7 @@
 //! `C = G − μ μᵀ`. All three sums add up over shards. `G` is what optimal brain surgeon (Hassibi, Stork 1993), GPTQ
 //! (Frantar et al. 2022) and data-aware low rank need to know of the data.
 //!
-//! Products are formed in f32 over blocks of 512 rows and summed in f64: an entry `S_ij` is wrong by a few
+//! Products are formed in f32 over blocks of 1,024 rows and summed in f64: an entry `S_ij` is wrong by a few
 //! `1e-6 · √(S_ii S_jj)` at worst. Each column of a block is first divided by a power of two (exact) that makes its largest
 //! entry about 1, so 1e30 does not overflow and 1e-30 does not vanish when multiplied.
 
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::decompose::transposed;
 
 /// Rows multiplied in f32 before they are added to the f64 sums.
-const ROWS: usize = 512;
+pub const ROWS: usize = 1024;
 /// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
 const BAND: usize = 96;
 
