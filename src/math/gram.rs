@@ -54,6 +54,48 @@ impl Gram {
         dim.checked_add(BAND)?.checked_mul(dim)?.checked_mul(4)?.checked_add(64)
     }
 
+    /// The rows of the lower triangle of `Σ x xᵀ`, each up to the end of its band or, with `cut`, up to the diagonal.
+    pub fn rows(&self, cut: bool) -> impl Iterator<Item = &[f64]> {
+        let widths = (0..self.dim()).map(move |i| widths(self.dim(), i, cut));
+        widths.map(|(i, width, all)| &self.bands[i / BAND][i % BAND * all..][..width])
+    }
+
+    /// How long the rows that [`Gram::rows`] gives are.
+    pub fn lengths(dim: usize, cut: bool) -> impl Iterator<Item = usize> {
+        (0..dim).map(move |i| widths(dim, i, cut).1)
+    }
+
+    /// True when [`Gram::rows`] up to the diagonal tell everything, bit by bit.
+    pub fn is_symmetric(&self) -> bool {
+        self.rows(false).enumerate().all(|(i, row)| {
+            let band = &self.bands[i / BAND];
+            (i + 1..row.len()).all(|j| row[j].to_bits() == band[j % BAND * row.len() + i].to_bits())
+        })
+    }
+
+    /// Sums over `n` rows, of which `broken` more were left out, given their rows as [`Gram::rows`] gives them; `None` when they are
+    /// too few.
+    pub fn of(
+        n: u64,
+        broken: u64,
+        sum: Array1<f64>,
+        cut: bool,
+        mut numbers: impl Iterator<Item = f64>,
+    ) -> Option<Gram> {
+        let mut gram = Gram::new(sum.len());
+        for (i, width, all) in (0..sum.len()).map(|i| widths(sum.len(), i, cut)) {
+            for j in 0..width {
+                let (x, band, start) = (numbers.next()?, &mut gram.bands[i / BAND], i / BAND * BAND);
+                band[(i - start) * all + j] = x;
+                if cut && j >= start {
+                    band[(j - start) * all + i] = x;
+                }
+            }
+        }
+        (gram.n, gram.broken, gram.sum) = (n, broken, sum);
+        Some(gram)
+    }
+
     /// Numbers in a row.
     pub fn dim(&self) -> usize {
         self.sum.len()
@@ -183,6 +225,12 @@ impl Gram {
     fn count(&self) -> f64 {
         self.n.max(1) as f64
     }
+}
+
+/// Row `i`, how long it is, and how long the rows of its band are.
+fn widths(dim: usize, i: usize, cut: bool) -> (usize, usize, usize) {
+    let all = dim.min(i / BAND * BAND + BAND);
+    (i, if cut { i + 1 } else { all }, all)
 }
 
 /// `G − μ μᵀ`, diagonal cut at zero.
