@@ -1,7 +1,7 @@
 //! Statistics that were measured elsewhere: machines share the samples, and the outcome is that of one machine, bit by bit.
 //!
 //! Passes ask for statistics of values ([`crate::analysis::stats`]) as they go, and what the second one asks depends on what the
-//! first one did. So a file ([`file`]) is a memo of *requests*: a model, the measures of its values, the number of samples, the engine.
+//! first one did. So a file ([`file`]) is a memo of *requests*: a model, measures of its values, numbers of samples, the engine.
 //! A [`Shard`] runs the pipeline up to the first request that the files given do not answer, measures its part of the samples and
 //! stops; with all parts of all requests, the pipeline runs through without measuring. A request is known by a hash of the
 //! model *as it is then*: where a machine decided otherwise on the way (another kind of processor rounds otherwise), its files answer
@@ -252,7 +252,7 @@ impl Memo {
         if !names.is_empty() {
             let model = digest(model)?;
             for (samples, places) in over.iter().zip(&mut places) {
-                let request = self.request(&model, &names, samples.len());
+                let request = self.request(&model, &names, samples);
                 *places = self.places(&request, samples, with.threads)?;
                 requests.push(request);
             }
@@ -295,16 +295,17 @@ impl Memo {
         all.collect()
     }
 
-    fn request(&self, model: &Digest, names: &[String], samples: usize) -> Request {
+    fn request(&self, model: &Digest, names: &[String], samples: &Samples) -> Request {
         let mut hash = Hasher::new();
         for text in [&self.head.program, &self.head.engine].into_iter().chain(names) {
             hash.add_field(text.as_bytes());
         }
         hash.add(model);
-        hash.add(&(samples as u64).to_le_bytes());
+        // Halves of the samples are as many: their numbers tell them apart.
+        (0..samples.len()).for_each(|i| hash.add(&(samples.number(i) as u64).to_le_bytes()));
         Request {
             key: hash.finish(),
-            samples: samples as u64,
+            samples: samples.len() as u64,
             measures: names.len() as u32,
         }
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   onnxzip calibrate --passes int8 --calib samples.npz --shard 3/8 model.onnx -o part3.stats
-  onnxzip optimize --passes int8 --calib samples.npz --stats part?.stats -- model.onnx small.onnx
+  onnxzip optimize --passes int8 --calib samples.npz --stats part?.stats model.onnx small.onnx
 
 Exit codes:
   0  a file was written, or the files given answer everything that these passes ask

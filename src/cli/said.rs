@@ -4,7 +4,7 @@ use crate::data::Preprocess;
 use crate::passes::{Request, parse_list};
 use crate::pipeline::Options;
 use crate::recipe::Recipe;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 
 /// What runs on what
@@ -68,13 +68,16 @@ impl What {
         names: [(&str, &Option<PathBuf>, &Option<PathBuf>); N],
     ) -> Result<([PathBuf; N], Vec<PathBuf>)> {
         let mut stats = self.stats.clone();
-        let mut found: Vec<PathBuf> = Vec::new();
-        for (name, flag, said) in names.into_iter().rev() {
-            let file = flag.clone().or_else(|| said.clone()).or_else(|| stats.pop());
-            found.push(file.with_context(|| format!("name {name} on the command line, or its file in the recipe"))?);
+        let mut found = names.map(|(_, flag, said)| flag.clone().or_else(|| said.clone()));
+        let missing = found.iter_mut().rev().filter(|file| file.is_none());
+        missing.for_each(|file| *file = stats.pop());
+        for (file, (name, ..)) in found.iter().zip(names) {
+            ensure!(
+                file.is_some(),
+                "name {name} on the command line, or its file in the recipe"
+            );
         }
-        found.reverse();
-        let found = <[PathBuf; N]>::try_from(found).ok().context("as many as names")?;
+        let found = found.map(Option::unwrap_or_default);
         Ok((found, stats))
     }
 
