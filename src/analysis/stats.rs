@@ -13,7 +13,7 @@ use crate::engine::{Engine, Session};
 use crate::ir::{Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
-use crate::parallel::in_order;
+use crate::parallel::in_order_ahead;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use fold::{Job, Sums};
@@ -271,7 +271,7 @@ impl Runner<'_> {
                     if bytes(1)? > MOMENTS {
                         continue; // whatever the number of threads
                     }
-                    let bytes = bytes(2 * self.threads)?;
+                    let bytes = bytes(self.threads + 1)?;
                     if taken > 0 && taken + bytes > MOMENTS {
                         rounds.push(Vec::new());
                         taken = 0;
@@ -302,9 +302,9 @@ impl Runner<'_> {
             .num_threads(self.threads.max(1))
             .build()?;
         course.begin(&mut jobs)?;
-        in_order(
+        in_order_ahead(
             walk.len(),
-            self.threads,
+            (self.threads, 1), // adding takes all threads, too
             |step| {
                 let i = walk[step].0;
                 let values = session

@@ -51,6 +51,7 @@ impl Moments {
         let new = rows.data.par_chunks_exact(rows.data.len() / rows.groups);
         let all = self.open.par_iter_mut().zip(new);
         all.map(|(open, new)| {
+            open.waiting.reserve_exact(new.len());
             open.waiting.extend_from_slice(new);
             match open.waiting.len() / dim < worth_adding(dim) {
                 true => Ok(()),
