@@ -1,20 +1,33 @@
 //! What outputs are computed from, where a function that saturates comes last: two outputs of a Softmax at 1.0 may agree while
 //! the values before it have nothing in common.
 
-use crate::ir::{Model, ValueId};
+use crate::ir::{Model, Use, ValueId};
 use crate::ops::saturates;
 
-/// The value that an output is computed from by a function that saturates.
+/// The value that an output is computed from by a function that saturates. Codes at the end are looked through.
 pub fn before(model: &Model, output: ValueId) -> Option<ValueId> {
-    let node = model.value(output).producer()?;
-    let node = model.node(node);
-    node.input(0).filter(|_| saturates(node))
+    let mut v = output;
+    for _ in 0..=CODES.len() {
+        let node = model.node(model.value(v).producer()?);
+        if saturates(node) {
+            return node.input(0);
+        }
+        v = node.input(0).filter(|_| CODES.iter().any(|op| node.is(op)))?;
+    }
+    None
 }
 
-/// The value of the main graph that has a name.
-pub fn named(model: &Model, name: &str) -> Option<ValueId> {
-    let (mut values, main) = (model.values(), model.main_id());
-    values
-        .find(|(_, v)| v.name == name && v.graph() == main)
-        .map(|(id, _)| id)
+const CODES: [&str; 2] = ["QuantizeLinear", "DequantizeLinear"];
+
+/// The value as its readers see it: behind the codes, where it is read as codes. Before them it may not have been clipped yet:
+/// a range of codes that ends at 0 is what became of a Relu.
+pub fn as_read(model: &Model, v: ValueId) -> ValueId {
+    let through = |v: ValueId, op: &str| {
+        model.value(v).uses().iter().find_map(|u| match u {
+            Use::Node(id, 0) if model.node(*id).is(op) => model.node(*id).output(0),
+            _ => None,
+        })
+    };
+    let codes = through(v, CODES[0]);
+    codes.and_then(|c| through(c, CODES[1])).unwrap_or(v)
 }

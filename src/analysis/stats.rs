@@ -8,15 +8,15 @@ pub(crate) mod moments;
 pub(crate) mod rows;
 pub(crate) mod tree;
 
-use crate::data::Samples;
+use crate::data::{Sample, Samples};
 use crate::engine::{Engine, Session};
-use crate::ir::{Model, ValueId};
+use crate::ir::{DType, Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
 use crate::parallel::in_order_ahead;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
-use fold::{Job, Sums};
+use fold::{Job, Part, Sums};
 use std::collections::{BTreeMap, HashMap};
 use tree::{Course, Known, Part as Shard, Take, Whole};
 
@@ -160,6 +160,17 @@ pub(crate) struct Runner<'a> {
 }
 
 type Wanted = Vec<(ValueId, Vec<Measure>)>;
+/// Types and dimensions of the wanted values, by number.
+type Shapes = BTreeMap<usize, (DType, Vec<usize>)>;
+
+fn shapes(session: &dyn Session, sample: &Sample) -> Result<Shapes> {
+    let mut shapes = Shapes::new();
+    session.visit(sample, &mut |i, value| {
+        shapes.insert(i, (value.dtype(), value.dims().to_vec()));
+        Ok(())
+    })?;
+    Ok(shapes)
+}
 
 impl Runner<'_> {
     /// As [`measure`], but for runs of samples whose sums are known.
@@ -228,7 +239,7 @@ impl Runner<'_> {
         let session = self.load(&wanted, &first)?;
         let moments = |m: &Measure| matches!(m, Measure::Gram(_));
         let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
-            true => self.rounds(&wanted, session.run(&first)?)?,
+            true => self.rounds(&wanted, &shapes(&*session, &first)?)?,
             false => vec![numbered(&wanted).collect()],
         };
         number(&mut rounds, &wanted);
@@ -252,20 +263,21 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn load(&self, wanted: &Wanted, like: &crate::data::Sample) -> Result<Box<dyn Session>> {
+    fn load(&self, wanted: &Wanted, like: &Sample) -> Result<Box<dyn Session>> {
         let values: Vec<ValueId> = wanted.iter().map(|(v, _)| *v).collect();
         Ok(self.engine.load(self.model, &values, like)?)
     }
 
     /// Which measures are taken in which run over the samples: everything small in the first, moments as memory allows.
-    fn rounds(&self, wanted: &Wanted, first: Vec<crate::ir::Tensor>) -> Result<Vec<Vec<Job>>> {
+    fn rounds(&self, wanted: &Wanted, shapes: &Shapes) -> Result<Vec<Vec<Job>>> {
         let mut rounds: Vec<Vec<Job>> = vec![Vec::new()];
         let mut taken = 0usize;
-        for ((v, measures), t) in wanted.iter().zip(first) {
-            for m in measures.iter().filter(|_| fold::is_float(t.dtype())) {
+        for (i, (v, measures)) in wanted.iter().enumerate() {
+            let Some((dtype, dims)) = shapes.get(&i) else { continue };
+            for m in measures.iter().filter(|_| fold::is_float(*dtype)) {
                 if let Measure::Gram(patch) = m {
                     let bytes = |waiting| {
-                        let bytes = fold::gram_bytes(t.dims(), patch, self.samples.len(), waiting);
+                        let bytes = fold::gram_bytes(dims, patch, self.samples.len(), waiting);
                         bytes.with_context(|| self.model.value(*v).name.clone())
                     };
                     if bytes(1)? > MOMENTS {
@@ -296,7 +308,11 @@ impl Runner<'_> {
         let n = self.samples.len();
         let walk = tree::walk(runs, n);
         let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
-        let plan: Vec<(usize, Measure)> = jobs.iter().map(|j| (place[&j.value], j.measure.clone())).collect();
+        let mut plan: Vec<Vec<(usize, Measure)>> = vec![Vec::new(); wanted.len()];
+        for (k, job) in jobs.iter().enumerate() {
+            plan[place[&job.value]].push((k, job.measure.clone()));
+        }
+        let count = jobs.len();
         let name = |v: ValueId| self.model.value(v).name.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.max(1))
@@ -307,14 +323,17 @@ impl Runner<'_> {
             (self.threads, 1), // adding takes all threads, too
             |step| {
                 let i = walk[step].0;
-                let values = session
-                    .run(&self.samples.get(i)?)
-                    .with_context(|| format!("sample {i}"))?;
-                let part = |(at, m): &(usize, Measure)| {
-                    let named = || format!("{}, sample {i}", name(wanted[*at].0));
-                    fold::part(m, &values[*at], i, n).with_context(named)
-                };
-                plan.iter().map(part).collect::<Result<Vec<_>>>()
+                let sample = self.samples.get(i)?;
+                let mut parts: Vec<Option<Part>> = (0..count).map(|_| None).collect();
+                let run = session.visit(&sample, &mut |at, value| {
+                    for (k, measure) in &plan[at] {
+                        let part = fold::part(measure, &value, i, n);
+                        parts[*k] = part.with_context(|| name(wanted[at].0))?;
+                    }
+                    Ok(())
+                });
+                run.with_context(|| format!("sample {i}"))?;
+                Ok(parts)
             },
             |step, parts| {
                 let (i, ends) = walk[step];

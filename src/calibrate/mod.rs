@@ -12,66 +12,27 @@
 //! costs no more than reading it; a shard reads its own samples and the first one.
 
 pub mod file;
+mod key;
+mod shard;
 mod sums;
+
+pub use shard::Shard;
 
 use crate::analysis::stats::fold::Sums;
 use crate::analysis::stats::tree::{self, Known};
 use crate::analysis::stats::{Measure, Runner, Stats, asked};
-use crate::data::{Sample, Samples};
+use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, ValueId};
 use crate::math::hash::{Digest, Hasher};
-use crate::onnx::stream_to;
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use file::{Head, Request, StatsFile, Writer};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// A part of the samples: number `k` (from 1) of `n`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shard {
-    k: u32,
-    n: u32,
-}
-
-impl Shard {
-    /// All samples.
-    pub const ALL: Shard = Shard { k: 1, n: 1 };
-
-    /// Which of so many runs it measures: with more shards than runs, some measure none.
-    fn of(self, runs: usize) -> Range<usize> {
-        let edge = |k: u32| (u64::from(k) * runs as u64 / u64::from(self.n)) as usize;
-        edge(self.k - 1)..edge(self.k)
-    }
-}
-
-impl FromStr for Shard {
-    type Err = anyhow::Error;
-    fn from_str(text: &str) -> Result<Shard> {
-        let parts = text.split_once('/').context("write 3/8, the third of eight");
-        let (k, n) = parts?;
-        let number = |text: &str| text.trim().parse::<u32>().context("write 3/8, the third of eight");
-        let (k, n) = (number(k)?, number(n)?);
-        ensure!(
-            1 <= k && k <= n,
-            "shards are counted from 1: 1/{0} to {0}/{0}",
-            n.max(1)
-        );
-        Ok(Shard { k, n })
-    }
-}
-
-impl fmt::Display for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.k, self.n)
-    }
-}
 
 /// The reason why a shard goes no further: it has measured.
 #[derive(Debug)]
@@ -161,7 +122,7 @@ impl Memo {
             program: concat!("onnxzip ", env!("CARGO_PKG_VERSION")).into(),
             engine: engine.into(),
             passes: passes.into(),
-            model: digest(model)?,
+            model: key::of_model(model)?,
             samples: samples as u64,
             ..Head::default()
         };
@@ -246,11 +207,14 @@ impl Memo {
         with: With,
     ) -> Result<Vec<Stats>> {
         self.go_on()?;
-        let names: Vec<String> = asked(model, wanted).iter().map(|want| spelled(model, want)).collect();
+        let names: Vec<String> = asked(model, wanted)
+            .iter()
+            .map(|want| key::spelled(model, want))
+            .collect();
         let mut places = vec![Places::new(); over.len()];
         let mut requests = Vec::new();
         if !names.is_empty() {
-            let model = digest(model)?;
+            let model = key::of_model(model)?;
             for (samples, places) in over.iter().zip(&mut places) {
                 let request = self.request(&model, &names, samples);
                 *places = self.places(&request, samples, with.threads)?;
@@ -347,7 +311,7 @@ impl Memo {
             let unknown = |i: &&usize| !state.digests.contains_key(&samples.number(**i));
             which.iter().filter(unknown).copied().collect()
         };
-        let work = |i: usize| Ok(digest_of(&samples.get(new[i])?));
+        let work = |i: usize| Ok(key::of_sample(&samples.get(new[i])?));
         in_order(new.len(), threads, work, |i, digest| {
             self.state().digests.insert(samples.number(new[i]), digest);
             Ok(())
@@ -429,26 +393,4 @@ fn same(here: &Head, there: &Head) -> Result<()> {
         here.samples
     );
     Ok(())
-}
-
-/// A measure, without numbers that differ between runs of the program.
-fn spelled(model: &Model, (value, measure): &(ValueId, Measure)) -> String {
-    format!("{:?} {measure:?}", model.value(*value).name)
-}
-
-fn digest(model: &Model) -> Result<Digest> {
-    let mut hash = Hasher::new();
-    stream_to(model, &mut hash)?;
-    Ok(hash.finish())
-}
-
-fn digest_of(sample: &Sample) -> Digest {
-    let mut hash = Hasher::new();
-    for (name, t) in sample {
-        hash.add_field(name.as_bytes());
-        hash.add(&(t.dtype() as i32).to_le_bytes());
-        t.dims().iter().for_each(|d| hash.add(&(*d as u64).to_le_bytes()));
-        hash.add_field(&t.raw());
-    }
-    hash.finish()
 }

@@ -72,6 +72,22 @@ pub trait Session: Send + Sync {
     /// # Errors
     /// When the engine fails on this sample.
     fn run(&self, sample: &Sample) -> Result<Vec<Tensor>>;
+
+    /// Runs one sample and hands over each wanted value with its number among them, in any order, as soon as it is computed
+    /// where the engine can: so that not all of them are in memory at once.
+    ///
+    /// # Errors
+    /// When the engine fails on this sample, and those of `each`, which end the run.
+    fn visit(&self, sample: &Sample, each: &mut Each) -> Result<()> {
+        hand_over(self.run(sample)?, each)
+    }
+}
+
+/// Takes a value, and its number.
+pub type Each<'a> = dyn FnMut(usize, Tensor) -> Result<()> + 'a;
+
+fn hand_over(all: Vec<Tensor>, each: &mut Each) -> Result<()> {
+    all.into_iter().enumerate().try_for_each(|(i, value)| each(i, value))
 }
 
 /// No engine at all, where the crate is built without one: models are read, rewritten and written, but nothing is run.

@@ -13,24 +13,22 @@ mod dequantize;
 mod graph;
 mod nbits;
 mod ops;
+mod plan;
 mod prepare;
 mod shadow;
 
-use super::wanted::{self, gather};
-use super::{Engine, NotRun, Session};
+use super::wanted::{at_hand, gather, places};
+use super::{Each, Engine, NotRun, Session, hand_over};
 use crate::data::Sample;
 use crate::ir::{Model, Tensor, ValueId};
 use crate::parallel::panic_text;
-use anyhow::{Context, Result, anyhow, ensure};
-use branches::Choice;
-use graph::Flat;
-use prepare::{Input, Job, Ready};
+use anyhow::{Context, Result, anyhow, bail};
+use plan::Plan;
+use prepare::Job;
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Once};
-use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TVec, TypedSimplePlan};
-use tract_onnx::tract_hir::internal::InferenceFact;
+use tract_onnx::prelude::TValue;
 
 /// tract as an [`Engine`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +58,7 @@ impl Running {
         let mut plans = Vec::new();
         if let Some(flat) = job.flat.take() {
             let plan = Plan::for_sample(flat.clone(), &job.names, like)?;
-            if !plan.choices.is_empty() {
+            if !plan.serves_all() {
                 job.flat = Some(flat);
             }
             plans.push(Arc::new(plan));
@@ -97,134 +95,35 @@ impl Session for Running {
             let typed = values.into_iter().zip(&self.job.dtypes);
             typed.map(|(v, dtype)| convert::from_tract(v, *dtype)).collect()
         };
-        let computed: Vec<Tensor> = quietly(run).map_err(|e| anyhow!("tract: {}", short(&e)))?;
+        let computed: Vec<Tensor> = quietly(run).map_err(failed)?;
         gather(&self.job.give, &computed, sample)
     }
-}
 
-/// A compiled graph.
-struct Plan {
-    plan: Arc<TypedSimplePlan>,
-    inputs: Vec<Input>,
-    wanted: usize,
-    /// Its last outputs are conditions of `If`s, and the plan is right when they have these values.
-    choices: Vec<Choice>,
-}
-
-impl Plan {
-    /// Compiles for the shapes of a sample, and the branches that it takes.
-    fn for_sample(mut flat: Flat, names: &[String], sample: &Sample) -> Result<Plan> {
-        let choices = branches::resolve(&mut flat, &|flat, conditions| {
-            let mut flat = flat.clone();
-            prepare::set_outputs(&mut flat, conditions.iter());
-            let found = Plan::new(flat, conditions.len(), Vec::new(), sample)?.compute(sample)?;
-            let found = found.unwrap_or_default().into_iter();
-            found.map(|v| v.cast_to_scalar::<bool>()).collect()
-        })?;
-        prepare::set_outputs(&mut flat, names.iter().chain(choices.iter().map(|c| &c.0)));
-        Plan::new(flat, names.len(), choices, sample)
-    }
-
-    fn new(flat: Flat, wanted: usize, choices: Vec<Choice>, sample: &Sample) -> Result<Plan> {
-        let compile = |exact| -> Result<(Arc<TypedSimplePlan>, Vec<Input>)> {
-            let ready = prepare::ready(flat.clone(), sample, exact)?;
-            compile(ready)
+    fn visit(&self, sample: &Sample, each: &mut Each) -> Result<()> {
+        let plans = self.plans.lock().map_or_else(|e| e.into_inner().clone(), |p| p.clone());
+        let (Some(plan), None) = (plans.first(), &self.job.flat) else {
+            return hand_over(self.run(sample)?, each);
         };
-        // Shapes that depend on data have no int64 value before the run: there tract's symbolic dimensions serve.
-        let (plan, inputs) = quietly(|| compile(true)).or_else(|e| quietly(|| compile(false)).map_err(|_| e))?;
-        Ok(Plan {
-            plan,
-            inputs,
-            wanted,
-            choices,
-        })
-    }
-
-    /// The wanted values; `None` when the sample takes other branches.
-    fn compute(&self, sample: &Sample) -> Result<Option<Vec<TValue>>> {
-        let feeds = self.inputs.iter().map(|input| feed(input, sample));
-        let mut values = self.plan.run(feeds.collect::<Result<TVec<_>>>()?)?.into_vec();
-        ensure!(
-            values.len() == self.wanted + self.choices.len(),
-            "tract gave {} values, not {}",
-            values.len(),
-            self.wanted + self.choices.len()
-        );
-        let conditions = values.split_off(self.wanted);
-        for (v, (_, was)) in conditions.iter().zip(&self.choices) {
-            if v.cast_to_scalar::<bool>()? != *was {
-                return Ok(None);
-            }
-        }
-        Ok(Some(values))
+        at_hand(&self.job.give, sample, each)?;
+        let places = places(&self.job.give);
+        let mut theirs = None;
+        let run = || {
+            plan.run(sample, &mut |k, value| {
+                let value = convert::from_tract(value, self.job.dtypes.get(k).copied().flatten())?;
+                let outcome = places[&k].iter().try_for_each(|i| each(*i, value.clone()));
+                outcome.or_else(|e| {
+                    theirs = Some(e);
+                    bail!("stopped")
+                })
+            })
+        };
+        let outcome = quietly(run);
+        theirs.map_or_else(|| outcome.map_err(failed), Err)
     }
 }
 
-fn compile(ready: Ready) -> Result<(Arc<TypedSimplePlan>, Vec<Input>)> {
-    let mut onnx = tract_onnx::onnx()
-        .with_ignore_value_info(true)
-        .with_ignore_output_shapes(true);
-    ops::register(&mut onnx);
-    let Ready { inputs, proto, tensors } = ready;
-    let mut proto = onnx.proto_model_for_read(&mut &*proto)?;
-    let graph = proto.graph.as_mut().context("no graph")?;
-    lacking(graph, &onnx)?;
-    for (name, t) in tensors {
-        graph.initializer.push(convert::to_proto(name, &t)?);
-    }
-    let parsed = onnx.parse(&proto, None)?;
-    drop(proto);
-    ensure!(
-        parsed.unresolved_inputs.is_empty(),
-        "no such value: {}",
-        parsed.unresolved_inputs.join(", ")
-    );
-    let mut model = parsed.model;
-    let sources = model.input_outlets()?.to_vec();
-    ensure!(
-        sources.len() == inputs.len(),
-        "tract sees {} inputs, not {}",
-        sources.len(),
-        inputs.len()
-    );
-    for (i, (source, input)) in sources.iter().zip(&inputs).enumerate() {
-        let name = &model.node(source.node).name;
-        ensure!(*name == input.name, "tract sees input {name:?}, not {:?}", input.name);
-        let dtype = convert::datum_type(input.dtype)?;
-        model.set_input_fact(i, InferenceFact::dt_shape(dtype, &input.dims))?;
-    }
-    let typed = model.into_typed()?;
-    // Rewrites of products whose axes are all 1 fail in tract 0.23.9; as it was written, the graph is slower, and right.
-    let plan = typed.clone().into_optimized().and_then(TypedSimplePlan::new);
-    Ok((plan.or_else(|_| TypedSimplePlan::new(typed))?, inputs))
-}
-
-/// Names the operators that tract does not have. It finds them by their names alone, whatever the domain.
-fn lacking(graph: &tract_onnx::pb::GraphProto, onnx: &tract_onnx::Onnx) -> Result<()> {
-    let mut lacking = BTreeSet::new();
-    for n in &graph.node {
-        let own = matches!(n.domain.as_str(), "" | "ai.onnx" | "ai.onnx.ml");
-        let contributed = n.domain == "com.microsoft" && n.op_type != "Attention";
-        if !(own || contributed) || !onnx.op_register.0.contains_key(&n.op_type) {
-            let domain = if own { String::new() } else { format!("{}.", n.domain) };
-            lacking.insert(format!("{domain}{} (node {:?})", n.op_type, n.name));
-        }
-    }
-    let names: Vec<String> = lacking.into_iter().take(5).collect();
-    ensure!(names.is_empty(), "tract has no operator {}", names.join(", "));
-    Ok(())
-}
-
-fn feed(input: &Input, sample: &Sample) -> Result<TValue> {
-    let t = wanted::input(sample, &input.name)?;
-    ensure!(
-        t.dims() == input.dims,
-        "input {:?} has dimensions {:?}, but the session was made for {:?}; give samples of one shape",
-        input.name,
-        t.dims(),
-        input.dims
-    );
-    convert::to_tract(t, input.dtype).with_context(|| format!("input {:?}", input.name))
+fn failed(e: anyhow::Error) -> anyhow::Error {
+    anyhow!("tract: {}", short(&e))
 }
 
 thread_local! {

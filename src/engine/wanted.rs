@@ -1,6 +1,7 @@
 //! How the wanted values of a model are come by, for every engine in the same way: those that nodes compute become outputs
 //! of a copy, the others are at hand.
 
+use super::Each;
 use crate::data::Sample;
 use crate::ir::{Model, Origin, Tensor, ValueId};
 use crate::pb;
@@ -115,6 +116,32 @@ pub fn gather(give: &[Give], computed: &[Tensor], sample: &Sample) -> Result<Vec
         Give::Const(t) => Ok(t.clone()),
     };
     give.iter().map(one).collect()
+}
+
+/// For each computed value its numbers among the wanted ones.
+pub fn places(give: &[Give]) -> BTreeMap<usize, Vec<usize>> {
+    let mut places: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (i, g) in give.iter().enumerate() {
+        if let Give::Computed(k) = g {
+            places.entry(*k).or_default().push(i);
+        }
+    }
+    places
+}
+
+/// Hands over the wanted values that need no computing.
+///
+/// # Errors
+/// When the sample lacks an input, and those of `each`.
+pub fn at_hand(give: &[Give], sample: &Sample, each: &mut Each) -> Result<()> {
+    for (i, g) in give.iter().enumerate() {
+        match g {
+            Give::Computed(_) => {}
+            Give::Input(name) => each(i, input(sample, name)?.clone())?,
+            Give::Const(t) => each(i, t.clone())?,
+        }
+    }
+    Ok(())
 }
 
 /// An input of a sample.

@@ -18,8 +18,8 @@ const FEW: f64 = 4.0;
 
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
-    /// Names of the values before outputs that have saturated.
-    before: Vec<String>,
+    /// The numbers of outputs that have saturated: the values before them count, too.
+    before: Vec<usize>,
     samples: Vec<Sample>,
     /// Outputs, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
@@ -58,8 +58,8 @@ impl Reference {
             }
         }
         let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
-        let names = ends.iter().zip(&saturated).filter(|(_, s)| **s);
-        reference.before = names.map(|(e, _)| model.value(e.1).name.clone()).collect();
+        let kept = ends.iter().zip(&saturated).filter(|(_, s)| **s);
+        reference.before = kept.map(|(e, _)| e.0).collect();
         for wanted in &mut reference.wanted {
             let inner = wanted.split_off(outputs.len());
             wanted.extend(inner.into_iter().zip(&saturated).filter(|(_, s)| **s).map(|(x, _)| x));
@@ -83,9 +83,9 @@ impl Reference {
             return Ok(0.0);
         };
         // An output may be another value now: a clip at the end is gone when codes end where it did.
-        let outputs = changed.main().outputs().iter().map(|p| Some(p.value));
-        let before = self.before.iter().map(|name| ends::named(changed, name));
-        let places: Vec<Option<ValueId>> = outputs.chain(before).collect();
+        let outputs: Vec<ValueId> = changed.main().outputs().iter().map(|p| p.value).collect();
+        let before = self.before.iter().map(|k| ends::before(changed, *outputs.get(*k)?));
+        let places: Vec<Option<ValueId>> = outputs.iter().map(|v| Some(*v)).chain(before).collect();
         let there: Vec<ValueId> = places.iter().copied().flatten().collect();
         let session = cx.engine.load(changed, &there, like)?;
         let mut gaps = vec![Gap::new(); there.len()];

@@ -1,9 +1,10 @@
 //! Which layers did the damage: the noise on inner values that both models still have, layer by layer.
 //!
-//! A value is compared with the value of the same name in the result, where that has the same dimensions. With the noise
+//! A value is compared with the value of the same name in the result, as its readers see it, where that has the same dimensions. With the noise
 //! of a value `r = noise power / signal power`, a layer has added `r` less the largest `r` among the compared values that it
 //! is computed from: what came in it cannot be blamed for.
 
+use crate::analysis::ends;
 use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
@@ -81,7 +82,7 @@ fn pairs(original: &Model, changed: &Model) -> Vec<(ValueId, ValueId)> {
     let in_result = made(changed);
     let both = made(original)
         .into_iter()
-        .filter_map(|(name, a)| Some((a, *in_result.get(&name)?)));
+        .filter_map(|(name, a)| Some((a, ends::as_read(changed, *in_result.get(&name)?))));
     both.collect()
 }
 

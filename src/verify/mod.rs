@@ -192,19 +192,15 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
             changed: same.value,
         });
     }
-    let ends: Vec<ValueId> = pairs.iter().map(|p| p.original).collect();
-    for (of, end) in ends.into_iter().enumerate() {
-        let Some(before) = ends::before(original, end) else {
-            continue;
-        };
-        let name = original.value(before).name.clone();
-        if let Some(changed) = ends::named(changed, &name) {
+    for of in 0..pairs.len() {
+        let Pair { original: was, changed: is, .. } = pairs[of];
+        if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
             pairs.push(Pair {
-                name,
+                name: original.value(was).name.clone(),
                 inner: true,
                 of,
-                original: before,
-                changed,
+                original: was,
+                changed: is,
             });
         }
     }

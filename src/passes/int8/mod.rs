@@ -230,7 +230,9 @@ impl Int8 {
             let mut quantized = model.clone();
             let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
             let before = || Reference::new(model, &settle::samples(cx), cx);
-            if round < ROUNDS && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error {
+            if round < ROUNDS
+                && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error
+            {
                 let pair = Pair {
                     float: model,
                     quantized: &quantized,

@@ -1,12 +1,13 @@
 //! What integers do to the outputs of the model on calibration samples, and which operators do most of it.
 //!
 //! The float model and the quantized one run side by side on a few samples. `r(v)` is the noise power of a value over its
-//! signal power. An operator adds `r(output) − max r(input)`, all before the values' own Q/DQ pairs: the rounding of its inputs
-//! and of its weight. When an output of the model errs by more than asked, the inputs of those that add most are not quantized
+//! signal power. An operator adds `r(output) − max r(input)`, all before the values' own Q/DQ pairs, except where the pair
+//! clips as well: the rounding of its inputs and of its weight. When an output of the model errs by more than asked, the inputs of those that add most are not quantized
 //! any more, and with them neither are the operators on both sides; then all is written again.
 
 use super::place::Placement;
 use super::units::Units;
+use crate::analysis::ends;
 use crate::data::Samples;
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::compare::Gap;
@@ -58,7 +59,8 @@ impl Pair<'_> {
             .flat_map(|(_, u)| u.inputs.iter().map(|x| x.1).chain(u.results.iter().copied()))
             .collect();
         let values: Vec<ValueId> = values.into_iter().collect();
-        let there: Vec<ValueId> = values.iter().map(|v| *self.moved.get(v).unwrap_or(v)).collect();
+        let stands_for = |v: &ValueId| self.moved.get(v).map_or(*v, |v| ends::as_read(self.quantized, *v));
+        let there: Vec<ValueId> = values.iter().map(stands_for).collect();
         let noise = self.noise(&values, &there, cx)?;
         let noise: BTreeMap<ValueId, f64> = values
             .into_iter()

@@ -4,7 +4,8 @@
 //! `r = v − v'` with v from the original and v' from the changed model on the same samples, is fitted by its own input:
 //! `ΔW = E[r x'ᵀ] (E[x' x'ᵀ] + δ)⁻¹`, around the means where the bias can take them up (He et al. 2017; the damping keeps ΔW small
 //! where samples are few). Where only a residual Add reads the output, v is that sum: so the layer makes up for what the other
-//! branch has lost, too. Layers are taken in waves, each measured after the one before it was written.
+//! branch has lost, too. Layers are taken in waves, each measured after the one before it was written; what the original
+//! computes is measured before, for as many waves as memory allows.
 
 use super::Context;
 use super::fold::takes_shift;
@@ -20,9 +21,9 @@ use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
 use crate::parallel::in_order;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often values are measured anew, at most and at least.
 const WAVES: [usize; 2] = [24, 6];
@@ -30,6 +31,8 @@ const WAVES: [usize; 2] = [24, 6];
 const SAMPLES: [usize; 2] = [48, 12];
 /// Multiply-adds that all runs together may take: large models get fewer waves of fewer samples.
 const WORK: f64 = 1.2e11;
+/// Bytes of what the original computes that are kept.
+const KEPT: usize = 256 << 20;
 /// Damping where there are many more rows than inputs, relative to the mean of the diagonal.
 const DAMPING: f64 = 0.01;
 
@@ -41,6 +44,9 @@ struct Target<'a> {
     /// What is compared, and the axis of it that its rows become.
     value: ValueId,
     axis: usize,
+    /// Numbers in a row of what it reads, and of what it gives out.
+    columns: usize,
+    outputs: usize,
 }
 
 /// The readers of a changed model after the repair: those that were fitted, and others that come after them.
@@ -54,13 +60,19 @@ pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Contex
     let waves = (runs / (2 * SAMPLES[1])).clamp(WAVES[1], WAVES[0]);
     let most = (runs / waves).clamp(SAMPLES[1], SAMPLES[0]);
     let size = targets.len().div_ceil(waves).max(1);
-    cx.progress.start("repair", targets.len().div_ceil(size));
-    for wave in targets.chunks(size) {
+    let waves: Vec<&[Target]> = targets.chunks(size).collect();
+    cx.progress.start("repair", waves.len());
+    let mut ahead: VecDeque<Original> = VecDeque::new(); // of the next waves
+    for (k, wave) in waves.iter().enumerate() {
+        if ahead.is_empty() {
+            ahead = originals(bench, &waves[k..], (samples, most), cx)?.into();
+        }
+        let original = ahead.pop_front().context("waves were measured")?;
         let changed = bench.changed(&current.values().cloned().collect::<Vec<_>>());
-        let (sums, seen) = measured(bench, &changed, wave, (samples, most), cx)?;
+        let sums = measured(&changed, wave, &original, samples, cx)?;
         for (t, sums) in wave.iter().zip(sums) {
             if let Some(new) = sums
-                .map(|g| solved(bench, t, current.get(&t.id), (&g, seen)))
+                .map(|g| solved(bench, t, current.get(&t.id), (&g, original.len())))
                 .transpose()?
                 .flatten()
             {
@@ -97,12 +109,18 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &BTreeMap<NodeId, Fitted>) -> Vec<Targ
             Some(Ok(s)) if reader.taps == s.taps() => s.patch,
             _ => own.clone(),
         };
+        let weight = constant(model, reader.weight).and_then(|w| matrix(&w, reader));
+        let Some((outputs, columns)) = weight.map(|w| w.dim()).filter(|d| d.0 * d.1 > 0) else {
+            continue;
+        };
         targets.push(Target {
             id: *id,
             reader,
             patch,
             value: compared(model, reader.out),
             axis: reader.dot.out,
+            columns,
+            outputs,
         });
     }
     targets
@@ -120,38 +138,114 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
     sum().unwrap_or(out)
 }
 
-/// Sums over rows `[x', r]` for each target, `None` where rows do not correspond; and how many samples were run.
-fn measured(
+/// What the original computes for the readers of a wave: for each sample and each of them rows of the value that is compared.
+type Original = Vec<Vec<Option<Rows>>>;
+
+/// Rows of a value, and the dimensions that it has as a whole.
+struct Rows {
+    dims: Vec<usize>,
+    rows: Vec<f32>,
+}
+
+impl Target<'_> {
+    /// Rows of what is compared, at the positions that are taken of the input, too.
+    fn compared(&self, value: &Tensor, sample: usize, samples: usize) -> Result<Option<Rows>> {
+        let dims = value.dims().to_vec();
+        let Some(x) = value.floats().filter(|_| dims.get(self.axis) == Some(&self.outputs)) else {
+            return Ok(None);
+        };
+        let most = most_rows(self.columns, samples);
+        let rows = cut(&x, &dims, &Patch::Axis(self.axis as i64), sample, most)?.data;
+        Ok(Some(Rows { dims, rows }))
+    }
+}
+
+/// Runs the original for the first of these waves, and for as many more as fit into memory.
+fn originals(
     bench: &Bench,
-    changed: &Model,
-    wave: &[Target],
+    waves: &[&[Target]],
     (samples, most): (&Samples, usize),
     cx: &Context,
-) -> Result<(Vec<Option<Gram>>, usize)> {
-    let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
-    let now = |t: &Target| shifted(changed, t.value);
-    let inner: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), now(t)]).collect();
-    let before: Vec<ValueId> = wave.iter().map(|t| t.value).collect();
+) -> Result<Vec<Original>> {
     let first = samples.get(0)?;
-    let load = |m: &Model, v: &[ValueId]| cx.engine.load(m, v, &first);
-    let (original, new) = (load(bench.model, &before)?, load(changed, &inner)?);
-    // Layers that see few rows of a sample need all samples.
-    let probe = new.run(&first)?;
-    let few = wave.iter().enumerate().any(|(i, t)| {
-        let x = &probe[2 * i];
-        let dim = shape(x.dims(), &t.patch).map_or(1, |s| s.0).max(1);
-        2 * most * t.reader.taps * (x.len() / dim) < dim
-    });
-    let n = if few { samples.len() } else { samples.len().min(most) };
+    let load = |waves: &[&[Target]]| {
+        let values: Vec<ValueId> = waves.iter().flat_map(|w| w.iter()).map(|t| t.value).collect();
+        cx.engine.load(bench.model, &values, &first)
+    };
+    let session = load(waves)?;
+    let mut sizes = BTreeMap::new();
+    session.visit(&first, &mut |k, y| {
+        sizes.insert(k, y.len());
+        Ok(())
+    })?;
+    let mut sizes = sizes.into_values();
+    let (mut counts, mut bytes) = (Vec::new(), 0usize);
+    for wave in waves {
+        let of: Vec<(&Target, usize)> = wave.iter().zip(sizes.by_ref()).collect();
+        // Layers that see few rows of a sample need all samples.
+        let few = of.iter().any(|(t, len)| 2 * most * (len / t.outputs) < t.columns);
+        let n = if few { samples.len() } else { samples.len().min(most) };
+        let rows = |(t, len): &(&Target, usize)| n * (len / t.outputs).min(most_rows(t.columns, n)) * t.outputs;
+        bytes += 4 * of.iter().map(rows).sum::<usize>();
+        if bytes > KEPT && !counts.is_empty() {
+            break;
+        }
+        counts.push(n);
+    }
+    let session = match counts.len() == waves.len() {
+        true => session,
+        false => load(&waves[..counts.len()])?,
+    };
+    let place: Vec<(usize, &Target)> = (0..counts.len()).flat_map(|w| waves[w].iter().map(move |t| (w, t))).collect();
+    let mut all: Vec<Original> = counts.iter().map(|_| Original::new()).collect();
+    in_order(
+        counts.iter().copied().max().unwrap_or(0),
+        cx.threads,
+        |i| {
+            let mut rows: Vec<Option<Rows>> = place.iter().map(|_| None).collect();
+            session.visit(&samples.get(i)?, &mut |k, value| {
+                let (w, t) = place[k];
+                if i < counts[w] {
+                    rows[k] = t.compared(&value, i, counts[w])?;
+                }
+                Ok(())
+            })?;
+            Ok(rows)
+        },
+        |i, rows| {
+            let mut rows = rows.into_iter();
+            for (w, original) in all.iter_mut().enumerate() {
+                let of_wave = rows.by_ref().take(waves[w].len()).collect();
+                if i < counts[w] {
+                    original.push(of_wave);
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok(all)
+}
+
+/// Sums over rows `[x', r]` for each target; `None` where rows do not correspond.
+fn measured(
+    changed: &Model,
+    wave: &[Target],
+    original: &Original,
+    samples: &Samples,
+    cx: &Context,
+) -> Result<Vec<Option<Gram>>> {
+    let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
+    let wanted: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), shifted(changed, t.value)]).collect();
+    let session = cx.engine.load(changed, &wanted, &samples.get(0)?)?;
+    let n = original.len();
     let mut sums: Vec<Option<Gram>> = vec![None; wave.len()];
     let mut misfits = vec![false; wave.len()];
     in_order(
         n,
         cx.threads,
         |i| {
-            let sample = samples.get(i)?;
-            let (was, is) = (original.run(&sample)?, new.run(&sample)?);
-            let rows = |(k, t): (usize, &Target)| stacked(t, &is[2 * k], (&was[k], &is[2 * k + 1]), i, n);
+            let is = session.run(&samples.get(i)?)?;
+            let rows = |(k, t): (usize, &Target)| stacked(t, (&is[2 * k], &is[2 * k + 1]), &original[i][k], (i, n));
             wave.iter().enumerate().map(rows).collect::<Result<Vec<_>>>()
         },
         |_, parts| {
@@ -170,7 +264,7 @@ fn measured(
         },
     )?;
     let usable = |(g, misfit): (Option<Gram>, bool)| g.filter(|g| !misfit && g.n > 1);
-    Ok((sums.into_iter().zip(misfits).map(usable).collect(), n))
+    Ok(sums.into_iter().zip(misfits).map(usable).collect())
 }
 
 /// The value after the Add that took up a changed bias.
@@ -195,37 +289,29 @@ fn shifted(changed: &Model, value: ValueId) -> ValueId {
 /// Rows `[x', r]` of one sample.
 fn stacked(
     t: &Target,
-    x: &Tensor,
-    (was, is): (&Tensor, &Tensor),
-    sample: usize,
-    samples: usize,
+    (x, is): (&Tensor, &Tensor),
+    was: &Option<Rows>,
+    (sample, samples): (usize, usize),
 ) -> Result<Option<Array2<f32>>> {
-    let (Some(a), Some(b), Some(data)) = (was.floats(), is.floats(), x.floats()) else {
+    let (Some(data), Some(was), Some(is)) = (x.floats(), was, t.compared(is, sample, samples)?) else {
         return Ok(None);
     };
-    if was.dims() != is.dims() || was.dims().len() <= t.axis {
+    if was.dims != is.dims || shape(x.dims(), &t.patch)? != (t.columns, 1) {
         return Ok(None);
     }
-    let most = most_rows(shape(x.dims(), &t.patch)?.0, samples);
-    let r: Vec<f32> = a.iter().zip(b.iter()).map(|(a, b)| a - b).collect();
-    let rows = cut(&data, x.dims(), &t.patch, sample, most)?;
-    let other = cut(&r, was.dims(), &Patch::Axis(t.axis as i64), sample, most)?;
-    let (n, m) = (rows.data.len() / rows.dim.max(1), other.data.len() / other.dim.max(1));
-    let positions = |dims: &[usize], dim: usize| dims.iter().product::<usize>() / dim.max(1);
+    let rows = cut(&data, x.dims(), &t.patch, sample, most_rows(t.columns, samples))?.data;
+    let (n, m) = (rows.len() / t.columns, was.rows.len() / t.outputs);
     let pointwise = matches!(t.patch, Patch::Axis(_));
     // The same positions were chosen only when there are as many on either side.
-    if n != m
-        || n == 0
-        || rows.groups != 1
-        || (pointwise && positions(x.dims(), rows.dim) != positions(was.dims(), other.dim))
-    {
+    if n != m || n == 0 || (pointwise && x.len() / t.columns != was.dims.iter().product::<usize>() / t.outputs) {
         return Ok(None);
     }
-    let mut all = Array2::zeros((n, rows.dim + other.dim));
-    all.slice_mut(s![.., ..rows.dim])
-        .assign(&ArrayView2::from_shape((n, rows.dim), &rows.data)?);
-    all.slice_mut(s![.., rows.dim..])
-        .assign(&ArrayView2::from_shape((n, other.dim), &other.data)?);
+    let r: Vec<f32> = was.rows.iter().zip(&is.rows).map(|(a, b)| a - b).collect();
+    let mut all = Array2::zeros((n, t.columns + t.outputs));
+    all.slice_mut(s![.., ..t.columns])
+        .assign(&ArrayView2::from_shape((n, t.columns), &rows)?);
+    all.slice_mut(s![.., t.columns..])
+        .assign(&ArrayView2::from_shape((n, t.outputs), &r)?);
     Ok(Some(all))
 }
 
