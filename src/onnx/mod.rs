@@ -5,7 +5,7 @@ mod encode;
 mod external;
 mod names;
 mod sink;
-pub mod temp;
+pub(crate) mod temp;
 mod typed;
 mod write;
 
