@@ -64,7 +64,7 @@ fn run_on(m: &mut Model, list: &str, data: &Dataset) -> Vec<Note> {
 }
 
 fn run(m: &mut Model, list: &str) -> Vec<Note> {
-    let data = Dataset::synthetic(m, 3, 8);
+    let data = Dataset::synthetic(m, 3, 32);
     run_on(m, list, &data)
 }
 
@@ -74,7 +74,7 @@ fn count(m: &Model, op: &str) -> usize {
 
 /// Signal to noise of the first output, in dB, over a few samples.
 fn sqnr(a: &Model, b: &Model) -> f64 {
-    let data = Dataset::synthetic(a, 9, 4).all();
+    let data = Dataset::synthetic(a, 9, 32).all();
     let first = data.get(0).expect("a sample");
     let run = |m: &Model, s: &Sample| {
         let session = Tract

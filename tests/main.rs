@@ -17,6 +17,7 @@ mod precision;
 mod proto;
 mod prune;
 mod recipe;
+mod report;
 mod roundtrip;
 mod search;
 mod simplify;

@@ -116,7 +116,7 @@ fn reports_say_what_happened_and_a_baseline_holds_the_next_run_to_it() {
     assert!(!report["layers"].as_array().expect("layers").is_empty());
     for word in [
         "<!doctype html>",
-        "Largest weights after",
+        "Size by layer",
         "onnxzip optimize --passes",
         "held-back",
     ] {

@@ -30,6 +30,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         progress: &progress::Silent,
         memo: None,
         notes: Vec::new(),
+        charts: Vec::new(),
     };
     let pass = (info.build)(&Options::defaults(info)).unwrap();
     if let Err(e) = pass.run(model, &mut cx) {

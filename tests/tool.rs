@@ -80,6 +80,7 @@ pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> V
         progress: &Silent,
         memo: None,
         notes: Vec::new(),
+        charts: Vec::new(),
     };
     for request in parse_list(list).expect("a list of passes") {
         let pass = (request.info.build)(&request.options).expect("options");

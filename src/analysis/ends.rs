@@ -31,3 +31,28 @@ pub fn as_read(model: &Model, v: ValueId) -> ValueId {
     let codes = through(v, CODES[0]);
     codes.and_then(|c| through(c, CODES[1])).unwrap_or(v)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::Builder;
+    use crate::ir::{DType, Tensor};
+
+    #[test]
+    fn codes_are_looked_through_at_the_end_and_where_a_clip_is_gone() {
+        let mut b = Builder::new(13);
+        let x = b.input("x", DType::Float, &[1, 4]);
+        let scale = b.constant("s", Tensor::new(&[], vec![0.1f32]));
+        let codes = |b: &mut Builder, v| {
+            let q = b.op("QuantizeLinear", &[v, scale], vec![]);
+            b.op("DequantizeLinear", &[q, scale], vec![])
+        };
+        let h = b.op("Neg", &[x], vec![]);
+        let read = codes(&mut b, h);
+        let y = b.op("Softmax", &[read], vec![]);
+        let end = codes(&mut b, y);
+        assert_eq!((before(&b.model, end), before(&b.model, y)), (Some(read), Some(read)));
+        assert_eq!(before(&b.model, read), None);
+        assert_eq!((as_read(&b.model, h), as_read(&b.model, x)), (read, x));
+    }
+}

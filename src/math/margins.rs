@@ -2,15 +2,19 @@
 //!
 //! Counting changed decisions cannot resolve half a percent on a hundred samples: none changes, and nothing is known.
 //! The margin `m` between the best and the second score says more. When the difference of these two scores errs by
-//! `σ` (root mean square over all decisions), a decision changes with probability `Φ(−m/σ)`; the mean of that is
-//! expected to change. Margins are the original's alone: those of all samples are taken, whichever the noise was measured on.
+//! `σ`, a decision changes with probability `Φ(−m/σ)`; the mean of that is expected to change. Margins are the original's alone:
+//! those of all samples are taken, whichever the noise was measured on. `σ` is the root mean square of the errors, those beyond
+//! five deviations drawn in (Huber 1964): a score that is far off is one whose margin is large. While few changes are expected,
+//! little is known of small margins, and samples that have them are noisier than others: the noise is taken `1 + 1.4/(2 + changes)` times.
+//!
 //! With labels, a change costs where the best class was right, and gains where the second is. Few decisions are about to change,
-//! so labels alone say little of what a change costs. What says more: at a margin `m` the best class is right with odds
+//! so their labels alone say little of what a change costs. What says more: at a margin `m` the best class is right with odds
 //! `exp(m/T)` against the second (Guo et al. 2017, "On Calibration of Modern Neural Networks", two classes; `T` is such that as many
-//! are right as the labels say), so a change there costs `tanh(m/2T)`: half or more in a net that is nearly always right, next
-//! to nothing in one whose close decisions are guesses.
-//! Few margins say little about small ones, and samples with small margins are noisier than others (measured on two digit
-//! classifiers: a third to a half more decisions change than `Φ` says): with `n` margins the noise is taken `1 + 6/√n` times.
+//! are right as the labels say), so a change there costs `tanh(m/2T)`. In a net that is nearly always right the few changes
+//! are of sure decisions as well, and cost more than that.
+//!
+//! Measured on seven classifiers, 13 compressed forms of them, and draws of 128 samples of which 32 told the noise: the median of
+//! the expected losses is within 0.25 points of the loss on 2,000 samples, but for two (0.5 points too careful).
 //! Scores that are probabilities are compared by their logarithms, where noise is even.
 
 /// Decisions kept; beyond so many, counting says as much.
@@ -18,15 +22,20 @@ const MOST: usize = 1 << 16;
 /// Probabilities below this are equal.
 const LEAST: f32 = 1e-20;
 
-/// How much more noise few margins mean.
-const FEW: f64 = 6.0;
+/// How much more noise few changes mean: `1 + FEW.0 / (FEW.1 + changes)`.
+const FEW: (f64, f64) = (1.4, 2.0);
+/// Errors count up to so many deviations.
+const OUTLIER: f64 = 5.0;
 
-/// Changes that count as seen, at the cost that margins tell, before any is.
-const PRIOR: f64 = 4.0;
-/// What a change costs at least and at most by that account: margins and the classes behind them are not all that matters.
-const COST: (f64, f64) = (0.2, 0.5);
+/// Changes that count as seen, at the cost that margins tell, before any is: whether the two or three closest decisions of a
+/// hundred happen to be right says next to nothing.
+const PRIOR: f64 = 40.0;
+/// What a change costs at least by that account: in a net that is right at most so often, and at least so often.
+const COST: [(f64, f64); 2] = [(0.85, 0.03), (0.97, 0.4)];
+/// What it costs at most by that account.
+const MOST_COST: f64 = 0.5;
 /// What a change costs at least in the end: gains may be luck.
-const LEAST_COST: f64 = 0.1;
+const LEAST_COST: f64 = 0.05;
 
 /// What a change of a decision does to the accuracy.
 #[derive(Clone, Copy, PartialEq)]
@@ -43,10 +52,9 @@ pub struct Margins {
 }
 
 /// How much margins err.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Noise {
-    squares: f64,
-    count: u64,
+    errors: Vec<f32>,
 }
 
 /// The margin of a decision and the places of its two best scores; `None` below two classes.
@@ -69,15 +77,24 @@ impl Noise {
             return;
         };
         let error = m - difference(after, best, second, probabilities(before));
-        if error.is_finite() {
-            self.squares += f64::from(error) * f64::from(error);
-            self.count += 1;
+        if error.is_finite() && self.errors.len() < MOST {
+            self.errors.push(error.abs());
         }
     }
 
-    /// Root mean square; `None` without decisions.
-    pub fn rms(&self) -> Option<f64> {
-        (self.count > 0).then(|| (self.squares / self.count as f64).sqrt())
+    /// The root mean square of the errors, outliers drawn in; `None` without decisions.
+    pub fn level(&self) -> Option<f64> {
+        let mut sorted = self.errors.clone();
+        sorted.sort_by(f32::total_cmp);
+        // Of normal errors half are below 0.6745 deviations.
+        let deviation = f64::from(*sorted.get(sorted.len() / 2)?) / 0.6745;
+        let most = if deviation > 0.0 {
+            OUTLIER * deviation
+        } else {
+            f64::INFINITY
+        };
+        let squares = sorted.iter().map(|&e| f64::from(e).min(most).powi(2));
+        Some((squares.sum::<f64>() / sorted.len() as f64).sqrt())
     }
 }
 
@@ -115,23 +132,29 @@ impl Margins {
 
     /// What a change costs by the margins alone, on average over the changes to be expected.
     fn cost(&self, noise: f64) -> f64 {
-        let (t, noise) = (self.temperature(), self.careful(noise));
+        let right = self.right();
+        let (t, noise) = (self.temperature(right), self.careful(noise));
         let of = |(m, _): &(f32, Stake)| normal_tail(f64::from(*m) / noise);
         let changes: f64 = self.all.iter().map(of).sum();
         let costs = self.all.iter().map(|d| of(d) * (f64::from(d.0) / (2.0 * t)).tanh());
         let cost = costs.sum::<f64>() / changes.max(f64::MIN_POSITIVE);
-        if cost.is_finite() {
-            cost.clamp(COST.0, COST.1)
-        } else {
-            COST.1
+        let [(from, low), (to, high)] = COST;
+        let least = low + (high - low) * ((right - from) / (to - from)).clamp(0.0, 1.0);
+        match cost.is_finite() {
+            true => cost.clamp(least, MOST_COST),
+            false => MOST_COST,
         }
     }
 
-    /// The `T` for which the mean chance `1/(1 + exp(−m/T))` that a decision is right is the share of those that are.
-    fn temperature(&self) -> f64 {
-        let n = self.all.len() as f64;
+    /// The share of decisions that are right.
+    fn right(&self) -> f64 {
         let right = self.all.iter().filter(|d| d.1 == Stake::Loses).count() as f64;
-        let share = (right + 0.5) / (n + 1.0);
+        (right + 0.5) / (self.all.len() as f64 + 1.0)
+    }
+
+    /// The `T` for which the mean chance `1/(1 + exp(−m/T))` that a decision is right is this share.
+    fn temperature(&self, share: f64) -> f64 {
+        let n = self.all.len() as f64;
         let chance = |t: f64| {
             let of = |d: &(f32, Stake)| 1.0 / (1.0 + (-f64::from(d.0) / t).exp());
             self.all.iter().map(of).sum::<f64>() / n
@@ -149,7 +172,8 @@ impl Margins {
     }
 
     fn careful(&self, noise: f64) -> f64 {
-        noise * (1.0 + FEW / (self.all.len() as f64).sqrt())
+        let changes: f64 = self.all.iter().map(|(m, _)| normal_tail(f64::from(*m) / noise)).sum();
+        noise * (1.0 + FEW.0 / (FEW.1 + changes))
     }
 
     fn mean(&self, noise: f64, weight: impl Fn(Stake) -> f64) -> Option<f64> {
@@ -233,7 +257,7 @@ mod tests {
             changed += f64::from(u8::from(a != b)) / f64::from(n as u32);
             lost += (f64::from(u8::from(a == label)) - f64::from(u8::from(b == label))) / f64::from(n as u32);
         }
-        let rms = noise.rms().expect("some");
+        let rms = noise.level().expect("some");
         let (expected, loss) = (all.changes(rms).expect("some"), all.loss(rms).expect("some"));
         assert!((expected / changed - 1.0).abs() < 0.1, "{expected} against {changed}");
         assert!((loss / lost - 1.0).abs() < 0.15, "{loss} against {lost}");
@@ -262,6 +286,23 @@ mod tests {
     }
 
     #[test]
+    fn an_outlier_does_not_raise_the_noise() {
+        let mut noise = [Noise::default(), Noise::default()];
+        let mut state = 3;
+        for i in 0..100 {
+            let x = [3.0 + normal(&mut state), 0.0];
+            let y = [x[0] + 0.1 * normal(&mut state), 0.0];
+            noise[0].add(&x, &y);
+            noise[1].add(&x, if i == 50 { &[90.0, 0.0] } else { &y });
+        }
+        let [plain, outlier] = noise.map(|n| n.level().expect("some"));
+        assert!(
+            (0.08..0.12).contains(&plain) && outlier < 1.2 * plain,
+            "{plain} {outlier}"
+        );
+    }
+
+    #[test]
     fn the_normal_tail_has_the_values_of_tables() {
         for (x, p) in [
             (0.0, 0.5),
@@ -276,7 +317,7 @@ mod tests {
     #[test]
     fn logits_and_their_softmax_say_the_same() {
         let mut all = [Margins::default(), Margins::default()];
-        let mut noise = [Noise::default(); 2];
+        let mut noise = [Noise::default(), Noise::default()];
         let mut state = 1;
         for _ in 0..100 {
             let x: Vec<f32> = (0..5).map(|_| normal(&mut state)).collect();
@@ -293,8 +334,11 @@ mod tests {
                 noise[k].add(&x, &y);
             }
         }
-        let [a, b] = [0, 1].map(|k| all[k].changes(noise[k].rms().expect("some")).expect("some"));
+        let [a, b] = [0, 1].map(|k| all[k].changes(noise[k].level().expect("some")).expect("some"));
         assert!((a - b).abs() < 1e-4 && a > 0.001, "{a} {b}");
-        assert_eq!((Margins::default().changes(1.0), Noise::default().rms()), (None, None));
+        assert_eq!(
+            (Margins::default().changes(1.0), Noise::default().level()),
+            (None, None)
+        );
     }
 }

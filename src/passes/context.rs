@@ -1,5 +1,6 @@
 //! What a pass may use: the engine, calibration samples, statistics; and where it says what it did.
 
+use super::charts::Chart;
 use super::opset::raise_opset;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
@@ -53,6 +54,8 @@ pub struct Context<'a> {
     pub memo: Option<&'a Memo>,
     /// What was said so far.
     pub notes: Vec<Note>,
+    /// What the report draws.
+    pub charts: Vec<Chart>,
 }
 
 impl Context<'_> {

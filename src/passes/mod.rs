@@ -4,6 +4,7 @@
 //! through the methods of [`Model`], and tells what it did with [`Context::did`] and what it left alone, and why, with
 //! [`Context::skip`].
 
+pub mod charts;
 mod context;
 mod exchange;
 mod names;
@@ -21,6 +22,7 @@ pub mod simplify;
 pub mod sparsify;
 pub mod weights;
 
+pub use charts::Chart;
 pub use context::{Context, Note, NoteKind};
 pub use names::Names;
 pub use options::{Opt, Options, Request, parse_list};

@@ -13,7 +13,7 @@ use crate::ir::{Model, check::check};
 use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, Rule, find};
 use crate::progress::Progress;
-use crate::report::{Baseline, DataUsed, PassRun, Report, Size, weights};
+use crate::report::{Baseline, DataUsed, PassRun, Report, Size, layer_sizes, weights};
 use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -229,6 +229,7 @@ pub fn rewrite(
     }
     report.passes = applied.runs;
     (report.weights_before, report.weights_after) = (weights(&original), weights(model));
+    report.layer_sizes = layer_sizes(&original, model, &dims);
     report.seed = options.seed;
     report.external_data = options.write.external_data;
     report.after = Size::of(model, &dims);
@@ -343,6 +344,7 @@ pub fn apply(
             progress,
             memo,
             notes: Vec::new(),
+            charts: Vec::new(),
         };
         let named = || format!("pass {}", request.info.name);
         let pass = request.build(model).with_context(named)?;
@@ -360,6 +362,7 @@ pub fn apply(
             changed,
             seconds: start.elapsed().as_secs_f64(),
             notes: cx.notes,
+            charts: cx.charts,
         });
     }
     Ok(Applied { runs, snapshots })

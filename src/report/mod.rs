@@ -2,6 +2,7 @@
 
 mod baseline;
 pub mod html;
+mod layers;
 pub mod markdown;
 mod recipe;
 mod speed;
@@ -9,13 +10,14 @@ pub mod text;
 mod weights;
 
 pub use baseline::Baseline;
+pub use layers::{LayerSize, layer_sizes};
 pub use speed::bench;
 pub use weights::{WeightSize, weights};
 
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_for;
 use crate::ir::Model;
-use crate::passes::{Note, Rule};
+use crate::passes::{Chart, Note, Rule};
 use crate::verify::{Budget, LayerDamage, OutputGap, Speed, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -85,6 +87,8 @@ pub struct PassRun {
     pub seconds: f64,
     /// Its account, node by node.
     pub notes: Vec<Note>,
+    /// What it chose from.
+    pub charts: Vec<Chart>,
 }
 
 /// A result that a search measured.
@@ -113,6 +117,8 @@ pub struct Tried {
 pub struct Report {
     /// Version of onnxzip.
     pub version: &'static str,
+    /// The machine: operating system, processor, how many of them.
+    pub host: String,
     /// The engine that verified.
     pub engine: String,
     /// Path of the input.
@@ -131,6 +137,8 @@ pub struct Report {
     pub weights_before: Vec<WeightSize>,
     /// The result's weights, largest first.
     pub weights_after: Vec<WeightSize>,
+    /// What the layers cost, in the original's order.
+    pub layer_sizes: Vec<LayerSize>,
     /// Seed of everything random.
     pub seed: u64,
     /// True when weights were put into a file beside the model on request.
@@ -168,6 +176,7 @@ impl Report {
     pub fn new(engine: String) -> Report {
         Report {
             version: env!("CARGO_PKG_VERSION"),
+            host: host(),
             engine,
             input: String::new(),
             output: String::new(),
@@ -177,6 +186,7 @@ impl Report {
             after: Size::default(),
             weights_before: Vec::new(),
             weights_after: Vec::new(),
+            layer_sizes: Vec::new(),
             seed: 0,
             external_data: false,
             data: DataUsed::default(),
@@ -257,6 +267,14 @@ impl Report {
             recipe: self.recipe(),
         };
         serde_json::to_string_pretty(&whole).map(|s| s + "\n")
+    }
+}
+
+fn host() -> String {
+    use std::env::consts::{ARCH, OS};
+    match std::thread::available_parallelism().map_or(1, |n| n.get()) {
+        1 => format!("{OS} on {ARCH}, 1 processor"),
+        n => format!("{OS} on {ARCH}, {n} processors"),
     }
 }
 

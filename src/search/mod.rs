@@ -4,7 +4,8 @@
 //! samples); the held-back ones are asked once, at the end. The budget's use `u` of a result is what it loses on the tuning
 //! samples as a part of what may be lost ([`Budget::used`]). The search
 //!
-//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone;
+//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
+//!    many as they were;
 //! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`.
 //!    Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
 //!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
@@ -27,8 +28,8 @@ use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
 use anyhow::{Context, Result};
-use plan::{Knob, knobs, precisions};
-use std::collections::BTreeMap;
+use plan::{Knob, REST, knobs, precisions};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
 
@@ -40,6 +41,8 @@ const NEAR: f64 = 0.75;
 const ERRORS: (f64, f64) = (1e-5, 0.5);
 /// Where a search begins when the budget does not say.
 const FIRST: f64 = 0.01;
+/// A result of this part of the original's size leaves little in float32.
+const SMALL: f64 = 0.3;
 /// How often a more careful result is tried when the held-back samples disagree.
 const SECOND_CHANCES: usize = 3;
 /// By how much the error is lessened then.
@@ -155,7 +158,7 @@ impl Search<'_> {
         let alone = knobs.iter().map(|k| vec![*k]).filter(|_| knobs.len() > 1);
         for (round, structure) in std::iter::once(knobs.clone()).chain(alone).enumerate() {
             let probes = self.effort.probes(round);
-            let best = self.strength(&structure, precision, base, start, probes)?;
+            let best = self.strength(&structure, precision.as_deref(), base, start, probes)?;
             if round == 0 {
                 start = best.unwrap_or(start);
             }
@@ -163,17 +166,23 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The first precision that fits alone (none when none does), and what it uses of the budget.
-    fn precision(&mut self) -> Result<(Option<&'static str>, f64)> {
-        let mut best: Option<(u64, &'static str, f64)> = None;
-        for p in precisions() {
-            let k = self.measure(Plan::new(&[], 0.0, Some(p)))?;
+    /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
+    /// leaves much as it was; then the smallest, and what it leaves in float16.
+    fn precision(&mut self) -> Result<(Option<String>, f64)> {
+        let mut best: Option<(u64, String, f64)> = None;
+        let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();
+        while let Some(p) = todo.pop_front() {
+            let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
-            if t.used > FIT || best.is_some_and(|b| b.0 <= t.bytes) {
+            if t.used > FIT || best.as_ref().is_some_and(|b| b.0 <= t.bytes) {
                 continue;
             }
+            let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
+            if !small && !p.contains(REST) {
+                todo.push_front(format!("{p},{REST}"));
+            }
             best = Some((t.bytes, p, t.used));
-            if self.effort != Effort::Smallest {
+            if small && self.effort != Effort::Smallest {
                 break;
             }
         }
@@ -220,7 +229,7 @@ impl Search<'_> {
     fn strength(
         &mut self,
         structure: &[Knob],
-        precision: Option<&'static str>,
+        precision: Option<&str>,
         base: f64,
         start: f64,
         probes: usize,

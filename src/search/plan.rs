@@ -48,17 +48,20 @@ pub(super) fn precisions() -> Vec<&'static str> {
         .collect()
 }
 
+/// For what integers leave over: weights that no pass quantizes, such as those of a GRU.
+pub(super) const REST: &str = "fp16(only=weights)";
+
 /// Passes with their strengths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     structure: Vec<Knob>,
     /// In parts of the outputs' power.
     error: f64,
-    precision: Option<&'static str>,
+    precision: Option<String>,
 }
 
 impl Plan {
-    pub(super) fn new(structure: &[Knob], error: f64, precision: Option<&'static str>) -> Plan {
+    pub(super) fn new(structure: &[Knob], error: f64, precision: Option<&str>) -> Plan {
         // Two digits: what is written is what runs.
         let digits = 10f64.powf(error.max(f64::MIN_POSITIVE).log10().floor() - 1.0);
         Plan {
@@ -69,13 +72,13 @@ impl Plan {
                     .unwrap_or(error),
                 false => 0.0,
             },
-            precision,
+            precision: precision.map(str::to_owned),
         }
     }
 
     /// The same passes with this part of the error; `None` without structural ones.
     pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
-        (!self.structure.is_empty()).then(|| Plan::new(&self.structure, self.error * part, self.precision))
+        (!self.structure.is_empty()).then(|| Plan::new(&self.structure, self.error * part, self.precision.as_deref()))
     }
 
     /// The passes, after those that come first in any case.
@@ -96,7 +99,7 @@ impl fmt::Display for Plan {
             .structure
             .iter()
             .map(|(pass, option)| format!("{pass}({option}={})", self.error));
-        let all: Vec<String> = knobs.chain(self.precision.map(str::to_owned)).collect();
+        let all: Vec<String> = knobs.chain(self.precision.clone()).collect();
         f.write_str(if all.is_empty() { "simplify" } else { "" })?;
         f.write_str(&all.join(","))
     }

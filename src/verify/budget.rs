@@ -1,6 +1,6 @@
 //! What may be lost: conditions on outputs, as the user writes them, and how much of them a result uses up.
 
-use super::OutputGap;
+use super::{OutputGap, beside};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -149,20 +149,29 @@ impl Condition {
                 Some(format!("{what} {name:?}: cosine {:.5}, below {limit}", g.cosine))
             }
             Metric::Top1 => {
-                let changed = 1.0 - g.top1?;
-                let (most, changed, over) = (limit * 100.0, changed * 100.0, changed > limit);
-                over.then(|| format!("output {name:?}: {changed:.2} % of the top-1 classes change, above {most} %"))
+                let counted = 1.0 - g.top1?;
+                let expected = g.top1_expected_change.unwrap_or(counted);
+                let (changed, counted) = beside(limit, counted, expected, g.decisions);
+                let (percent, most) = (changed * 100.0, limit * 100.0);
+                let how = match counted {
+                    true => format!("{percent:.2} % of the top-1 classes change"),
+                    false => format!(
+                        "{percent:.2} % of the top-1 classes {}",
+                        by_margins("to change", g.decisions)
+                    ),
+                };
+                (changed > limit).then(|| format!("output {name:?}: {how}, above {most} %"))
             }
             Metric::Accuracy => {
                 let a = g.accuracy.as_ref()?;
-                let (lost, counted) = a.loss_beside(limit);
+                let (lost, counted) = beside(limit, a.before - a.after, a.expected_loss, a.samples);
                 let (before, after, most) = (a.before * 100.0, a.after * 100.0, limit * 100.0);
                 let how = match counted {
                     true => format!("accuracy {before:.2} % → {after:.2} % on {} samples", a.samples),
                     false => format!(
-                        "{:.2} points of accuracy are expected to be lost, by the margins of decisions ({} samples are too few to count)",
+                        "{:.2} points of accuracy {}",
                         lost * 100.0,
-                        a.samples
+                        by_margins("to be lost", a.samples)
                     ),
                 };
                 (lost > limit).then(|| format!("output {name:?}: {how}, more than {most} points"))
@@ -170,6 +179,10 @@ impl Condition {
             _ => None,
         }
     }
+}
+
+fn by_margins(what: &str, samples: u64) -> String {
+    format!("are expected {what}, by the margins of decisions ({samples} samples are too few to count)")
 }
 
 impl FromStr for Budget {
@@ -247,6 +260,17 @@ mod tests {
         assert!(matches!(judge(&[gap(19.0, Some(1.0))], &b), Verdict::Outside(_)));
         assert!(matches!(judge(&[gap(25.0, Some(0.98))], &b), Verdict::Outside(_)));
         assert!(matches!(judge(&[gap(f64::NAN, None)], &b), Verdict::Outside(_)));
+    }
+
+    #[test]
+    fn one_change_among_few_decisions_is_judged_by_what_is_expected() {
+        let few = |expected| {
+            let mut g = gap(25.0, Some(31.0 / 32.0));
+            (g.decisions, g.top1_expected_change) = (32, Some(expected));
+            judge(&[g], &budget("top1:1%"))
+        };
+        assert_eq!(few(0.004), Verdict::Within);
+        assert!(matches!(few(0.02), Verdict::Outside(why) if why.contains("expected to change")));
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Meter {
     pub fn gap(self, name: String, inner: bool) -> OutputGap {
         let n = self.labelled as f64;
         let share = |k: usize| self.right[k] as f64 / n;
-        let noise = self.noise.rms();
+        let noise = self.noise.level();
         OutputGap {
             name,
             inner,

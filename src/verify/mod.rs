@@ -69,16 +69,13 @@ pub struct Accuracy {
     pub expected_loss: f64,
 }
 
-impl Accuracy {
-    /// The loss to hold against a limit, and whether it was counted: where a single sample is more than the limit, it is what
-    /// is expected.
-    fn loss_beside(&self, limit: f64) -> (f64, bool) {
-        let counted = self.before - self.after;
-        let one = 1.0 / self.samples.max(1) as f64;
-        match limit < one && counted < 1.5 * one {
-            true => (self.expected_loss, false),
-            false => (counted, true),
-        }
+/// The loss to hold against a limit, and whether it was counted: where a single decision of so many is more than the limit, it is
+/// what is expected.
+fn beside(limit: f64, counted: f64, expected: f64, decisions: u64) -> (f64, bool) {
+    let one = 1.0 / decisions.max(1) as f64;
+    match limit < one && counted < 1.5 * one {
+        true => (expected, false),
+        false => (counted, true),
     }
 }
 
@@ -193,7 +190,11 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
         });
     }
     for of in 0..pairs.len() {
-        let Pair { original: was, changed: is, .. } = pairs[of];
+        let Pair {
+            original: was,
+            changed: is,
+            ..
+        } = pairs[of];
         if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
             pairs.push(Pair {
                 name: original.value(was).name.clone(),

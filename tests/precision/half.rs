@@ -66,6 +66,22 @@ fn weights_alone_have_a_cast_behind_each_and_keep_their_names() {
 }
 
 #[test]
+fn what_integers_leave_over_is_stored_in_float16_and_scales_stay() {
+    let original = dense();
+    let mut m = original.clone();
+    run(&mut m, "weights(bits=8,skip=fc2)");
+    let whole = bytes(&m);
+    run(&mut m, "fp16(only=weights,min=1)");
+    assert!(count(&m, "DequantizeLinear") == 1 && bytes(&m) < whole);
+    let scales = m.nodes().filter(|(_, n)| n.is("DequantizeLinear"));
+    for (_, n) in scales {
+        let scale = m.constant(n.input(1).expect("a scale")).expect("a constant");
+        assert_eq!(scale.dtype(), DType::Float);
+    }
+    assert!(sqnr(&original, &m) > 30.0);
+}
+
+#[test]
 fn bfloat16_raises_the_operator_set_for_all_operators() {
     let original = dense();
     let mut m = original.clone();

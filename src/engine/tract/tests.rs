@@ -2,6 +2,7 @@ use super::*;
 use crate::engine::testing::{Builder, ints};
 use crate::ir::{Attr, DType, GraphId, SubGraphs};
 use crate::pb;
+use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan};
 
 fn floats(t: &Tensor) -> Vec<f32> {
     t.floats().expect("floats").into_owned()
@@ -35,6 +36,34 @@ fn any_value_of_the_main_graph_can_be_wanted_even_twice() {
     assert_eq!(floats(&got[2]), [1., 2., 3., 4.]);
     assert_eq!(floats(&got[3]), [-2., -2.]);
     assert_eq!(floats(&got[4]), [-2., -2.]);
+}
+
+#[test]
+fn values_are_handed_over_as_they_are_computed_those_that_others_read_included() {
+    let mut b = Builder::new(13);
+    let x = b.input("x", DType::Float, &[1, 2]);
+    let w = b.constant("w", Tensor::new(&[2, 2], vec![1f32, 2., 3., 4.]));
+    let h = b.op("MatMul", &[x, w], vec![]);
+    let y = b.op("Relu", &[h], vec![]);
+    let s = sample(&[("x", Tensor::new(&[1, 2], vec![1f32, -1.]))]);
+    let wanted = [y, h, w, x, h];
+    let session = Tract.load(&b.model, &wanted, &s).expect("loads");
+    let mut seen = std::collections::BTreeMap::new();
+    let all = session.visit(&s, &mut |i, t| {
+        seen.insert(i, floats(&t));
+        Ok(())
+    });
+    all.expect("runs");
+    let run = session.run(&s).expect("runs");
+    assert_eq!(
+        seen.into_values().collect::<Vec<_>>(),
+        run.iter().map(floats).collect::<Vec<_>>()
+    );
+    let stopped = session.visit(&s, &mut |i, _| match i {
+        0 => Err(anyhow!("enough")),
+        _ => Ok(()),
+    });
+    assert_eq!(stopped.expect_err("the visitor's own error").to_string(), "enough");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! The flow: what every value's type is (`analysis::infer`), which operators stay in float32 and why (`decide`), then new weights and the
 //! Casts between the two regions (`apply`). With `only=weights` activations stay as they are (`stored`).
 //!
-//! Does nothing to a model that is quantized already: its scales are part of what its integers mean. Costs one run over the
-//! calibration samples, for the ranges of all values.
+//! Does nothing to a model that is quantized already: its scales are part of what its integers mean; with `only=weights` it
+//! stores what is left in float32. Costs one run over the calibration samples, for the ranges of all values.
 
 mod apply;
 mod decide;
@@ -178,7 +178,7 @@ fn build(o: &Options) -> Result<Fp16> {
 
 impl Pass for Fp16 {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
-        if cx.is_quantized(model) {
+        if !self.weights && cx.is_quantized(model) {
             return Ok(());
         }
         let mut work = model.clone();

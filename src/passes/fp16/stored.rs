@@ -1,8 +1,9 @@
 //! Weights stored in float16 with a Cast to float32 behind each: for a weight `w`, the initializer `w_float16` and the node `w_Cast`,
-//! whose output has the name `w`. Runtimes compute such a Cast once, when they load the model.
+//! whose output has the name `w`. Runtimes compute such a Cast once, when they load the model. Scales of quantized values stay.
 
 use super::{Half, report_small};
 use crate::ir::{Attr, DType, Model, Use, ValueId};
+use crate::ops::quant::is_quantized_op;
 use crate::passes::{Context, Names, NoteKind};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,7 @@ pub fn store(model: &mut Model, half: Half, min: usize, block: &Names, cx: &mut 
 
 fn is_weight(model: &Model, v: ValueId, min: usize) -> bool {
     let used = |u: &Use| matches!(u, Use::Node(..));
+    let scale = |u: &Use| matches!(u, Use::Node(n, _) if is_quantized_op(model, *n));
     let inside = |v: ValueId| {
         let mut g = model.value(v).graph();
         while let Some(p) = model.graph(g).parent() {
@@ -76,5 +78,6 @@ fn is_weight(model: &Model, v: ValueId, min: usize) -> bool {
         .constant(v)
         .is_some_and(|t| t.dtype() == DType::Float && t.len() >= min.max(1))
         && model.value(v).uses().iter().any(used)
+        && !model.value(v).uses().iter().any(scale)
         && inside(v)
 }

@@ -8,6 +8,7 @@
 //! Does nothing to a model that is quantized already, or has no weight that meets an activation in its main graph. Costs one
 //! run over the calibration samples and 16 KB for every quantized value.
 
+mod chart;
 mod cut;
 mod emit;
 mod place;
@@ -230,9 +231,7 @@ impl Int8 {
             let mut quantized = model.clone();
             let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
             let before = || Reference::new(model, &settle::samples(cx), cx);
-            if round < ROUNDS
-                && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error
-            {
+            if round < ROUNDS && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error {
                 let pair = Pair {
                     float: model,
                     quantized: &quantized,
@@ -245,6 +244,9 @@ impl Int8 {
                 given_up.extend(worst);
                 continue;
             }
+            let how = (self.ranges, self.target.codes);
+            cx.charts
+                .extend(chart::charts(model, units, &placement, &scales, stats, how));
             *model = quantized;
             break;
         }

@@ -13,7 +13,7 @@ use crate::math::affine::{Affine, IntKind};
 use crate::math::histogram::Histogram;
 use crate::ops::quant::Role;
 use anyhow::{Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 /// How a range is chosen from the distribution of a value.
@@ -100,6 +100,8 @@ pub struct Scales {
     /// For each quantized value the one whose parameters it shares.
     pub roots: BTreeMap<ValueId, ValueId>,
     affine: BTreeMap<ValueId, Affine>,
+    /// Roots that have the scale of the Concat behind them.
+    shared: BTreeSet<ValueId>,
 }
 
 impl Scales {
@@ -123,8 +125,9 @@ pub fn choose(
     let mut scales = Scales {
         roots: scale_roots(units, placement),
         affine: BTreeMap::new(),
+        shared: BTreeSet::new(),
     };
-    let roots: std::collections::BTreeSet<ValueId> = scales.roots.values().copied().collect();
+    let roots: BTreeSet<ValueId> = scales.roots.values().copied().collect();
     for root in roots {
         let affine = of_root(model, units, placement, stats, (method, codes), root)?;
         scales.affine.insert(root, affine);
@@ -184,6 +187,7 @@ impl Scales {
             let rescales = !matches!(p.role, Role::Same | Role::Fixed(..)) || alone && p.role != Role::Same;
             if clips_kept && rescales && (alone || out.scale <= CLOSE * own.scale) {
                 self.affine.insert(root, out);
+                self.shared.insert(root);
             }
         }
     }
@@ -200,5 +204,43 @@ impl Scales {
             }
         }
         all
+    }
+}
+
+impl Scales {
+    /// How the range of a quantized value was chosen, in words.
+    pub fn words(
+        &self,
+        model: &Model,
+        units: &Units,
+        placement: &Placement,
+        stats: &Stats,
+        (method, codes): (Method, Codes),
+        v: ValueId,
+    ) -> Option<String> {
+        let (root, affine) = (*self.roots.get(&v)?, *self.of(v)?);
+        if root != v {
+            return Some(format!("that of {}", model.value(root).name));
+        }
+        if self.shared.contains(&root) {
+            return Some("that of the Concat behind it".into());
+        }
+        let unit = units.producer.get(&root).filter(|p| placement.integer[**p]);
+        let unit = unit.map(|p| &units.all[*p]);
+        if let Some(Role::Fixed(..)) = unit.map(|u| u.role) {
+            return Some("fixed by the operator".into());
+        }
+        let (low, high) = unit.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
+        let (min, max) = stats.histogram(root)?.minmax()?;
+        let all = codes.cover(min.clamp(low, high), max.clamp(low, high)).ok();
+        let name = match method {
+            Method::Auto if all == Some(affine) => "auto: all that was seen",
+            Method::Auto => "auto: least squared error",
+            Method::MinMax => "all that was seen",
+            Method::Percentile => "all but one in ten thousand",
+            Method::Mse => "least squared error",
+            Method::Kl => "least divergence (KL)",
+        };
+        Some(name.into())
     }
 }

@@ -183,6 +183,12 @@ impl Fit {
         self.errors.get(rank).or(self.errors.last()).copied().unwrap_or(0.0)
     }
 
+    /// What is lost at the ranks from 1 as far as that is known.
+    pub fn known_errors(&self) -> &[f64] {
+        let known = self.errors.len().min(self.all.values.len() + 1);
+        self.errors.get(1..known).unwrap_or(&[])
+    }
+
     /// The smallest rank whose error is at most this, among those that are known.
     pub fn rank_for(&self, error: f64) -> Option<usize> {
         let known = self.all.values.len();

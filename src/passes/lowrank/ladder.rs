@@ -1,8 +1,16 @@
 //! What could be done at a site, and what it would cost there: rungs, cheapest first.
 
 use crate::analysis::sites::Site;
+use crate::passes::charts::{self, Chart, Curve};
 use ndarray::{Array2, ArrayView2, s};
 use std::sync::Arc;
+
+/// What is chosen, and what errs, in words.
+pub const RANK: &str = "rank";
+/// With data.
+pub const OF_OUTPUT: &str = "error of its output";
+/// Without.
+pub const OF_WEIGHTS: &str = "error of its weights";
 
 /// The first rows and columns of a matrix that several rungs share.
 #[derive(Clone)]
@@ -70,6 +78,8 @@ pub struct Chain {
 pub struct Rung {
     /// Its form and ranks.
     pub what: String,
+    /// The rank of a pair of as many weights: its own for a pair.
+    pub rank: f64,
     /// Weights, as a part of those that were there.
     pub params: f64,
     /// Multiply-adds, as a part of those that were there.
@@ -90,9 +100,37 @@ pub struct Ladder {
     pub measured: bool,
     /// Not empty.
     pub rungs: Vec<Rung>,
+    /// `[rank, error in dB]` of a pair.
+    pub curve: Vec<[f64; 2]>,
+}
+
+/// Why nothing can be done at a site.
+pub struct Refused {
+    /// In words.
+    pub why: String,
+    /// As in a [`Ladder`], as far as it is known.
+    pub curve: Vec<[f64; 2]>,
 }
 
 impl Ladder {
+    /// For the report: the curve, with the rung that was taken.
+    pub fn chart(&self, node: String, chosen: Option<usize>) -> Chart {
+        let rung = |(i, r): (usize, &Rung)| charts::Rung {
+            what: r.what.clone(),
+            at: r.rank,
+            error_db: charts::decibel(r.error),
+            chosen: chosen == Some(i),
+        };
+        let of = if self.measured { OF_OUTPUT } else { OF_WEIGHTS };
+        Chart::Curve(Curve {
+            node,
+            along: RANK,
+            of,
+            points: self.curve.clone(),
+            rungs: self.rungs.iter().enumerate().map(rung).collect(),
+        })
+    }
+
     /// Weights that a rung saves.
     pub fn saved(&self, rung: usize) -> f64 {
         let size = self.site.dims().iter().product::<usize>() as f64;

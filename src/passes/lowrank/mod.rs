@@ -254,6 +254,7 @@ impl Pass for LowRank {
         let choice = self.settle(model, &ladders, cx)?;
         for (ladder, rung) in ladders.iter().zip(choice) {
             let node = ladder.site.node;
+            cx.charts.push(ladder.chart(model.label(node), rung));
             let dims = format!("{}×{}", ladder.site.outputs(), width(&ladder.site));
             let Some(rung) = rung.map(|r| &ladder.rungs[r]) else {
                 cx.skip(

@@ -3,7 +3,7 @@
 use super::conv::{self, Cost, Form, Shape, Ways};
 use super::fit::{self, Fit, Weight};
 use super::known::{Halves, Known};
-use super::ladder::{Chain, Ladder, Rung};
+use super::ladder::{Chain, Ladder, OF_OUTPUT, OF_WEIGHTS, RANK, Refused, Rung};
 use super::{Choice, LowRank, decibel, width};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Patch};
@@ -11,6 +11,7 @@ use crate::engine::NotRun;
 use crate::ir::{Model, ValueId};
 use crate::parallel;
 use crate::passes::Context;
+use crate::passes::charts::{self, Chart, Curve};
 use anyhow::{Context as _, Result};
 
 /// Sites are measured in groups whose second moments take about this many bytes.
@@ -53,6 +54,7 @@ impl Found<'_> {
             let cost = self.shape.cost(form);
             rungs.push(Rung {
                 what: form.words(),
+                rank: cost.params / self.shape.cost(Form::Pair(1)).params,
                 params: cost.params,
                 macs: cost.macs,
                 error,
@@ -64,13 +66,24 @@ impl Found<'_> {
             site: self.site.clone(),
             measured: self.known.is_some(),
             rungs,
+            curve: self.curve(),
         })
+    }
+
+    /// The errors of pairs.
+    fn curve(&self) -> Vec<[f64; 2]> {
+        charts::curve(self.fit.known_errors())
     }
 }
 
 impl LowRank {
     /// What could be done at a site, or why nothing.
-    fn ladder(&self, model: &Model, site: &Site, known: Option<&Known>) -> Result<std::result::Result<Ladder, String>> {
+    fn ladder(
+        &self,
+        model: &Model,
+        site: &Site,
+        known: Option<&Known>,
+    ) -> Result<std::result::Result<Ladder, Refused>> {
         let shape = Shape::of(site);
         let most = self.largest(&shape);
         let weight = Weight::new(model, site, known, self.centered && fit::adjustable(model, site))?;
@@ -98,15 +111,17 @@ impl LowRank {
         if let Some((Form::Pair(r), error)) = choices.first()
             && *r > most
         {
-            return Ok(Err(format!(
+            let why = format!(
                 "the request needs rank {r}, but only up to {most} there is a gain (error {:.1} dB)",
                 decibel(*error)
-            )));
+            );
+            let curve = found.curve();
+            return Ok(Err(Refused { why, curve }));
         }
         found.ladder(None, choices).map(Ok)
     }
 
-    fn by_error(&self, found: &Found, allowed: f64) -> Result<std::result::Result<Ladder, String>> {
+    fn by_error(&self, found: &Found, allowed: f64) -> Result<std::result::Result<Ladder, Refused>> {
         let &Found {
             site,
             shape,
@@ -134,11 +149,13 @@ impl LowRank {
                 Some(r) => format!("needs rank {r}"),
                 None => "needs too many directions".to_owned(),
             };
-            return Ok(Err(format!(
+            let why = format!(
                 "an error of {:.1} dB {why}, but only up to {most} there is a gain (error there {:.1} dB)",
                 decibel(allowed),
                 decibel(fit.error(most))
-            )));
+            );
+            let curve = found.curve();
+            return Ok(Err(Refused { why, curve }));
         }
         found.ladder(ways.as_ref(), choices).map(Ok)
     }
@@ -153,7 +170,12 @@ impl LowRank {
             let known = match halves {
                 None => None,
                 Some(h) => match h.of(site, width(site), centered).with_context(named)? {
-                    None => return Ok(Err("its input could not be measured".to_owned())),
+                    None => {
+                        return Ok(Err(Refused {
+                            why: "its input could not be measured".to_owned(),
+                            curve: Vec::new(),
+                        }));
+                    }
                     known => known,
                 },
             };
@@ -165,7 +187,11 @@ impl LowRank {
         parallel::in_order(group.len(), threads, work, |i, result| {
             match result {
                 Ok(ladder) => ladders.push(ladder),
-                Err(reason) => cx.skip(model, group[i].node, reason),
+                Err(refused) => {
+                    cx.skip(model, group[i].node, refused.why);
+                    cx.charts
+                        .extend(refused_chart(model, &group[i], halves.is_some(), refused.curve));
+                }
             }
             Ok(())
         })?;
@@ -197,6 +223,19 @@ impl LowRank {
         ladders.extend(self.group(model, rest, None, cx)?);
         Ok(ladders)
     }
+}
+
+/// The curve of a site where nothing can be done.
+fn refused_chart(model: &Model, site: &Site, measured: bool, points: Vec<[f64; 2]>) -> Option<Chart> {
+    (!points.is_empty()).then(|| {
+        Chart::Curve(Curve {
+            node: model.label(site.node),
+            along: RANK,
+            of: if measured { OF_OUTPUT } else { OF_WEIGHTS },
+            points,
+            rungs: Vec::new(),
+        })
+    })
 }
 
 /// How many of the next sites are measured together: as many as fit, and at least one.

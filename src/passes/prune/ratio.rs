@@ -20,6 +20,7 @@ use crate::engine::NotRun;
 use crate::ir::{Model, NodeId};
 use crate::ops::ties::constant;
 use crate::parallel::in_order;
+use crate::passes::charts::{Chart, Curve, Rung, curve, decibel};
 use crate::passes::noise::Reference;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,6 +131,7 @@ pub fn choose(
             None => return Ok(nothing),
         },
     };
+    cx.charts.extend(charts(&bench, &choice));
     let fitted = final_fit(&bench, &choice, cx)?;
     let gone = bench.gone(&choice);
     let shifts = write(model, &units, fitted, cx);
@@ -250,6 +252,28 @@ fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<
     );
     cx.note(super::super::NoteKind::Did, String::new(), what);
     Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
+}
+
+/// For the report: what the readers of every group lose, and how many channels go.
+fn charts(bench: &Bench, choice: &Choice) -> Vec<Chart> {
+    let groups = bench.units.groups.iter().zip(bench.ladders).zip(choice);
+    let of = |((group, ladder), n): ((&Group, &Ladder), &usize)| {
+        let rung = |k: usize| Rung {
+            what: format!("{n} of {} channels", group.members.len()),
+            at: *n as f64,
+            error_db: decibel(ladder.damage[k]),
+            chosen: true,
+        };
+        let place = n.checked_sub(1).filter(|k| *k < ladder.damage.len());
+        Some(Chart::Curve(Curve {
+            node: bench.model.label(maker(bench.units, group)?),
+            along: "channels removed",
+            of: "error of what reads them",
+            points: curve(&ladder.damage),
+            rungs: place.map(rung).into_iter().collect(),
+        }))
+    };
+    groups.filter_map(of).collect()
 }
 
 fn maker(units: &Units, group: &Group) -> Option<NodeId> {

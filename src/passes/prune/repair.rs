@@ -36,6 +36,9 @@ const KEPT: usize = 256 << 20;
 /// Damping where there are many more rows than inputs, relative to the mean of the diagonal.
 const DAMPING: f64 = 0.01;
 
+/// What was written so far, by node and weight.
+type Current = BTreeMap<(NodeId, ValueId), Fitted>;
+
 /// One reader of a wave.
 struct Target<'a> {
     id: NodeId,
@@ -54,7 +57,7 @@ struct Target<'a> {
 /// # Errors
 /// When a sample fails, or numbers are not finite.
 pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Context) -> Result<Vec<Fitted>> {
-    let mut current: BTreeMap<NodeId, Fitted> = fitted.into_iter().map(|f| (f.id, f)).collect();
+    let mut current: Current = fitted.into_iter().map(|f| ((f.id, f.weight), f)).collect();
     let targets = targets(bench, &current);
     let runs = (WORK / bench.units.macs.max(1.0)) as usize;
     let waves = (runs / (2 * SAMPLES[1])).clamp(WAVES[1], WAVES[0]);
@@ -71,12 +74,13 @@ pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Contex
         let changed = bench.changed(&current.values().cloned().collect::<Vec<_>>());
         let sums = measured(&changed, wave, &original, samples, cx)?;
         for (t, sums) in wave.iter().zip(sums) {
+            let place = (t.id, t.reader.weight);
             if let Some(new) = sums
-                .map(|g| solved(bench, t, current.get(&t.id), (&g, original.len())))
+                .map(|g| solved(bench, t, current.get(&place), (&g, original.len())))
                 .transpose()?
                 .flatten()
             {
-                current.insert(t.id, new);
+                current.insert(place, new);
             }
         }
         cx.progress.advance(1);
@@ -86,13 +90,14 @@ pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Contex
 }
 
 /// What comes after a change, in the order of execution.
-fn targets<'a>(bench: &Bench<'a>, fitted: &BTreeMap<NodeId, Fitted>) -> Vec<Target<'a>> {
+fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<Target<'a>> {
     let model = bench.model;
+    let changed: BTreeSet<NodeId> = fitted.keys().map(|(id, _)| *id).collect();
     let mut tainted: BTreeSet<ValueId> = BTreeSet::new();
     let mut targets = Vec::new();
     for (id, _) in &bench.groups.flows {
         let node = model.node(*id);
-        let touched = fitted.contains_key(id) || node.inputs().iter().flatten().any(|v| tainted.contains(v));
+        let touched = changed.contains(id) || node.inputs().iter().flatten().any(|v| tainted.contains(v));
         if !touched || node.graph() != model.main_id() {
             continue;
         }
@@ -196,7 +201,9 @@ fn originals(
         true => session,
         false => load(&waves[..counts.len()])?,
     };
-    let place: Vec<(usize, &Target)> = (0..counts.len()).flat_map(|w| waves[w].iter().map(move |t| (w, t))).collect();
+    let place: Vec<(usize, &Target)> = (0..counts.len())
+        .flat_map(|w| waves[w].iter().map(move |t| (w, t)))
+        .collect();
     let mut all: Vec<Original> = counts.iter().map(|_| Original::new()).collect();
     in_order(
         counts.iter().copied().max().unwrap_or(0),
@@ -235,7 +242,10 @@ fn measured(
     cx: &Context,
 ) -> Result<Vec<Option<Gram>>> {
     let input = |t: &Target| changed.node(t.id).input(t.reader.dot.data.0).unwrap_or(t.reader.input);
-    let wanted: Vec<ValueId> = wave.iter().flat_map(|t| [input(t), shifted(changed, t.value)]).collect();
+    let wanted: Vec<ValueId> = wave
+        .iter()
+        .flat_map(|t| [input(t), shifted(changed, t.value)])
+        .collect();
     let session = cx.engine.load(changed, &wanted, &samples.get(0)?)?;
     let n = original.len();
     let mut sums: Vec<Option<Gram>> = vec![None; wave.len()];

@@ -5,18 +5,21 @@
 //! up. Of all choices whose damages sum up to an allowance, the one that saves most is that of a common exchange rate of
 //! savings for damage (Everett 1963). It is tried as a whole, and the allowance moved until the outputs err by the limit.
 //!
-//! To try a choice, no channel is cut: readers are fitted, with zeros where inputs are gone, and outputs are the same.
+//! To try a choice, no channel is cut: readers are fitted, with zeros where inputs are gone, and outputs are the same. The
+//! recurrence of a recurrent layer reads its hidden units, too, and is given zeros.
 
 use super::Context;
 use super::ladder::Ladder;
 use super::refit::{Fitted, Moments, Part};
 use super::units::Units;
 use crate::analysis::groups::{Dims, Groups};
-use crate::ir::{Model, NodeId};
+use crate::ir::{Model, NodeId, Tensor};
+use crate::ops::ties::{Dot, constant};
 use crate::parallel::in_order;
 use crate::passes::exchange;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
+use ndarray::{ArrayD, Axis, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples on which groups are tried one by one.
@@ -103,7 +106,36 @@ impl Bench<'_> {
         for f in &all {
             known.insert(f.id, (gone.remove(&f.id).unwrap_or_default(), f.clone()));
         }
+        all.extend(self.recurrences(choice));
         Ok(all)
+    }
+
+    /// Recurrences without the hidden units that go.
+    fn recurrences(&self, choice: &Choice) -> Vec<Fitted> {
+        let gone = self.gone(choice);
+        let of = |(id, dot): (NodeId, &Dot)| {
+            let weight = self.model.node(id).input(dot.weight.0)?;
+            let (start, len) = self.groups.axis(weight, dot.weight.1)?;
+            let columns: Vec<usize> = (0..len)
+                .filter(|k| gone.contains(&self.groups.unit(start + k)))
+                .collect();
+            let t = constant(self.model, weight).filter(|_| !columns.is_empty())?;
+            let mut x = ArrayD::from_shape_vec(IxDyn(t.dims()), t.floats()?.into_owned()).ok()?;
+            for k in columns {
+                x.index_axis_mut(Axis(dot.weight.1), k).fill(0.0);
+            }
+            Some(Fitted {
+                id,
+                weight,
+                tensor: Tensor::new(t.dims(), x.into_raw_vec_and_offset().0),
+                shift: None,
+                lost: None,
+            })
+        };
+        let itself = |d: &&Dot| d.data == d.weight;
+        let flows = self.groups.flows.iter();
+        let dots = flows.flat_map(|(id, flow)| flow.dots.iter().filter(itself).map(move |d| (*id, d)));
+        dots.filter_map(of).collect()
     }
 
     /// The model with these readers.
