@@ -21,6 +21,7 @@
 //! | [`ops`] | what is known of operators, one table a facet |
 //! | [`analysis`] | what is known of a model: statistics on data, shapes, cost |
 //! | [`math`] | numbers in, numbers out: decompositions, moments, histograms, quantization arithmetic |
+//! | [`calibrate`] | statistics that were measured elsewhere, in files; shards |
 //! | [`passes`] | the rewrites. A new one is a file and a line in its table |
 //! | [`pipeline`] | the main job: read, rewrite, verify, put into place |
 //! | [`search`] | which passes, how strong: the smallest result within a budget |
@@ -50,6 +51,7 @@
 #![warn(missing_docs)]
 
 pub mod analysis;
+pub mod calibrate;
 pub mod cli;
 pub mod data;
 pub mod engine;

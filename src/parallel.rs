@@ -20,6 +20,19 @@ pub fn in_order<T: Send>(
     n: usize,
     threads: usize,
     work: impl Fn(usize) -> Result<T> + Sync,
+    fold: impl FnMut(usize, T) -> Result<()>,
+) -> Result<()> {
+    in_order_ahead(n, (threads, threads), work, fold)
+}
+
+/// As [`in_order`], but at most `ahead` results wait beside those that are being worked on: for large ones.
+///
+/// # Errors
+/// As [`in_order`].
+pub fn in_order_ahead<T: Send>(
+    n: usize,
+    (threads, ahead): (usize, usize),
+    work: impl Fn(usize) -> Result<T> + Sync,
     mut fold: impl FnMut(usize, T) -> Result<()>,
 ) -> Result<()> {
     let threads = threads.clamp(1, n.max(1));
@@ -41,7 +54,7 @@ pub fn in_order<T: Send>(
             scope.spawn(move || {
                 loop {
                     let mut t = lock();
-                    while !t.stop && t.next < n && t.next >= t.folded + 2 * threads {
+                    while !t.stop && t.next < n && t.next >= t.folded + threads + ahead {
                         t = moved.wait(t).expect("no thread panics while it holds the turn");
                     }
                     if t.stop || t.next >= n {

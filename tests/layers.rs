@@ -18,9 +18,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["pb", "ir", "ops", "math", "data", "engine", "parallel", "progress"],
     ),
     (
+        "calibrate",
+        &[
+            "ir", "onnx", "math", "data", "engine", "analysis", "parallel", "progress",
+        ],
+    ),
+    (
         "passes",
         &[
-            "pb", "ir", "onnx", "ops", "math", "data", "engine", "analysis", "parallel", "progress",
+            "calibrate",
+            "pb",
+            "ir",
+            "onnx",
+            "ops",
+            "math",
+            "data",
+            "engine",
+            "analysis",
+            "parallel",
+            "progress",
         ],
     ),
     (
@@ -31,7 +47,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "pipeline",
         &[
-            "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress",
+            "ir",
+            "onnx",
+            "data",
+            "engine",
+            "analysis",
+            "calibrate",
+            "passes",
+            "verify",
+            "report",
+            "progress",
         ],
     ),
     (

@@ -1,5 +1,6 @@
 //! All integration tests in one binary: tract is linked once.
 
+mod calibrate;
 mod cli;
 mod docs;
 mod hostile;

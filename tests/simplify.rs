@@ -28,6 +28,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         threads: 1,
         seed: 1,
         progress: &progress::Silent,
+        memo: None,
         notes: Vec::new(),
         charts: Vec::new(),
     };

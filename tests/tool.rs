@@ -78,6 +78,7 @@ pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> V
         threads: 2,
         seed,
         progress: &Silent,
+        memo: None,
         notes: Vec::new(),
         charts: Vec::new(),
     };

@@ -1,20 +1,24 @@
 //! Statistics of inner values over calibration samples, streamed in bounded memory.
 //!
-//! All measures are sums over samples, in the order of the samples: the result does not depend on the number of threads.
+//! All measures are sums over samples, in an order that only the samples' numbers set ([`tree`]): the result depends neither on
+//! the number of threads nor on how the samples were shared among machines.
 
-mod fold;
+pub(crate) mod fold;
+pub(crate) mod moments;
 pub(crate) mod rows;
+pub(crate) mod tree;
 
 use crate::data::{Sample, Samples};
 use crate::engine::{Engine, Session};
 use crate::ir::{DType, Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
-use crate::parallel::in_order;
+use crate::parallel::in_order_ahead;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use fold::{Job, Part, Sums};
 use std::collections::{BTreeMap, HashMap};
+use tree::{Course, Known, Part as Shard, Take, Whole};
 
 /// What to measure of a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -100,10 +104,27 @@ pub fn measure(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Stats> {
-    let mut stats = Stats {
-        samples: samples.len(),
-        ..Stats::default()
+    let runner = Runner {
+        model,
+        engine,
+        samples,
+        threads,
+        progress,
     };
+    runner.all(wanted, None)
+}
+
+/// What has to be run for: no constants, nothing twice, in a fixed order.
+pub(crate) fn asked(model: &Model, wanted: &[(ValueId, Measure)]) -> Vec<(ValueId, Measure)> {
+    let computed = distinct(wanted)
+        .into_iter()
+        .filter(|(v, _)| model.constant(*v).is_none());
+    computed
+        .flat_map(|(v, all)| all.into_iter().map(move |m| (v, m)))
+        .collect()
+}
+
+fn distinct(wanted: &[(ValueId, Measure)]) -> Wanted {
     let mut jobs: BTreeMap<ValueId, Vec<Measure>> = BTreeMap::new();
     for (v, m) in wanted {
         let measures = jobs.entry(*v).or_default();
@@ -114,33 +135,7 @@ pub fn measure(
     for measures in jobs.values_mut().filter(|m| m.contains(&Measure::Histogram)) {
         measures.retain(|m| *m != Measure::Range); // a histogram knows its range
     }
-    let (known, computed): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|(v, _)| model.constant(*v).is_some());
-    for (v, measures) in known {
-        let Some(t) = model.constant(v) else { continue };
-        let named = || model.value(v).name.clone();
-        let mut sums: Vec<Job> = measures.into_iter().map(|m| Job::new(v, m)).collect();
-        for job in &mut sums {
-            if too_large(&job.measure, t.dims()).with_context(named)? {
-                continue;
-            }
-            let part = fold::part(&job.measure, t, 0, 1).with_context(named)?;
-            part.map_or(Ok(()), |p| job.add(p)).with_context(named)?;
-        }
-        stats.take(sums)?;
-    }
-    if computed.is_empty() {
-        return Ok(stats);
-    }
-    ensure!(!samples.is_empty(), "there is no sample to measure with");
-    let runner = Runner {
-        model,
-        engine,
-        samples,
-        threads,
-        progress,
-    };
-    runner.measure(computed, &mut stats)?;
-    Ok(stats)
+    jobs.into_iter().collect()
 }
 
 fn too_large(measure: &Measure, dims: &[usize]) -> Result<bool> {
@@ -150,12 +145,18 @@ fn too_large(measure: &Measure, dims: &[usize]) -> Result<bool> {
     }
 }
 
-struct Runner<'a> {
-    model: &'a Model,
-    engine: &'a dyn Engine,
-    samples: &'a Samples,
-    threads: usize,
-    progress: &'a dyn Progress,
+/// What is measured, on which samples, with what.
+pub(crate) struct Runner<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// What runs it.
+    pub engine: &'a dyn Engine,
+    /// All samples.
+    pub samples: &'a Samples,
+    /// How many threads to use; results do not depend on it.
+    pub threads: usize,
+    /// Where progress is shown.
+    pub progress: &'a dyn Progress,
 }
 
 type Wanted = Vec<(ValueId, Vec<Measure>)>;
@@ -172,21 +173,80 @@ fn shapes(session: &dyn Session, sample: &Sample) -> Result<Shapes> {
 }
 
 impl Runner<'_> {
-    fn measure(&self, wanted: Wanted, stats: &mut Stats) -> Result<()> {
+    /// As [`measure`], but for runs of samples whose sums are known.
+    pub fn all(&self, wanted: &[(ValueId, Measure)], known: Option<&dyn Known>) -> Result<Stats> {
+        let samples = self.samples.len();
+        let mut stats = Stats {
+            samples,
+            ..Stats::default()
+        };
+        let (constant, computed): (Wanted, Wanted) = distinct(wanted)
+            .into_iter()
+            .partition(|(v, _)| self.model.constant(*v).is_some());
+        self.constants(constant, &mut stats)?;
+        if computed.is_empty() {
+            return Ok(stats);
+        }
+        ensure!(samples > 0, "there is no sample to measure with");
+        let has = |run: &usize| known.is_some_and(|k| k.has(*run));
+        let missing: Vec<usize> = (0..tree::runs(samples)).filter(|run| !has(run)).collect();
+        let mut whole = Whole {
+            known,
+            samples,
+            stats: &mut stats,
+        };
+        match missing.is_empty() {
+            true => numbered(&computed).try_for_each(|job| whole.only_known(job))?,
+            false => self.measure(computed, &missing, &mut whole)?,
+        }
+        Ok(stats)
+    }
+
+    /// Measures some runs of samples ([`tree`]) and gives away the sums of each, for everything that is [`asked`].
+    pub fn some(&self, wanted: &[(ValueId, Measure)], runs: &[usize], take: &mut Take) -> Result<()> {
+        let computed: Wanted = distinct(wanted)
+            .into_iter()
+            .filter(|(v, _)| self.model.constant(*v).is_none())
+            .collect();
+        if runs.is_empty() || computed.is_empty() {
+            return Ok(());
+        }
+        let mut shard = Shard::new(numbered(&computed).map(|j| j.number), take);
+        self.measure(computed, runs, &mut shard)?;
+        shard.finish(runs)
+    }
+
+    fn constants(&self, wanted: Wanted, stats: &mut Stats) -> Result<()> {
+        for (v, measures) in wanted {
+            let Some(t) = self.model.constant(v) else { continue };
+            let named = || self.model.value(v).name.clone();
+            let mut sums: Vec<Job> = measures.into_iter().map(|m| Job::new(v, m)).collect();
+            for job in &mut sums {
+                if too_large(&job.measure, t.dims()).with_context(named)? {
+                    continue;
+                }
+                let part = fold::part(&job.measure, t, 0, 1).with_context(named)?;
+                part.map_or(Ok(()), |p| job.add(p)).with_context(named)?;
+                job.end()?;
+            }
+            stats.take(sums);
+        }
+        Ok(())
+    }
+
+    fn measure(&self, wanted: Wanted, runs: &[usize], course: &mut dyn Course) -> Result<()> {
         let first = self.samples.get(0)?;
         let session = self.load(&wanted, &first)?;
         let moments = |m: &Measure| matches!(m, Measure::Gram(_));
         let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
             true => self.rounds(&wanted, &shapes(&*session, &first)?)?,
-            false => {
-                let all =
-                    |(v, m): &(ValueId, Vec<Measure>)| m.iter().map(|m| Job::new(*v, m.clone())).collect::<Vec<_>>();
-                vec![wanted.iter().flat_map(all).collect()]
-            }
+            false => vec![numbered(&wanted).collect()],
         };
-        self.progress.start("measure", self.samples.len() * rounds.len());
+        number(&mut rounds, &wanted);
+        let steps = tree::walk(runs, self.samples.len()).len();
+        self.progress.start("measure", steps * rounds.len());
         if let [only] = rounds.as_mut_slice() {
-            stats.take(self.round(&wanted, std::mem::take(only), &*session)?)?;
+            self.round(&wanted, std::mem::take(only), &*session, (runs, course))?;
         } else {
             drop(session);
             for jobs in rounds {
@@ -196,7 +256,7 @@ impl Runner<'_> {
                     .cloned()
                     .collect();
                 let session = self.load(&values, &first)?;
-                stats.take(self.round(&values, jobs, &*session)?)?;
+                self.round(&values, jobs, &*session, (runs, course))?;
             }
         }
         self.progress.finish();
@@ -216,11 +276,14 @@ impl Runner<'_> {
             let Some((dtype, dims)) = shapes.get(&i) else { continue };
             for m in measures.iter().filter(|_| fold::is_float(*dtype)) {
                 if let Measure::Gram(patch) = m {
-                    let bytes = fold::gram_bytes(dims, patch, self.samples.len(), 2 * self.threads);
-                    let bytes = bytes.with_context(|| self.model.value(*v).name.clone())?;
-                    if bytes > MOMENTS {
-                        continue;
+                    let bytes = |waiting| {
+                        let bytes = fold::gram_bytes(dims, patch, self.samples.len(), waiting);
+                        bytes.with_context(|| self.model.value(*v).name.clone())
+                    };
+                    if bytes(1)? > MOMENTS {
+                        continue; // whatever the number of threads
                     }
+                    let bytes = bytes(self.threads + 1)?;
                     if taken > 0 && taken + bytes > MOMENTS {
                         rounds.push(Vec::new());
                         taken = 0;
@@ -235,8 +298,15 @@ impl Runner<'_> {
         Ok(rounds)
     }
 
-    fn round(&self, wanted: &Wanted, mut jobs: Vec<Job>, session: &dyn Session) -> Result<Vec<Job>> {
+    fn round(
+        &self,
+        wanted: &Wanted,
+        mut jobs: Vec<Job>,
+        session: &dyn Session,
+        (runs, course): (&[usize], &mut dyn Course),
+    ) -> Result<()> {
         let n = self.samples.len();
+        let walk = tree::walk(runs, n);
         let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
         let mut plan: Vec<Vec<(usize, Measure)>> = vec![Vec::new(); wanted.len()];
         for (k, job) in jobs.iter().enumerate() {
@@ -247,10 +317,12 @@ impl Runner<'_> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.max(1))
             .build()?;
-        in_order(
-            n,
-            self.threads,
-            |i| {
+        course.begin(&mut jobs)?;
+        in_order_ahead(
+            walk.len(),
+            (self.threads, 1), // adding takes all threads, too
+            |step| {
+                let i = walk[step].0;
                 let sample = self.samples.get(i)?;
                 let mut parts: Vec<Option<Part>> = (0..count).map(|_| None).collect();
                 let run = session.visit(&sample, &mut |at, value| {
@@ -263,18 +335,39 @@ impl Runner<'_> {
                 run.with_context(|| format!("sample {i}"))?;
                 Ok(parts)
             },
-            |i, parts| {
+            |step, parts| {
+                let (i, ends) = walk[step];
                 self.progress.advance(1);
-                pool.install(|| fold::add_all(&mut jobs, parts))
-                    .map_err(|(v, e)| e.context(format!("{}, sample {i}", name(v))))
+                let named = |(v, e): (ValueId, anyhow::Error)| e.context(format!("{}, sample {i}", name(v)));
+                pool.install(|| fold::add_all(&mut jobs, parts)).map_err(named)?;
+                let Some(run) = ends else { return Ok(()) };
+                pool.install(|| fold::end_all(&mut jobs)).map_err(named)?;
+                course.ended(run, &mut jobs)
             },
         )?;
-        Ok(jobs)
+        course.done(jobs)
+    }
+}
+
+/// A job for every measure.
+fn numbered(wanted: &Wanted) -> impl Iterator<Item = Job> {
+    let all = wanted
+        .iter()
+        .flat_map(|(v, all)| all.iter().map(|m| Job::new(*v, m.clone())));
+    all.enumerate().map(|(number, job)| Job { number, ..job })
+}
+
+/// Numbers jobs as [`numbered`] does.
+fn number(rounds: &mut [Vec<Job>], wanted: &Wanted) {
+    let of = |job: Job| ((job.value, job.measure), job.number);
+    let numbers: HashMap<_, _> = numbered(wanted).map(of).collect();
+    for job in rounds.iter_mut().flatten() {
+        job.number = numbers[&(job.value, job.measure.clone())];
     }
 }
 
 impl Stats {
-    fn take(&mut self, jobs: Vec<Job>) -> Result<()> {
+    fn take(&mut self, jobs: impl IntoIterator<Item = Job>) {
         for job in jobs {
             let v = job.value;
             match (job.sums, job.measure) {
@@ -285,11 +378,10 @@ impl Stats {
                     self.histograms.insert(v, h);
                 }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
-                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g.finish()?)),
+                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g.into_grams())),
                 (Sums::Mean(_) | Sums::Grams(_), _) => {}
             }
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod calibrate;
 mod engine;
 mod inspect;
 mod optimize;
@@ -8,6 +9,7 @@ mod pair;
 mod passes;
 mod peak;
 mod progress;
+mod said;
 mod verify;
 
 pub use passes::explain;
@@ -33,6 +35,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Optimize(Box<optimize::Args>),
+    Calibrate(calibrate::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Passes(passes::Args),
@@ -45,6 +48,7 @@ enum Command {
 pub fn main() -> u8 {
     let outcome = match Cli::parse().command {
         Command::Optimize(args) => optimize::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Passes(args) => passes::run(&args),

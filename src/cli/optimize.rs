@@ -4,11 +4,10 @@ use super::engine;
 use super::pair::Data;
 use super::peak::peak;
 use super::progress::Bar;
-use crate::data::Preprocess;
+use super::said::{How, What};
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
 use crate::pipeline::{self, Amount, Options, Targets};
-use crate::recipe::Recipe;
 use crate::report::{Baseline, Report, html, markdown, text};
 use crate::search::{self, Effort};
 use crate::verify::Budget;
@@ -36,22 +35,8 @@ Exit codes:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Take what is not given here from a file (onnxzip.toml; see docs/recipe.md), IN and OUT too
-    #[arg(long, value_name = "FILE")]
-    recipe: Option<PathBuf>,
-    /// Passes in order, with options: prune,lowrank(rank=32),int8. `simplify` always runs first, see --no-simplify.
-    /// `onnxzip passes` lists them. Default: `simplify`; with a budget, target or preset the tool searches for the passes
-    #[arg(long, value_name = "LIST")]
-    passes: Option<String>,
-    /// Data to calibrate and verify with: an .npz (keys are input names, the first axis counts samples), an .npy, a folder
-    /// of images (jpg, png; see --preprocess), a folder of raw .bin files, or a folder with test_data_set_N/input_K.pb.
-    /// Default: such folders beside the model, else made-up numbers
-    #[arg(long, value_name = "PATH")]
-    calib: Option<PathBuf>,
-    /// How images become inputs, step by step: 'resize 256, crop 224, scale 1/255, mean 0.485 0.456 0.406, std 0.229
-    /// 0.224 0.225'; also crop 87.5%, resize 224x224 bicubic, bgr, grey, nchw, nhwc. See docs/recipe.md
-    #[arg(long, value_name = "STEPS")]
-    preprocess: Option<Preprocess>,
+    #[command(flatten)]
+    what: What,
     /// What may be lost, on held-back samples: sqnr:20dB, top1:1% (of the classes change), cosine:0.999, accuracy:0.5pt
     /// (needs labels), with @NAME for one output only, or several with commas. Default: sqnr:10dB with lossy passes,
     /// sqnr:60dB without
@@ -99,18 +84,8 @@ pub struct Args {
     /// Let the output out unseen
     #[arg(long)]
     no_verify: bool,
-    /// Do not run `simplify` first
-    #[arg(long)]
-    no_simplify: bool,
-    /// Raise the default operator set to N before all passes: runtimes and passes may need a newer one
-    #[arg(long, value_name = "N")]
-    opset: Option<i64>,
-    /// Seed of everything random. Default: 0
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Threads; the output does not depend on it. Default: all processors
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    how: How,
     /// Put weights into OUT.data beside the model (always done above 1.9 GB)
     #[arg(long)]
     external_data: bool,
@@ -118,10 +93,10 @@ pub struct Args {
     #[arg(short, long)]
     verbose: bool,
     /// The model
-    #[arg(value_name = "IN", required_unless_present = "recipe")]
+    #[arg(value_name = "IN", required_unless_present_any = ["recipe", "stats"])]
     input: Option<PathBuf>,
     /// The result; may be the same file
-    #[arg(value_name = "OUT", required_unless_present = "recipe")]
+    #[arg(value_name = "OUT", required_unless_present_any = ["recipe", "stats"])]
     output: Option<PathBuf>,
 }
 
@@ -144,58 +119,48 @@ struct Job {
 
 impl Job {
     fn new(args: &Args) -> Result<Job> {
-        let read = args.recipe.as_deref().map(Recipe::read);
-        let recipe = read.transpose().context("--recipe")?.unwrap_or_default();
+        let recipe = args.what.recipe()?;
         let targets = Targets {
             max_bytes: args.max_bytes.or(args.target_ratio).or(recipe.max_bytes),
             max_macs: args.max_macs.or(recipe.max_macs),
             max_latency: args.max_latency,
         };
-        let budget = args.budget.clone().or(recipe.budget);
+        let budget = args.budget.clone().or(recipe.budget.clone());
         // Passes and a preset exclude each other, wherever they are said.
-        let given = args.passes.as_deref().map(parse_list).transpose().context("--passes")?;
+        let given = args.what.passes()?;
         let preset = args.preset.or(recipe.preset.filter(|_| given.is_none()));
-        let given = given.or(recipe.passes.filter(|_| args.preset.is_none()));
+        let given = given.or(recipe.passes.clone().filter(|_| args.preset.is_none()));
         let wishes = budget.is_some() || preset.is_some() || targets.any();
         let search = (given.is_none() && wishes).then(|| preset.unwrap_or(Effort::Balanced));
-        let mut passes = match given {
+        let passes = match given {
             Some(passes) => passes,
             None => parse_list(if search.is_some() { "" } else { "simplify" })?,
         };
-        if let Some(to) = args.opset.or(recipe.opset) {
-            let raise = parse_list(&format!("opset(to={to})")).context("--opset")?;
-            passes.splice(0..0, raise);
-        }
-        let mut options = Options::new(passes);
-        options.rules = recipe.rules;
-        options.simplify_first = !args.no_simplify && recipe.simplify.unwrap_or(true);
-        options.calib = args.calib.clone().or(recipe.calib);
-        options.preprocess = args
-            .preprocess
-            .clone()
-            .or(recipe.preprocess)
-            .filter(|line| !line.is_empty());
+        let names = [
+            ("IN", &args.input, &recipe.input),
+            ("OUT", &args.output, &recipe.output),
+        ];
+        let ([input, output], stats) = args.what.files(names)?;
+        let mut options = args.what.options(&args.how, passes, &recipe, stats)?;
+        ensure!(
+            search.is_none() || options.stats.is_empty(),
+            "--stats goes with --passes: a search asks for other statistics at every step"
+        );
         options.budget = budget;
         options.targets = targets;
         options.keep = args.keep;
         options.bench = args.bench || args.max_latency.is_some();
         options.layers = args.json.is_some() || args.report.is_some() || args.verbose;
         options.verify = !args.no_verify;
-        options.seed = args.seed.or(recipe.seed).unwrap_or(0);
-        options.threads = args.threads.or(recipe.threads).map_or(options.threads, usize::from);
         options.write = WriteOptions {
             external_data: args.external_data || recipe.external_data.unwrap_or(false),
             ..WriteOptions::default()
         };
         let read = |path| Baseline::read(path, args.tolerance).context("--baseline");
         options.baseline = args.baseline.as_deref().map(read).transpose()?;
-        let file = |flag: &Option<PathBuf>, said: Option<PathBuf>, name: &str| {
-            let path = flag.clone().or(said);
-            path.with_context(|| format!("name {name} on the command line, or its file in the recipe"))
-        };
         Ok(Job {
-            input: file(&args.input, recipe.input, "IN")?,
-            output: file(&args.output, recipe.output, "OUT")?,
+            input,
+            output,
             search,
             engine: args.engine.or(recipe.engine.as_deref())?,
             options,

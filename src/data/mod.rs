@@ -269,6 +269,10 @@ impl Samples {
     pub fn get(&self, i: usize) -> Result<Sample> {
         self.set.get(self.indices[i])
     }
+    /// Its number in the [`Dataset`].
+    pub fn number(&self, i: usize) -> usize {
+        self.indices[i]
+    }
     /// The right class of one, where it is known; negative labels stand for samples without.
     pub fn label(&self, i: usize) -> Option<usize> {
         let all = (*self.set.labels).as_ref().ok()?;

@@ -4,7 +4,7 @@
 //! `C = G − μ μᵀ`. All three sums add up over shards. `G` is what optimal brain surgeon (Hassibi, Stork 1993), GPTQ
 //! (Frantar et al. 2022) and data-aware low rank need to know of the data.
 //!
-//! Products are formed in f32 over blocks of 512 rows and summed in f64: an entry `S_ij` is wrong by a few
+//! Products are formed in f32 over blocks of 1,024 rows and summed in f64: an entry `S_ij` is wrong by a few
 //! `1e-6 · √(S_ii S_jj)` at worst. Each column of a block is first divided by a power of two (exact) that makes its largest
 //! entry about 1, so 1e30 does not overflow and 1e-30 does not vanish when multiplied.
 
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::decompose::transposed;
 
 /// Rows multiplied in f32 before they are added to the f64 sums.
-const ROWS: usize = 512;
+pub const ROWS: usize = 1024;
 /// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
 const BAND: usize = 96;
 
@@ -52,6 +52,48 @@ impl Gram {
     /// Bytes that the sums over rows of `dim` numbers take; `None` when that is no number.
     pub fn bytes(dim: usize) -> Option<usize> {
         dim.checked_add(BAND)?.checked_mul(dim)?.checked_mul(4)?.checked_add(64)
+    }
+
+    /// The rows of the lower triangle of `Σ x xᵀ`, each up to the end of its band or, with `cut`, up to the diagonal.
+    pub fn rows(&self, cut: bool) -> impl Iterator<Item = &[f64]> {
+        let widths = (0..self.dim()).map(move |i| widths(self.dim(), i, cut));
+        widths.map(|(i, width, all)| &self.bands[i / BAND][i % BAND * all..][..width])
+    }
+
+    /// How long the rows that [`Gram::rows`] gives are.
+    pub fn lengths(dim: usize, cut: bool) -> impl Iterator<Item = usize> {
+        (0..dim).map(move |i| widths(dim, i, cut).1)
+    }
+
+    /// True when [`Gram::rows`] up to the diagonal tell everything, bit by bit.
+    pub fn is_symmetric(&self) -> bool {
+        self.rows(false).enumerate().all(|(i, row)| {
+            let band = &self.bands[i / BAND];
+            (i + 1..row.len()).all(|j| row[j].to_bits() == band[j % BAND * row.len() + i].to_bits())
+        })
+    }
+
+    /// Sums over `n` rows, of which `broken` more were left out, given their rows as [`Gram::rows`] gives them; `None` when they are
+    /// too few.
+    pub fn of(
+        n: u64,
+        broken: u64,
+        sum: Array1<f64>,
+        cut: bool,
+        mut numbers: impl Iterator<Item = f64>,
+    ) -> Option<Gram> {
+        let mut gram = Gram::new(sum.len());
+        for (i, width, all) in (0..sum.len()).map(|i| widths(sum.len(), i, cut)) {
+            for j in 0..width {
+                let (x, band, start) = (numbers.next()?, &mut gram.bands[i / BAND], i / BAND * BAND);
+                band[(i - start) * all + j] = x;
+                if cut && j >= start {
+                    band[(j - start) * all + i] = x;
+                }
+            }
+        }
+        (gram.n, gram.broken, gram.sum) = (n, broken, sum);
+        Some(gram)
     }
 
     /// Numbers in a row.
@@ -183,6 +225,12 @@ impl Gram {
     fn count(&self) -> f64 {
         self.n.max(1) as f64
     }
+}
+
+/// Row `i`, how long it is, and how long the rows of its band are.
+fn widths(dim: usize, i: usize, cut: bool) -> (usize, usize, usize) {
+    let all = dim.min(i / BAND * BAND + BAND);
+    (i, if cut { i + 1 } else { all }, all)
 }
 
 /// `G − μ μᵀ`, diagonal cut at zero.

@@ -267,6 +267,36 @@ impl Histogram {
         self.counted += other.counted;
     }
 
+    /// The exponent of the width, zeros, and counts as [`Histogram::bins`] gives them; see [`Histogram::of`].
+    pub fn fields(&self) -> (i32, u64, Vec<u64>) {
+        (self.exponent, self.zeros, self.bins().1)
+    }
+
+    /// A histogram of its [`Histogram::fields`]; `None` when no values have such.
+    pub fn of(range: Range, exponent: i32, zeros: u64, counts: &[u64]) -> Option<Histogram> {
+        let mut h = Histogram {
+            range,
+            zeros,
+            exponent,
+            ..Histogram::new()
+        };
+        let (min, max) = range.minmax().unwrap_or((0.0, 0.0));
+        let sound = (MIN_EXPONENT..=-MIN_EXPONENT).contains(&exponent)
+            && (range.count == 0 || min.is_finite() && max.is_finite() && min <= max)
+            && exponent_for(MIN_EXPONENT, min, max) <= exponent;
+        if !sound {
+            return None;
+        }
+        let (first, empty) = h.bins();
+        h.counted = counts.iter().try_fold(0u64, |sum, n| sum.checked_add(*n))?;
+        let zero = usize::try_from(-i64::from(first)).ok().and_then(|at| counts.get(at));
+        if empty.len() != counts.len() || zeros > zero.copied().unwrap_or(0) {
+            return None;
+        }
+        h.put(first, counts, 0);
+        Some(h)
+    }
+
     /// Finite values in bins.
     pub fn count(&self) -> u64 {
         self.counted

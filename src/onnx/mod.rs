@@ -5,14 +5,14 @@ mod encode;
 mod external;
 mod names;
 mod sink;
-mod temp;
+pub(crate) mod temp;
 mod typed;
 mod write;
 
 pub use decode::{decode, default_domain};
 pub use encode::encode;
 pub use external::{External, map_file};
-pub use write::{Staged, WriteOptions, check_target, encoded_len, folder_of, size_on_disk, to_bytes, write};
+pub use write::{Staged, WriteOptions, check_target, encoded_len, folder_of, size_on_disk, stream_to, to_bytes, write};
 
 use crate::ir::Model;
 use crate::pb;

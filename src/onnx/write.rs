@@ -149,6 +149,19 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>> {
     Ok(encode(model)?.encode_to_vec())
 }
 
+/// Writes the bytes of [`to_bytes`], of a model of any size, without a copy of the weights.
+///
+/// # Errors
+/// When the graph has a cycle, or `out` refuses.
+pub fn stream_to(model: &Model, out: impl Write) -> Result<()> {
+    let mut sink = Sink::new(out);
+    encode(model)?
+        .encode(&mut sink)
+        .context("the model cannot be encoded")?;
+    sink.finish()?;
+    Ok(())
+}
+
 /// The length of [`to_bytes`].
 ///
 /// # Errors

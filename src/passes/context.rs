@@ -4,6 +4,7 @@ use super::charts::Chart;
 use super::opset::raise_opset;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
+use crate::calibrate::{Memo, With};
 use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
@@ -49,6 +50,8 @@ pub struct Context<'a> {
     pub seed: u64,
     /// Where progress is shown.
     pub progress: &'a dyn Progress,
+    /// What was measured elsewhere.
+    pub memo: Option<&'a Memo>,
     /// What was said so far.
     pub notes: Vec<Note>,
     /// What the report draws.
@@ -61,7 +64,26 @@ impl Context<'_> {
     /// # Errors
     /// When the engine cannot run the model, or a sample fails.
     pub fn stats(&mut self, model: &Model, wanted: &[(ValueId, Measure)]) -> Result<Arc<Stats>> {
-        measure(model, wanted, self.engine, self.samples, self.threads, self.progress).map(Arc::new)
+        let mut all = self.measured(model, wanted, &[self.samples])?;
+        Ok(Arc::new(all.pop().unwrap_or_default()))
+    }
+
+    fn measured(&self, model: &Model, wanted: &[(ValueId, Measure)], over: &[&Samples]) -> Result<Vec<Stats>> {
+        let (engine, threads, progress) = (self.engine, self.threads, self.progress);
+        if let Some(memo) = self.memo {
+            return memo.ask(
+                model,
+                wanted,
+                over,
+                With {
+                    engine,
+                    threads,
+                    progress,
+                },
+            );
+        }
+        let one = |samples: &&Samples| measure(model, wanted, engine, samples, threads, progress);
+        over.iter().map(one).collect()
     }
 
     /// Measures values of the main graph over either half of the calibration samples ([`Samples::halves`]).
@@ -75,12 +97,13 @@ impl Context<'_> {
                 all.push(want);
             }
         }
-        let over = |half: &Samples| match half.is_empty() || all.is_empty() {
-            true => Ok(Stats::default()),
-            false => measure(model, &all, self.engine, half, self.threads, self.progress),
-        };
-        let [one, other] = self.samples.halves();
-        Ok([over(&one)?, over(&other)?])
+        let halves = self.samples.halves();
+        let over: Vec<&Samples> = halves.iter().filter(|h| !h.is_empty() && !all.is_empty()).collect();
+        let mut measured = self.measured(model, &all, &over)?.into_iter();
+        Ok(halves.each_ref().map(|half| match half.is_empty() {
+            true => Stats::default(),
+            false => measured.next().unwrap_or_default(),
+        }))
     }
 
     /// The places where a constant weight meets an activation, in all graphs; says why others are left alone, those too for

@@ -1,9 +1,12 @@
 //! The main job: read, rewrite pass by pass, verify, put into place, account for it.
 
+mod calibrate;
 mod targets;
 
+pub use calibrate::{Calibrated, calibrate};
 pub use targets::{Amount, Targets};
 
+use crate::calibrate::Memo;
 use crate::data::{Dataset, Preprocess, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
@@ -33,6 +36,8 @@ pub struct Options {
     pub simplify_first: bool,
     /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
     pub calib: Option<PathBuf>,
+    /// Files of statistics that were measured before ([`crate::calibrate`]).
+    pub stats: Vec<PathBuf>,
     /// How images in [`Options::calib`] become inputs.
     pub preprocess: Option<Preprocess>,
     /// What may be lost; by default [`Budget::lossless`] or [`Budget::lossy`], as the passes are.
@@ -65,6 +70,7 @@ impl Options {
             rules: Vec::new(),
             simplify_first: true,
             calib: None,
+            stats: Vec::new(),
             preprocess: None,
             budget: None,
             targets: Targets::default(),
@@ -77,6 +83,14 @@ impl Options {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             write: WriteOptions::default(),
         }
+    }
+
+    /// The passes, and what is another for some nodes, in one line.
+    pub fn spelled(&self) -> String {
+        let rule = |r: &Rule| format!("{}: {}.{}={}", r.glob, r.pass, r.option, r.value);
+        let passes: Vec<String> = self.requests().iter().map(Request::spelled).collect();
+        let rules: Vec<String> = self.rules.iter().map(rule).collect();
+        [vec![passes.join(",")], rules].concat().join("; ")
     }
 
     /// The passes that run, `simplify` included, with what is another for some nodes.
@@ -202,7 +216,12 @@ pub fn rewrite(
     }
     let usual = if lossy { Budget::lossy } else { Budget::lossless };
     report.budget = options.budget.clone().unwrap_or_else(usual);
-    let applied = apply(model, &requests, &calib, options, engine, progress)?;
+    let memo = memo(&original, data, options, engine)?;
+    let applied = apply(model, &requests, &calib, options, (engine, progress), memo.as_ref())?;
+    if let Some(memo) = &memo {
+        memo.all_answered()?;
+        report.warnings.extend(memo.warnings());
+    }
     report.rules = options.rules.clone();
     for glob in unmatched(&options.rules, [&original, model]) {
         let what = format!("recipe: no node is called {glob:?}, so what a [[layer]] says of it had no effect");
@@ -256,6 +275,13 @@ pub fn rewrite(
     Ok(report)
 }
 
+/// What was measured before, when files are named.
+fn memo(original: &Model, data: &Dataset, options: &Options, engine: &dyn Engine) -> Result<Option<Memo>> {
+    let spelled = options.spelled();
+    let open = || Memo::open(&options.stats, original, data.len(), &engine.name(), &spelled);
+    (!options.stats.is_empty()).then(open).transpose().context("--stats")
+}
+
 /// The names of rules that no node of these models has.
 fn unmatched(rules: &[Rule], models: [&Model; 2]) -> BTreeSet<String> {
     let matched = |r: &Rule| {
@@ -295,14 +321,15 @@ pub struct Applied {
 /// Runs passes, which may look at these samples.
 ///
 /// # Errors
-/// When a request is bad, or the engine cannot run the model where a pass needs it.
+/// When a request is bad, or the engine cannot run the model where a pass needs it; [`crate::calibrate::Stopped`], when the memo
+/// is one that measures, and has.
 pub fn apply(
     model: &mut Model,
     requests: &[Request],
     samples: &Samples,
     options: &Options,
-    engine: &dyn Engine,
-    progress: &dyn Progress,
+    (engine, progress): (&dyn Engine, &dyn Progress),
+    memo: Option<&Memo>,
 ) -> Result<Applied> {
     let mut runs = Vec::new();
     let mut snapshots = Vec::new();
@@ -315,12 +342,15 @@ pub fn apply(
             threads: options.threads,
             seed: options.seed,
             progress,
+            memo,
             notes: Vec::new(),
             charts: Vec::new(),
         };
         let named = || format!("pass {}", request.info.name);
         let pass = request.build(model).with_context(named)?;
+        memo.iter().for_each(|m| m.enter(request.info.name));
         pass.run(model, &mut cx).with_context(named)?;
+        memo.map_or(Ok(()), Memo::go_on)?; // the pass may have made do without statistics
         model.sweep();
         check(model).with_context(|| format!("pass {} broke the model; please report it", request.info.name))?;
         let changed = model.revision() != revision;

@@ -46,6 +46,8 @@ pub struct Recipe {
     pub external_data: Option<bool>,
     /// Samples.
     pub calib: Option<PathBuf>,
+    /// Statistics that were measured before.
+    pub stats: Vec<PathBuf>,
     /// How images become inputs.
     pub preprocess: Option<Preprocess>,
     /// Options that are another for some nodes.
@@ -190,6 +192,13 @@ pub const KEYS: &[Key] = &[
     ),
     within(
         "data",
+        "stats",
+        "[\"part1.stats\", \"part2.stats\"]",
+        "statistics files of `onnxzip calibrate`, as `--stats` takes them",
+        |r, v| read::paths(v).map(|x| r.stats = x),
+    ),
+    within(
+        "data",
         "preprocess",
         "\"resize 256, crop 224, scale 1/255\"",
         "how images become inputs, step by step",
@@ -224,6 +233,7 @@ impl Recipe {
         for p in [&mut recipe.input, &mut recipe.output, &mut recipe.calib]
             .into_iter()
             .flatten()
+            .chain(&mut recipe.stats)
         {
             *p = folder.join(&*p);
         }

@@ -209,6 +209,14 @@ pub fn path(value: &Node) -> Result<PathBuf> {
     Ok(text.into())
 }
 
+/// Paths.
+pub fn paths(value: &Node) -> Result<Vec<PathBuf>> {
+    match value.get_ref() {
+        DeValue::Array(list) => list.iter().map(path).collect(),
+        _ => Ok(vec![path(value)?]),
+    }
+}
+
 /// A whole number.
 pub fn whole(value: &Node) -> Result<i64> {
     match value.get_ref() {

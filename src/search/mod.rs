@@ -341,7 +341,14 @@ impl Search<'_> {
         for request in &requests[self.chain.len()..] {
             let mut model = self.chain.last().map_or(self.original, |(_, m)| m).clone();
             let one = std::slice::from_ref(request);
-            pipeline::apply(&mut model, one, &self.fit, self.options, self.engine, self.progress)?;
+            pipeline::apply(
+                &mut model,
+                one,
+                &self.fit,
+                self.options,
+                (self.engine, self.progress),
+                None,
+            )?;
             self.chain.push((request.spelled(), model));
         }
         Ok(self.chain.last().map_or(self.original, |(_, m)| m).clone())

@@ -1,19 +1,20 @@
 //! What one sample adds to a measure, and the sums.
 //!
-//! A part is computed where the sample was run, several at once; parts are added in the order of the samples. Ranges and
-//! histograms are counts, exact in any order. Means are summed in f64, a sample at a time.
+//! A part is computed where the sample was run, several at once; parts are added in the order of the samples, run by run
+//! ([`super::tree`]). Ranges and histograms are counts, exact in any order. Means are summed in f64, a sample at a time.
 
+use super::moments::{self, Moments};
 use super::rows::{self, Rows};
-use super::{Measure, Patch};
+use super::{Measure, Patch, tree};
 use crate::ir::{DType, Tensor, ValueId};
-use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 /// One measure of one value, and what was summed so far.
 pub struct Job {
+    /// Its place among what was asked for.
+    pub number: usize,
     /// Which value.
     pub value: ValueId,
     /// What is measured.
@@ -33,77 +34,59 @@ pub enum Sums {
     /// See [`Measure::Histogram`].
     Histogram(Histogram),
     /// See [`Measure::Mean`].
-    Mean(Mean),
+    Mean(Means),
     /// See [`Measure::Gram`].
     Grams(Moments),
 }
 
-/// Second moments, one for every group, and rows that wait until a block is full: adding a block costs as much as its sums
-/// are long, however few its rows.
-pub struct Moments {
-    grams: Vec<Gram>,
-    waiting: Vec<Vec<f32>>,
-}
-
-impl Moments {
-    fn new(rows: &Rows) -> Moments {
-        Moments {
-            grams: (0..rows.groups).map(|_| Gram::new(rows.dim)).collect(),
-            waiting: vec![Vec::new(); rows.groups],
-        }
-    }
-
-    fn add(&mut self, rows: &Rows) -> Result<()> {
-        let fits = self.grams.len() == rows.groups && self.grams.iter().all(|g| g.dim() == rows.dim);
-        ensure!(fits, "changes its dimensions between samples");
-        if rows.data.is_empty() {
-            return Ok(());
-        }
-        let new = rows.data.par_chunks_exact(rows.data.len() / rows.groups);
-        let all = self.grams.par_iter_mut().zip(&mut self.waiting).zip(new);
-        all.map(|((gram, waiting), new)| {
-            waiting.extend_from_slice(new);
-            match waiting.len() / gram.dim() < worth_adding(gram.dim()) {
-                true => Ok(()),
-                false => flush(gram, waiting),
-            }
-        })
-        .collect()
-    }
-
-    /// The sums of all rows.
-    pub fn finish(mut self) -> Result<Vec<Gram>> {
-        let all = self.grams.par_iter_mut().zip(&mut self.waiting);
-        all.map(|(gram, waiting)| flush(gram, waiting))
-            .collect::<Result<()>>()?;
-        Ok(self.grams)
-    }
-}
-
-/// From how many rows on the product of a block takes longer than adding it to the sums.
-fn worth_adding(dim: usize) -> usize {
-    dim.min(256)
-}
-
-fn flush(gram: &mut Gram, waiting: &mut Vec<f32>) -> Result<()> {
-    let rows = waiting.len().checked_div(gram.dim()).unwrap_or(0);
-    gram.add_rows(ArrayView2::from_shape((rows, gram.dim()), waiting)?)?;
-    waiting.clear();
-    Ok(())
-}
-
 /// Sums along an axis.
+#[derive(Clone, Default)]
 pub struct Mean {
-    sums: Vec<f64>,
-    counts: Vec<u64>,
+    /// Of finite numbers.
+    pub sums: Vec<f64>,
+    /// How many.
+    pub counts: Vec<u64>,
 }
 
-impl Mean {
+/// Sums along an axis, of runs that ended and of one that has not.
+#[derive(Default)]
+pub struct Means {
+    /// Of runs that ended.
+    pub all: Option<Mean>,
+    open: Option<Mean>,
+}
+
+impl Means {
+    /// Of a run.
+    pub fn of(mean: Mean) -> Means {
+        Means {
+            all: Some(mean),
+            open: None,
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        add(&mut self.all, self.open.take())
+    }
+
     /// The means; zero where no finite number was seen.
     pub fn mean(&self) -> Vec<f64> {
-        let pairs = self.sums.iter().zip(&self.counts);
+        let pairs = self.all.iter().flat_map(|m| m.sums.iter().zip(&m.counts));
         pairs.map(|(s, &n)| if n == 0 { 0.0 } else { s / n as f64 }).collect()
     }
+}
+
+fn add(to: &mut Option<Mean>, other: Option<Mean>) -> Result<()> {
+    match (to, other) {
+        (Some(sum), Some(m)) => {
+            ensure!(sum.sums.len() == m.sums.len(), "changes its dimensions between samples");
+            sum.sums.iter_mut().zip(m.sums).for_each(|(a, b)| *a += b);
+            sum.counts.iter_mut().zip(m.counts).for_each(|(a, b)| *a += b);
+        }
+        (to @ None, other) => *to = other,
+        (Some(_), None) => {}
+    }
+    Ok(())
 }
 
 /// What one sample adds.
@@ -183,16 +166,14 @@ fn sums_along(x: &[f32], dims: &[usize], axis: usize) -> Result<Mean> {
     Ok(Mean { sums, counts })
 }
 
-/// Bytes of second moments, and of the rows of `waiting` samples.
+/// Bytes of second moments over `samples` samples, and of the rows of `waiting` of them.
 pub fn gram_bytes(dims: &[usize], patch: &Patch, samples: usize, waiting: usize) -> Result<usize> {
     let (dim, groups) = rows::shape(dims, patch)?;
-    let most = rows::most_rows(dim, samples).saturating_mul(waiting);
-    let per_group = Gram::bytes(dim).and_then(|moment| {
-        let rows = most
-            .checked_add(2 * worth_adding(dim))?
-            .checked_mul(dim)?
-            .checked_mul(4)?;
-        moment.checked_add(rows)
+    let most = rows::most_rows(dim, samples);
+    let run = most.saturating_mul(samples.div_ceil(tree::runs(samples).max(1)));
+    let per_group = moments::bytes(dim, run, most).and_then(|bytes| {
+        let rows = most.checked_mul(waiting)?.checked_mul(dim)?.checked_mul(4)?;
+        bytes.checked_add(rows)
     });
     per_group.and_then(|n| n.checked_mul(groups)).context("rows too long")
 }
@@ -210,10 +191,21 @@ pub fn add_all(jobs: &mut [Job], parts: Vec<Option<Part>>) -> Result<(), (ValueI
     outcomes.into_iter().collect()
 }
 
+/// Ends a run of samples, on the threads of the pool that this is called in.
+///
+/// # Errors
+/// Says for which value.
+pub fn end_all(jobs: &mut [Job]) -> Result<(), (ValueId, anyhow::Error)> {
+    let end = |job: &mut Job| job.end().map_err(|e| (job.value, e));
+    let outcomes: Vec<_> = jobs.par_iter_mut().map(end).collect();
+    outcomes.into_iter().collect()
+}
+
 impl Job {
     /// Nothing measured yet.
     pub fn new(value: ValueId, measure: Measure) -> Job {
         Job {
+            number: 0,
             value,
             measure,
             sums: Sums::None,
@@ -225,23 +217,48 @@ impl Job {
     /// # Errors
     /// When its dimensions differ from those of the samples before.
     pub fn add(&mut self, part: Part) -> Result<()> {
+        if let Sums::None = self.sums {
+            self.sums = match &part {
+                Part::Range(_) => Sums::Range(Range::default()),
+                Part::Histogram(_) => Sums::Histogram(Histogram::new()),
+                Part::Mean(_) => Sums::Mean(Means::default()),
+                Part::Rows(rows) => Sums::Grams(Moments::new(rows)),
+            };
+        }
         match (&mut self.sums, part) {
             (Sums::Range(sum), Part::Range(r)) => sum.merge(&r),
             (Sums::Histogram(sum), Part::Histogram(h)) => sum.merge(&h),
-            (Sums::Mean(sum), Part::Mean(m)) => {
-                ensure!(sum.sums.len() == m.sums.len(), "changes its dimensions between samples");
-                sum.sums.iter_mut().zip(m.sums).for_each(|(a, b)| *a += b);
-                sum.counts.iter_mut().zip(m.counts).for_each(|(a, b)| *a += b);
-            }
+            (Sums::Mean(sum), Part::Mean(m)) => add(&mut sum.open, Some(m))?,
             (Sums::Grams(sum), Part::Rows(rows)) => sum.add(&rows)?,
-            (sum @ Sums::None, Part::Range(r)) => *sum = Sums::Range(r),
-            (sum @ Sums::None, Part::Histogram(h)) => *sum = Sums::Histogram(*h),
-            (sum @ Sums::None, Part::Mean(m)) => *sum = Sums::Mean(m),
-            (sum @ Sums::None, Part::Rows(rows)) => {
-                let mut moments = Moments::new(&rows);
-                moments.add(&rows)?;
-                *sum = Sums::Grams(moments);
-            }
+            _ => bail!("two measures were mixed up"),
+        }
+        Ok(())
+    }
+
+    /// Ends a run of samples.
+    ///
+    /// # Errors
+    /// When the dimensions in it differ from those before.
+    pub fn end(&mut self) -> Result<()> {
+        match &mut self.sums {
+            Sums::Mean(sum) => sum.end(),
+            Sums::Grams(sum) => sum.end(),
+            Sums::None | Sums::Range(_) | Sums::Histogram(_) => Ok(()),
+        }
+    }
+
+    /// Adds the sums of a run.
+    ///
+    /// # Errors
+    /// When its dimensions differ from those of the runs before.
+    pub fn merge(&mut self, run: Sums) -> Result<()> {
+        match (&mut self.sums, run) {
+            (_, Sums::None) => {}
+            (Sums::Range(sum), Sums::Range(r)) => sum.merge(&r),
+            (Sums::Histogram(sum), Sums::Histogram(h)) => sum.merge(&h),
+            (Sums::Mean(sum), Sums::Mean(m)) => add(&mut sum.all, m.all)?,
+            (Sums::Grams(sum), Sums::Grams(m)) => sum.merge(&m)?,
+            (sum @ Sums::None, run) => *sum = run,
             _ => bail!("two measures were mixed up"),
         }
         Ok(())

@@ -1,0 +1,380 @@
+//! Sums of a run of samples as bytes, and back.
+//!
+//! Numbers are little-endian. Of a second moment the lower triangle is kept. Where all rows of a run were multiplied at once, its
+//! entries are f32 products times powers of two, one for every column: they are then kept as f32 and these powers, which is exact;
+//! whatever would lose a bit is kept as f64. A file may hold anything: every length is compared with what is there before memory
+//! is taken, and numbers that no sums have are refused.
+
+use crate::analysis::stats::fold::{Mean, Means, Sums};
+use crate::analysis::stats::moments::Moments;
+use crate::math::gram::Gram;
+use crate::math::histogram::{Histogram, Range};
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::Array1;
+
+/// Counts above this are of no run that anybody had the time for; so many of them add up without overflow.
+const MOST: u64 = 1 << 56;
+
+/// The bytes of sums.
+pub fn write(sums: &Sums) -> Vec<u8> {
+    let mut out = Vec::new();
+    match sums {
+        Sums::None => out.push(0),
+        Sums::Range(r) => {
+            out.push(1);
+            range(&mut out, r);
+        }
+        Sums::Histogram(h) => {
+            out.push(2);
+            range(&mut out, &h.range);
+            let (exponent, zeros, counts) = h.fields();
+            out.extend(exponent.to_le_bytes());
+            out.extend(zeros.to_le_bytes());
+            out.extend((counts.len() as u32).to_le_bytes());
+            counts.iter().for_each(|n| short(&mut out, *n));
+        }
+        Sums::Mean(m) => {
+            out.push(3);
+            let Mean { sums, counts } = m.all.clone().unwrap_or_default();
+            out.extend((sums.len() as u32).to_le_bytes());
+            out.extend(sums.iter().flat_map(|x| x.to_le_bytes()));
+            out.extend(counts.iter().flat_map(|n| n.to_le_bytes()));
+        }
+        Sums::Grams(m) => {
+            out.push(4);
+            let dim = m.grams().first().map_or(0, Gram::dim);
+            out.extend((m.grams().len() as u32).to_le_bytes());
+            out.extend((dim as u32).to_le_bytes());
+            m.grams().iter().for_each(|g| gram(&mut out, g));
+        }
+    }
+    out
+}
+
+fn range(out: &mut Vec<u8>, r: &Range) {
+    out.extend(r.min.to_le_bytes());
+    out.extend(r.max.to_le_bytes());
+    [r.count, r.nan, r.infinite]
+        .iter()
+        .for_each(|n| out.extend(n.to_le_bytes()));
+}
+
+/// Seven bits a byte, the low ones first; the top bit says that more follow.
+fn short(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 128 {
+        out.push(n as u8 | 128);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+/// How the entries of a moment are kept.
+const F64: u8 = 0;
+const F32: u8 = 1;
+/// Rows end with their band, not at the diagonal.
+const BANDS: u8 = 2;
+
+fn gram(out: &mut Vec<u8>, g: &Gram) {
+    out.extend(g.n.to_le_bytes());
+    out.extend(g.broken.to_le_bytes());
+    out.extend(g.sum.iter().flat_map(|x| x.to_le_bytes()));
+    let cut = g.is_symmetric();
+    let exponents = exponents(g);
+    let small = exact(g, cut, &exponents);
+    out.push(if small { F32 } else { F64 } | if cut { 0 } else { BANDS });
+    if small {
+        out.extend(exponents.iter().flat_map(|e| e.to_le_bytes()));
+    }
+    for (i, row) in g.rows(cut).enumerate() {
+        match small {
+            true => {
+                let scaled = row
+                    .iter()
+                    .zip(&exponents)
+                    .map(|(x, e)| (x * power(-e) * power(-exponents[i])) as f32);
+                scaled.for_each(|x| out.extend(x.to_le_bytes()));
+            }
+            false => row.iter().for_each(|x| out.extend(x.to_le_bytes())),
+        }
+    }
+}
+
+/// For every column the exponent of about the root of its entry on the diagonal: others are no larger, relative to two such.
+fn exponents(g: &Gram) -> Vec<i16> {
+    let diagonal = g.rows(true).map(|row| row.last().copied().unwrap_or(0.0));
+    let exponent = |x: f64| ((x.to_bits() >> 52 & 0x7ff) as i16 - 1023).div_euclid(2);
+    diagonal
+        .map(|x| if x > 0.0 { exponent(x).max(-LARGEST) } else { 0 })
+        .collect()
+}
+
+/// Exponents reach so far to either side: half of those of f64.
+const LARGEST: i16 = 511;
+
+fn exact(g: &Gram, cut: bool, exponents: &[i16]) -> bool {
+    let same = |x: f64, a: i16, b: i16| {
+        let small = (x * power(-a) * power(-b)) as f32;
+        f64::from(small) * (power(a) * power(b)) == x
+    };
+    let mut rows = g.rows(cut).zip(exponents);
+    rows.all(|(row, a)| row.iter().zip(exponents).all(|(x, b)| same(*x, *a, *b)))
+}
+
+/// `2^exponent`, exactly, for exponents that were checked.
+fn power(exponent: i16) -> f64 {
+    f64::from_bits(((i64::from(exponent) + 1023) as u64) << 52)
+}
+
+/// The sums that bytes stand for.
+///
+/// # Errors
+/// When they stand for none.
+pub fn read(bytes: &[u8]) -> Result<Sums> {
+    let mut from = Bytes(bytes);
+    let sums = match from.number::<1>()?[0] {
+        0 => Sums::None,
+        1 => Sums::Range(from.range()?),
+        2 => Sums::Histogram(from.histogram()?),
+        3 => Sums::Mean(Means::of(from.mean()?)),
+        4 => Sums::Grams(from.moments()?),
+        kind => bail!("there is no measure of kind {kind}"),
+    };
+    ensure!(from.0.is_empty(), "{} bytes too many", from.0.len());
+    Ok(sums)
+}
+
+/// What has not been read yet.
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    /// So many bytes.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(n).context("it is cut short")?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    /// The bytes of a number.
+    pub fn number<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let taken = self.take(N)?;
+        Ok(std::array::from_fn(|i| taken[i]))
+    }
+
+    fn u32(&mut self) -> Result<usize> {
+        Ok(u32::from_le_bytes(self.number()?) as usize)
+    }
+
+    fn count(&mut self) -> Result<u64> {
+        let n = u64::from_le_bytes(self.number()?);
+        ensure!(n < MOST, "a count of {n}");
+        Ok(n)
+    }
+
+    fn floats(&mut self, n: usize) -> Result<Vec<f64>> {
+        let (all, _) = self.take(n.checked_mul(8).context("too long")?)?.as_chunks::<8>();
+        let all: Vec<f64> = all.iter().map(|b| f64::from_le_bytes(*b)).collect();
+        ensure!(all.iter().all(|x| x.is_finite()), "a sum is not finite");
+        Ok(all)
+    }
+
+    fn range(&mut self) -> Result<Range> {
+        let (min, max) = (f32::from_le_bytes(self.number()?), f32::from_le_bytes(self.number()?));
+        let (count, nan, infinite) = (self.count()?, self.count()?, self.count()?);
+        let sound = match count {
+            0 => min == f32::INFINITY && max == f32::NEG_INFINITY,
+            _ => min.is_finite() && max.is_finite() && min <= max,
+        };
+        ensure!(sound, "a range from {min} to {max}");
+        Ok(Range {
+            min,
+            max,
+            count,
+            nan,
+            infinite,
+        })
+    }
+
+    fn short(&mut self) -> Result<u64> {
+        let mut n = 0;
+        for shift in (0..56).step_by(7) {
+            let [byte] = self.number()?;
+            n |= u64::from(byte & 127) << shift;
+            if byte < 128 {
+                return Ok(n);
+            }
+        }
+        bail!("a count is too large")
+    }
+
+    fn histogram(&mut self) -> Result<Histogram> {
+        let range = self.range()?;
+        let exponent = i32::from_le_bytes(self.number()?);
+        let zeros = self.count()?;
+        let bins = self.u32()?;
+        ensure!(bins <= self.0.len(), "it is cut short");
+        let counts = (0..bins).map(|_| self.short()).collect::<Result<Vec<u64>>>()?;
+        Histogram::of(range, exponent, zeros, &counts).context("no histogram has such bins")
+    }
+
+    fn mean(&mut self) -> Result<Mean> {
+        let length = self.u32()?;
+        let sums = self.floats(length)?;
+        let counts = (0..length).map(|_| self.count()).collect::<Result<_>>()?;
+        Ok(Mean { sums, counts })
+    }
+
+    fn moments(&mut self) -> Result<Moments> {
+        let (groups, dim) = (self.u32()?, self.u32()?);
+        ensure!(groups <= self.0.len() / 17, "it is cut short");
+        Ok(Moments::of((0..groups).map(|_| self.gram(dim)).collect::<Result<_>>()?))
+    }
+
+    fn gram(&mut self, dim: usize) -> Result<Gram> {
+        let (n, broken) = (self.count()?, self.count()?);
+        let sum = Array1::from(self.floats(dim)?);
+        let [kind] = self.number()?;
+        let cut = kind & BANDS == 0;
+        ensure!(kind <= (F32 | BANDS), "there is no kind {kind} of moments");
+        // Row by row: a triangle is half of a square, and no moment is larger than its bytes times four.
+        let least = dim.checked_mul(dim + 1).context("too long")? / 2;
+        let gram = match kind & F32 {
+            F32 => {
+                let exponents = self.take(2 * dim)?.as_chunks::<2>().0;
+                let exponents: Vec<i16> = exponents.iter().map(|b| i16::from_le_bytes(*b)).collect();
+                ensure!(
+                    exponents.iter().all(|e| e.abs() <= LARGEST),
+                    "an exponent is out of range"
+                );
+                ensure!(least <= self.0.len() / 4, "it is cut short");
+                let all = Gram::lengths(dim, cut).sum::<usize>();
+                let (all, _) = self.take(all.checked_mul(4).context("too long")?)?.as_chunks::<4>();
+                let places = Gram::lengths(dim, cut).enumerate();
+                let places = places.flat_map(|(i, length)| (0..length).map(move |j| (i, j)));
+                let of = |(b, (i, j)): (&[u8; 4], (usize, usize))| {
+                    let scale: f64 = power(exponents[i]) * power(exponents[j]);
+                    f64::from(f32::from_le_bytes(*b)) * scale
+                };
+                Gram::of(n, broken, sum, cut, all.iter().zip(places).map(of))
+            }
+            _ => {
+                ensure!(least <= self.0.len() / 8, "it is cut short");
+                let all = Gram::lengths(dim, cut).sum::<usize>();
+                let (all, _) = self.take(all.checked_mul(8).context("too long")?)?.as_chunks::<8>();
+                Gram::of(n, broken, sum, cut, all.iter().map(|b| f64::from_le_bytes(*b)))
+            }
+        };
+        let gram = gram.context("it is cut short")?;
+        let finite = |row: &[f64]| row.iter().all(|x| x.is_finite());
+        ensure!(gram.rows(true).all(finite), "a sum is not finite");
+        Ok(gram)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::stats::rows::Rows;
+
+    fn moments(dim: usize, groups: usize, rows: usize, size: f32) -> Moments {
+        let numbers = groups * rows * dim;
+        let data = (0..numbers)
+            .map(|i| ((i * 7919 % 1013) as f32 - 400.0) * size)
+            .collect();
+        let rows = Rows { dim, groups, data };
+        let mut m = Moments::new(&rows);
+        m.add(&rows).expect("fits");
+        m.end().expect("ends");
+        m
+    }
+
+    fn bits(m: &Moments) -> Vec<u64> {
+        let of = |g: &Gram| {
+            let entries: Vec<f64> = g.second().into_iter().chain(g.sum.iter().copied()).collect();
+            entries
+                .into_iter()
+                .map(f64::to_bits)
+                .chain([g.n, g.broken])
+                .collect::<Vec<_>>()
+        };
+        m.grams().iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn moments_come_back_bit_by_bit_and_products_take_half_the_bytes() {
+        for (dim, groups, rows, size, small) in [
+            (1, 3, 5, 1.0, false),
+            (9, 4, 3, 1e-3, true),
+            (100, 1, 60, 1e-12, true),
+            (200, 2, 150, 3e7, true),
+            (40, 1, 500, 0.1, false), // several products in a run
+        ] {
+            let m = moments(dim, groups, rows, size);
+            let bytes = write(&Sums::Grams(moments(dim, groups, rows, size)));
+            let Ok(Sums::Grams(back)) = read(&bytes) else {
+                panic!("moments")
+            };
+            assert_eq!(bits(&m), bits(&back), "{dim}");
+            let triangle = dim * (dim + 1) / 2;
+            let most = groups * (triangle * if small { 4 } else { 8 } + 10 * dim + 17) + 9;
+            assert!(bytes.len() <= most, "{dim}: {} {most}", bytes.len());
+        }
+    }
+
+    #[test]
+    fn ranges_histograms_and_means_come_back() {
+        let values: Vec<f32> = (0..9000).map(|i| (i as f32 - 2000.0) * 0.37).collect();
+        let mut h = Histogram::new();
+        for h in [
+            h.clone(),
+            {
+                h.add(&values);
+                h.clone()
+            },
+            Histogram::of_some(&values[..100], h.range),
+        ] {
+            let Ok(Sums::Histogram(back)) = read(&write(&Sums::Histogram(h.clone()))) else {
+                panic!("a histogram")
+            };
+            assert_eq!(h, back);
+            let Ok(Sums::Range(range)) = read(&write(&Sums::Range(h.range))) else {
+                panic!("a range")
+            };
+            assert_eq!(range, h.range);
+        }
+        let mean = Mean {
+            sums: vec![1.5, -2.0],
+            counts: vec![3, 0],
+        };
+        let Ok(Sums::Mean(back)) = read(&write(&Sums::Mean(Means::of(mean)))) else {
+            panic!("means")
+        };
+        assert_eq!(back.mean(), [0.5, 0.0]);
+    }
+
+    #[test]
+    fn cut_or_changed_bytes_are_errors_or_other_sums_and_never_a_panic() {
+        let mut h = Histogram::new();
+        h.add(&[-1.0, 0.0, 2.5, 3.0]);
+        let all = [
+            write(&Sums::Grams(moments(9, 2, 4, 1.0))),
+            write(&Sums::Grams(moments(9, 2, 40, 1.0))),
+            write(&Sums::Histogram(h)),
+            write(&Sums::Mean(Means::of(Mean {
+                sums: vec![1.0],
+                counts: vec![1],
+            }))),
+        ];
+        for bytes in all {
+            for end in 0..bytes.len() {
+                assert!(read(&bytes[..end]).is_err(), "{end}");
+            }
+            for at in 0..bytes.len() {
+                for to in [0, 1, 127, 255, bytes[at].wrapping_add(1)] {
+                    let mut bad = bytes.clone();
+                    bad[at] = to;
+                    let _ = read(&bad);
+                }
+            }
+        }
+    }
+}
