@@ -113,7 +113,7 @@ fn a_value_that_is_nan_is_named() {
             .err()
             .expect("the logarithm of a negative number");
         let text = format!("{e:#}");
-        assert!(text.contains("log, sample 0") && text.contains("NaN"), "{text}");
+        assert!(text.contains("sample 0: log") && text.contains("NaN"), "{text}");
     }
 }
 
