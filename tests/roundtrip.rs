@@ -108,3 +108,18 @@ fn external_data_go_out_and_come_back() {
         "no temporary file is left"
     );
 }
+
+#[test]
+fn a_file_from_before_imports_can_be_read_again_after_it_was_raised() {
+    let mut proto = crate::tool::model(vec![crate::tool::node("Relu", &["x"], &["y"])], vec![]);
+    proto.ir_version = None;
+    proto.opset_import.clear();
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("old.onnx");
+    crate::tool::save(&path, &proto);
+    let mut m = onnx::read(&path).expect("it is read");
+    m.raise_ir(4);
+    std::fs::write(&path, onnx::to_bytes(&m).expect("it is written")).expect("the disk");
+    let again = onnx::read(&path).expect("it is read again");
+    assert_eq!((again.opset(""), again.rest.ir_version()), (1, 4));
+}

@@ -340,6 +340,25 @@ impl Model {
         self.revision += 1;
     }
 
+    /// Raises the IR version. From 4 on initializers need not be inputs, so those of the main graph no longer are. Below 3 a file
+    /// imports operator set 1 without saying so; from there on it has to.
+    pub fn raise_ir(&mut self, to: i64) {
+        let from = self.rest.ir_version();
+        if from >= to {
+            return;
+        }
+        if from < 4 && to >= 4 {
+            self.inputs_with_defaults_to_consts(self.main_id());
+        }
+        if from < 3 && self.rest.opset_import.is_empty() {
+            self.rest.opset_import.push(crate::pb::OperatorSetIdProto {
+                domain: None,
+                version: Some(1),
+            });
+        }
+        self.rest.ir_version = Some(to);
+    }
+
     /// Removes what no output needs: nodes whose outputs are all unused and unused initializers, in all graphs. Gives the
     /// number of nodes and of initializers removed. Inputs and `If`/`Loop`/`Scan` outputs stay.
     pub fn sweep(&mut self) -> (usize, usize) {

@@ -214,11 +214,8 @@ impl Fp16 {
         if model.opset("") < wanted {
             raise_opset(model, wanted)?;
         }
-        if model.rest.ir_version() < 4 {
-            // Weights have to be inputs below version 4, and inputs would change their types.
-            model.inputs_with_defaults_to_consts(model.main_id());
-            model.rest.ir_version = Some(4);
-        }
+        // Weights have to be inputs below version 4, and inputs would change their types.
+        model.raise_ir(4);
         Ok(())
     }
 

@@ -141,10 +141,7 @@ pub fn raise_opset(model: &mut Model, to: i64) -> Result<Vec<(String, String)>> 
         .rev()
         .find(|(set, _)| *set <= to)
         .map_or(3, |(_, ir)| *ir);
-    if raised.rest.ir_version() < 4 && needed >= 4 {
-        // From version 4 on, a caller could override them.
-        raised.inputs_with_defaults_to_consts(raised.main_id());
-    }
+    raised.raise_ir(needed);
     let nodes: Vec<(NodeId, i64)> = raised
         .nodes()
         .filter(|(_, n)| n.op.domain.is_empty())
@@ -161,9 +158,6 @@ pub fn raise_opset(model: &mut Model, to: i64) -> Result<Vec<(String, String)>> 
     }
     for root in std::iter::once(raised.main_id()).chain(raised.functions().to_vec()) {
         set_imports(&mut raised, root, to);
-    }
-    if raised.rest.ir_version() < needed {
-        raised.rest.ir_version = Some(needed);
     }
     *model = raised;
     Ok(done)

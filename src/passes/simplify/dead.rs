@@ -182,8 +182,7 @@ pub(super) fn default_inputs(m: &mut Model) {
     if in_bodies {
         return;
     }
-    m.inputs_with_defaults_to_consts(main);
-    m.rest.ir_version = Some(4);
+    m.raise_ir(4);
 }
 
 fn declared_types(m: &mut Model) {
