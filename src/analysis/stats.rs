@@ -1,6 +1,6 @@
 //! Statistics of inner values over calibration samples, streamed in bounded memory.
 //!
-//! All measures are sums over samples, in an order that only the samples' numbers set ([`tree`]): the result depends neither on
+//! All measures are sums over samples, in an order that only the samples' numbers set (`stats/tree.rs`): the result depends neither on
 //! the number of threads nor on how the samples were shared among machines.
 
 pub(crate) mod fold;

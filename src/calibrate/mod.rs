@@ -1,7 +1,7 @@
 //! Statistics that were measured elsewhere: machines share the samples, and the outcome is that of one machine, bit by bit.
 //!
 //! Passes ask for statistics of values ([`crate::analysis::stats`]) as they go, and what the second one asks depends on what the
-//! first one did. So a file ([`file`]) is a memo of *requests*: a model, measures of its values, numbers of samples, the engine.
+//! first one did. So a file (`file.rs`) is a memo of *requests*: a model, measures of its values, numbers of samples, the engine.
 //! A [`Shard`] runs the pipeline up to the first request that the files given do not answer, measures its part of the samples and
 //! stops; with all parts of all requests, the pipeline runs through without measuring. A request is known by a hash of the
 //! model *as it is then*: where a machine decided otherwise on the way (another kind of processor rounds otherwise), its files answer
