@@ -22,14 +22,20 @@ fn ramp(dims: &[usize], from: f32, step: f32) -> Tensor {
     Tensor::new(dims, (0..n).map(|i| from + step * i as f32).collect())
 }
 
-#[test]
-fn any_value_of_the_main_graph_can_be_wanted_even_twice() {
+/// `y = Relu(h)`, `h = x w`, and a sample for `x`.
+fn product() -> (Builder, [ValueId; 4], Sample) {
     let mut b = Builder::new(13);
     let x = b.input("x", DType::Float, &[1, 2]);
     let w = b.constant("w", Tensor::new(&[2, 2], vec![1f32, 2., 3., 4.]));
     let h = b.op("MatMul", &[x, w], vec![]);
     let y = b.op("Relu", &[h], vec![]);
     let s = sample(&[("x", Tensor::new(&[1, 2], vec![1f32, -1.]))]);
+    (b, [x, w, h, y], s)
+}
+
+#[test]
+fn any_value_of_the_main_graph_can_be_wanted_even_twice() {
+    let (b, [x, w, h, y], s) = product();
     let got = run(&b, &[y, x, w, h, h], &s);
     assert_eq!(floats(&got[0]), [0., 0.]);
     assert_eq!(floats(&got[1]), [1., -1.]);
@@ -40,12 +46,7 @@ fn any_value_of_the_main_graph_can_be_wanted_even_twice() {
 
 #[test]
 fn values_are_handed_over_as_they_are_computed_those_that_others_read_included() {
-    let mut b = Builder::new(13);
-    let x = b.input("x", DType::Float, &[1, 2]);
-    let w = b.constant("w", Tensor::new(&[2, 2], vec![1f32, 2., 3., 4.]));
-    let h = b.op("MatMul", &[x, w], vec![]);
-    let y = b.op("Relu", &[h], vec![]);
-    let s = sample(&[("x", Tensor::new(&[1, 2], vec![1f32, -1.]))]);
+    let (b, [x, w, h, y], s) = product();
     let wanted = [y, h, w, x, h];
     let session = Tract.load(&b.model, &wanted, &s).expect("loads");
     let mut seen = std::collections::BTreeMap::new();
