@@ -105,9 +105,7 @@ impl Decoder<'_> {
 
     fn initializer(&mut self, id: GraphId, t: pb::TensorProto) -> Result<()> {
         let name = t.name().to_owned();
-        let named = || format!("initializer {name:?}");
-        ensure!(t.data_type() != 0, "{}: it has no data type", named());
-        let tensor = self.tensor(t).with_context(named)?;
+        let tensor = self.tensor(t).with_context(|| format!("initializer {name:?}"))?;
         let own = self.scopes.0.last().and_then(|s| s.get(&name).copied());
         match own {
             Some(input) if self.model.value(input).tensor().is_none() => self.model.set_default(input, tensor),
@@ -120,6 +118,7 @@ impl Decoder<'_> {
     }
 
     fn tensor(&self, mut t: pb::TensorProto) -> Result<Tensor> {
+        ensure!(t.data_type() != 0, "it has no data type");
         ensure!(
             DType::try_from(t.data_type()).is_ok(),
             "data type {} does not exist in any ONNX version up to 1.23; the file is damaged, or this program too old",
