@@ -195,18 +195,19 @@ struct Lost {
 impl Lost {
     /// The share to hold against a limit. Counting says little on few decisions: where a share `q` changes, either way, the count over
     /// `n` errs by `√(q/n)`. So the mean of what was counted and what is expected is taken, each weighted by the inverse of its
-    /// variance. What is expected is doubted by as much as the count contradicts it beyond one and a half deviations. And what
-    /// counting alone proves, two deviations below the count, holds in any case.
+    /// variance. What is expected is doubted by as much as the count is worse than it beyond one and a half deviations; that
+    /// the count is better, or a gain, is luck. And what counting alone proves, two deviations below the count, holds in any case.
     fn told(&self) -> f64 {
         let n = self.decisions.max(1) as f64;
-        let changes = self.changes[0].max(self.changes[1]).max(self.counted);
+        let counted = self.counted.max(0.0);
+        let changes = self.changes[0].max(self.changes[1]).max(counted);
         let by_count = changes.max(1e-9) / n;
         let usual = (self.doubt.0 * self.expected).powi(2) + (self.doubt.1 * changes).powi(2) + (0.1 / n).powi(2);
         let foreseen = self.changes[1].max(0.5 / n) / n + usual;
-        let excess = (self.counted - self.expected).powi(2) - 2.25 * foreseen;
+        let excess = (counted - self.expected).max(0.0).powi(2) - 2.25 * foreseen;
         let by_margins = usual + excess.max(0.0);
-        let mean = (self.counted / by_count + self.expected / by_margins) / (1.0 / by_count + 1.0 / by_margins);
-        mean.max(self.counted - 2.0 * by_count.sqrt())
+        let mean = (counted / by_count + self.expected / by_margins) / (1.0 / by_count + 1.0 / by_margins);
+        mean.max(counted - 2.0 * by_count.sqrt())
     }
 }
 
@@ -406,6 +407,7 @@ mod tests {
         );
         assert!(matches!(with(32, 30.0 / 32.0, 0.002), Verdict::Outside(_)));
         assert!(matches!(with(32, 31.0 / 32.0, 0.006), Verdict::Outside(_)));
+        assert!(matches!(with(32, 1.0, 0.018), Verdict::Outside(_)), "a gain is luck");
         assert!(matches!(with(1000, 0.99, 0.002), Verdict::Outside(_)));
         assert!(
             matches!(with(1000, 0.996, 0.006), Verdict::Outside(_)),
