@@ -26,8 +26,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use plan::Plan;
 use prepare::Job;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use tract_onnx::prelude::TValue;
 
 /// tract as an [`Engine`].
@@ -49,6 +50,8 @@ impl Engine for Tract {
 /// A model that tract has compiled.
 struct Running {
     job: Job,
+    /// For each computed value its numbers among the wanted ones.
+    places: BTreeMap<usize, Vec<usize>>,
     /// One for every combination of branches seen; empty when nothing needs computing.
     plans: Mutex<Vec<Arc<Plan>>>,
 }
@@ -64,13 +67,18 @@ impl Running {
             plans.push(Arc::new(plan));
         }
         Ok(Running {
+            places: places(&job.give),
             job,
             plans: Mutex::new(plans),
         })
     }
 
+    fn plans(&self) -> MutexGuard<'_, Vec<Arc<Plan>>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn compute(&self, sample: &Sample) -> Result<Vec<TValue>> {
-        let plans = self.plans.lock().map_or_else(|e| e.into_inner().clone(), |p| p.clone());
+        let plans = self.plans().clone();
         for plan in &plans {
             match (plan.compute(sample), &self.job.flat) {
                 (Ok(Some(values)), _) => return Ok(values),
@@ -83,7 +91,7 @@ impl Running {
         };
         let plan = Arc::new(Plan::for_sample(flat.clone(), &self.job.names, sample)?);
         let values = plan.compute(sample)?.context("an If takes another branch each time")?;
-        self.plans.lock().unwrap_or_else(|e| e.into_inner()).push(plan);
+        self.plans().push(plan);
         Ok(values)
     }
 }
@@ -100,17 +108,16 @@ impl Session for Running {
     }
 
     fn visit(&self, sample: &Sample, each: &mut Each) -> Result<()> {
-        let plans = self.plans.lock().map_or_else(|e| e.into_inner().clone(), |p| p.clone());
-        let (Some(plan), None) = (plans.first(), &self.job.flat) else {
+        let plan = self.plans().first().cloned();
+        let (Some(plan), None) = (plan, &self.job.flat) else {
             return hand_over(self.run(sample)?, each);
         };
         at_hand(&self.job.give, sample, each)?;
-        let places = places(&self.job.give);
         let mut theirs = None;
         let run = || {
             plan.run(sample, &mut |k, value| {
                 let value = convert::from_tract(value, self.job.dtypes.get(k).copied().flatten())?;
-                let outcome = places[&k].iter().try_for_each(|i| each(*i, value.clone()));
+                let outcome = self.places[&k].iter().try_for_each(|i| each(*i, value.clone()));
                 outcome.or_else(|e| {
                     theirs = Some(e);
                     bail!("stopped")

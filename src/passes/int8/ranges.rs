@@ -6,7 +6,7 @@
 
 use super::place::{Placement, scale_roots};
 use super::target::Codes;
-use super::units::Units;
+use super::units::{Unit, Units};
 use crate::analysis::stats::Stats;
 use crate::ir::{Model, ValueId};
 use crate::math::affine::{Affine, IntKind};
@@ -148,11 +148,7 @@ fn of_root(
     (method, codes): (Method, Codes),
     root: ValueId,
 ) -> Result<Affine> {
-    let unit = units
-        .producer
-        .get(&root)
-        .filter(|p| placement.integer[**p])
-        .map(|p| &units.all[*p]);
+    let unit = maker(units, placement, root);
     if let Some(Role::Fixed(low, high)) = unit.map(|u| u.role) {
         return codes.cover(low, high);
     }
@@ -160,7 +156,18 @@ fn of_root(
     let Some((min, max)) = stats.histogram(root).and_then(|h| method.range(h)) else {
         bail!("{name} was not measured");
     };
-    let (low, high) = unit.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
+    cover(codes, unit, (min, max))
+}
+
+/// The operator in integers that makes a value.
+fn maker<'a>(units: &'a Units, placement: &Placement, v: ValueId) -> Option<&'a Unit> {
+    let unit = units.producer.get(&v).filter(|p| placement.integer[**p]);
+    unit.map(|p| &units.all[*p])
+}
+
+/// Codes for a range, as far as its maker lets values reach.
+fn cover(codes: Codes, maker: Option<&Unit>, (min, max): (f32, f32)) -> Result<Affine> {
+    let (low, high) = maker.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
     codes.cover(min.clamp(low, high), max.clamp(low, high))
 }
 
@@ -205,9 +212,7 @@ impl Scales {
         }
         all
     }
-}
 
-impl Scales {
     /// How the range of a quantized value was chosen, in words.
     pub fn words(
         &self,
@@ -225,14 +230,11 @@ impl Scales {
         if self.shared.contains(&root) {
             return Some("that of the Concat behind it".into());
         }
-        let unit = units.producer.get(&root).filter(|p| placement.integer[**p]);
-        let unit = unit.map(|p| &units.all[*p]);
+        let unit = maker(units, placement, root);
         if let Some(Role::Fixed(..)) = unit.map(|u| u.role) {
             return Some("fixed by the operator".into());
         }
-        let (low, high) = unit.map_or((f32::NEG_INFINITY, f32::INFINITY), |u| u.limits);
-        let (min, max) = stats.histogram(root)?.minmax()?;
-        let all = codes.cover(min.clamp(low, high), max.clamp(low, high)).ok();
+        let all = cover(codes, unit, stats.histogram(root)?.minmax()?).ok();
         let name = match method {
             Method::Auto if all == Some(affine) => "auto: all that was seen",
             Method::Auto => "auto: least squared error",
