@@ -51,6 +51,20 @@ impl Shrunk {
         }
     }
 
+    /// Pulls the diagonal as far as the rest was pulled, by the part `even` of λ: to the mean power, but of input `i` to
+    /// `most[i]` at most. An input of which few samples say that it hardly moves may move in others.
+    ///
+    /// Panics when `most` has another length.
+    pub fn evened(mut self, even: f64, most: &Array1<f64>) -> Shrunk {
+        let mut diagonal = self.covariance.diag_mut();
+        let mean = diagonal.sum() / diagonal.len().max(1) as f64;
+        let part = self.intensity * even;
+        ndarray::Zip::from(&mut diagonal).and(most).for_each(|d, &m| {
+            *d += part * (mean.min(m) - *d).max(0.0);
+        });
+        self
+    }
+
     /// `E x xᵀ = covariance + mean meanᵀ`.
     pub fn into_moment(self) -> Array2<f64> {
         let mut moment = self.covariance;
@@ -73,12 +87,20 @@ pub struct Halved {
 
 /// Mean and covariance from the sums over two halves that share no sample; an error when their sizes differ.
 pub fn shrunk(one: &Gram, other: &Gram) -> Result<Halved> {
+    shrunk_by(2.0, one, other)
+}
+
+/// As [`shrunk`], with `times` the λ that is best for the whole.
+///
+/// # Errors
+/// When their sizes differ.
+pub fn shrunk_by(times: f64, one: &Gram, other: &Gram) -> Result<Halved> {
     let mut all = one.clone();
     all.merge(other)?;
     let (a, b) = (one.covariance(), other.covariance());
     let intensity = match one.n == 0 || other.n == 0 {
         true => UNKNOWN,
-        false => (2.0 * disagreement(&a, &b)).clamp(0.0, 1.0),
+        false => (times * disagreement(&a, &b)).clamp(0.0, 1.0),
     };
     Ok(Halved {
         all: Shrunk::new(&all, intensity),

@@ -307,7 +307,7 @@ mod tests {
             gram.add_rows(rows(n / 2, dim, dim / 2, seed).view()).expect("fits");
             gram
         });
-        Known::new(&halves[0], Some(&halves[1]), n, true).expect("fits")
+        Known::new(&halves[0], Some(&halves[1]), n, &Array1::ones(dim), true).expect("fits")
     }
 
     fn weight(out: usize, inputs: usize, known: &Known) -> Weight {

@@ -8,9 +8,16 @@
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
 use crate::math::gram::Gram;
-use crate::math::shrink::{Halved, Shrunk, for_half, shrunk};
+use crate::math::shrink::{Halved, Shrunk, for_half, shrunk_by};
 use anyhow::Result;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
+
+/// The λ of the covariance, in units of that which is best for it as a whole (`math::shrink`). What low rank needs are
+/// the weaker directions, which are known less well. Measured on layers of five networks with 128 samples: 1.5 is within 0.1 dB of the
+/// best, 1 and 2 are up to 0.5 dB worse, and more can lose everything.
+const TIMES: f64 = 1.5;
+/// How far powers are pulled to their mean, in parts of λ. Measured likewise: up to 1 dB at high ranks.
+const EVEN: f64 = 0.25;
 
 /// Second moments of the inputs of sites over two halves of the samples.
 pub struct Halves {
@@ -38,14 +45,16 @@ impl Halves {
     ///
     /// # Errors
     /// When the halves do not fit together.
-    pub fn of(&self, site: &Site, columns: usize, centered: bool) -> Result<Option<Known>> {
+    pub fn of(&self, site: &Site, weight: ArrayView2<f32>, centered: bool) -> Result<Option<Known>> {
         let [a, b] = &self.stats;
         let samples = a.samples + b.samples;
-        match (gram(a, site, columns), gram(b, site, columns)) {
-            (Some(one), Some(other)) => Known::new(one, Some(other), samples, centered).map(Some),
-            (Some(one), None) | (None, Some(one)) => Known::new(one, None, samples, centered).map(Some),
-            (None, None) => Ok(None),
-        }
+        let (one, other) = match (gram(a, site, weight.ncols()), gram(b, site, weight.ncols())) {
+            (Some(one), other) => (one, other),
+            (None, Some(one)) => (one, None),
+            (None, None) => return Ok(None),
+        };
+        let sizes = weight.map_axis(Axis(0), |column| column.iter().map(|x| f64::from(*x).powi(2)).sum());
+        Known::new(one, other, samples, &sizes, centered).map(Some)
     }
 }
 
@@ -56,19 +65,29 @@ fn gram<'s>(stats: &'s Stats, site: &Site, columns: usize) -> Option<&'s Gram> {
 }
 
 impl Known {
-    /// From the sums over both halves (or one, if there is no other) of this many samples.
+    /// From the sums over both halves (or one, if there is no other) of this many samples; `sizes` are the squared lengths of
+    /// the weight's columns.
     ///
     /// # Errors
     /// When their sizes differ.
-    pub fn new(one: &Gram, other: Option<&Gram>, samples: usize, centered: bool) -> Result<Known> {
+    pub fn new(
+        one: &Gram,
+        other: Option<&Gram>,
+        samples: usize,
+        sizes: &Array1<f64>,
+        centered: bool,
+    ) -> Result<Known> {
         let Halved {
             all,
             one: first,
             other: second,
-        } = shrunk(one, other.unwrap_or(&Gram::new(one.dim())))?;
+        } = shrunk_by(TIMES, one, other.unwrap_or(&Gram::new(one.dim())))?;
+        let powers = all.covariance.diag().to_owned();
+        let most = equal_parts(&powers, sizes);
+        let all = all.evened(EVEN, &most);
         let (half, mut spread, mean) = match other {
             Some(other) => {
-                let half = Shrunk::of(one, first, for_half(all.intensity));
+                let half = Shrunk::of(one, first, for_half(all.intensity)).evened(EVEN, &most);
                 (half, second, other.mean())
             }
             None => (all.clone(), first, one.mean()),
@@ -78,7 +97,6 @@ impl Known {
         let evidence = (samples as f64 * all.rows as f64).sqrt();
         let trust = evidence / (1.0 + evidence);
         spread *= trust;
-        let powers = all.covariance.diag().to_owned();
         spread.diag_mut().scaled_add(1.0 - trust, &powers);
         let apart = (!centered).then(|| {
             let mut moment = spread.clone();
@@ -100,6 +118,13 @@ impl Known {
     pub fn unseen(&self) -> &Array2<f64> {
         self.apart.as_ref().unwrap_or(&self.spread)
     }
+}
+
+/// The powers at which every input, alone, would give the output as much power as an input does on the average. No input is
+/// taken for more powerful than that: of inputs in different units, those in large ones have small weights.
+fn equal_parts(powers: &Array1<f64>, sizes: &Array1<f64>) -> Array1<f64> {
+    let mean = powers.dot(sizes) / sizes.len().max(1) as f64;
+    sizes.mapv(|s| if s > 0.0 { mean / s } else { 0.0 })
 }
 
 /// `m += v vᵀ`.

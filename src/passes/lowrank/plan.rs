@@ -169,7 +169,7 @@ impl LowRank {
             let centered = self.centered && fit::adjustable(model, site) && site.bias_values(model).is_some();
             let known = match halves {
                 None => None,
-                Some(h) => match h.of(site, width(site), centered).with_context(named)? {
+                Some(h) => match h.of(site, site.matrix(model)?.view(), centered).with_context(named)? {
                     None => {
                         return Ok(Err(Refused {
                             why: "its input could not be measured".to_owned(),

@@ -1,8 +1,8 @@
 //! What the rungs do to the outputs of the model, measured on samples that the factors were not made from.
 //!
-//! When the first rung of every site leaves the outputs within the limit, that is all. Else each site is tried alone: its
-//! damage tells what it may be charged with (errors of different sites nearly add up; that of a higher rung falls as its
-//! predicted error). Of all choices whose damages sum up to a limit, the one that saves most weights is that of a common
+//! When the first rung of every site leaves the outputs within the limit, that is all. Else sites are tried alone; many of
+//! them in groups of neighbours, of which the most harmful are parted in two and tried again. The damage tells what a site may
+//! be charged with (errors of different sites nearly add up; that of a higher rung falls as its predicted error). Of all choices whose damages sum up to a limit, the one that saves most weights is that of a common
 //! exchange rate of weights for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
 
 use super::ladder::Ladder;
@@ -13,9 +13,14 @@ use crate::passes::Context;
 use crate::passes::exchange;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
+use std::ops::Range;
 
 /// Samples on which sites are tried one by one.
 const ALONE: usize = 12;
+/// Sites are tried in so many groups at first,
+const GROUPS: usize = 24;
+/// and groups are parted while there are fewer than this.
+const PARTED: usize = 36;
 /// How often a smaller choice is tried.
 const ROUNDS: usize = 8;
 
@@ -49,15 +54,7 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
     if first <= limit {
         return Ok(settled);
     }
-    cx.progress.start("try layers", ladders.len());
-    let mut damage = Vec::new();
-    for i in 0..ladders.len() {
-        let mut only: Choice = vec![None; ladders.len()];
-        only[i] = Some(0);
-        damage.push(error(model, ladders, &only, (&reference, ALONE), cx)?);
-        cx.progress.advance(1);
-    }
-    cx.progress.finish();
+    let damage = damages(model, ladders, &reference, cx)?;
     let mut allowed = limit;
     for _ in 0..ROUNDS {
         let choice = within(ladders, &damage, allowed);
@@ -75,6 +72,42 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
     settled.choice = vec![None; ladders.len()];
     settled.last = 0.0;
     Ok(settled)
+}
+
+/// What the first rung of every site does to the outputs.
+fn damages(model: &Model, ladders: &[Ladder], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+    let tried = |group: Range<usize>| -> Result<(Range<usize>, f64)> {
+        let choice = (0..ladders.len()).map(|i| group.contains(&i).then_some(0)).collect();
+        let damage = error(model, ladders, &choice, (reference, ALONE), cx)?;
+        cx.progress.advance(1);
+        Ok((group, damage))
+    };
+    let first = GROUPS.min(ladders.len());
+    let last = PARTED.min(ladders.len());
+    cx.progress.start("try layers", first + 2 * (last - first));
+    let start = |i: usize| i * ladders.len() / first;
+    let mut groups = (0..first)
+        .map(|i| tried(start(i)..start(i + 1)))
+        .collect::<Result<Vec<_>>>()?;
+    while groups.len() < last {
+        let several = (0..groups.len()).filter(|&i| groups[i].0.len() > 1);
+        let Some(worst) = several.max_by(|&a, &b| groups[a].1.total_cmp(&groups[b].1)) else {
+            break;
+        };
+        let (group, _) = groups.swap_remove(worst);
+        let middle = (group.start + group.end) / 2;
+        groups.push(tried(group.start..middle)?);
+        groups.push(tried(middle..group.end)?);
+    }
+    cx.progress.finish();
+    let mut damage = vec![0.0; ladders.len()];
+    for (group, sum) in groups {
+        // Within a group, as predicted.
+        let each = |i: usize| ladders[i].rungs[0].error.max(f64::MIN_POSITIVE);
+        let all: f64 = group.clone().map(each).sum();
+        group.for_each(|i| damage[i] = sum * each(i) / all);
+    }
+    Ok(damage)
 }
 
 /// The choice that saves most weights among those whose damages sum up to `allowed` at most.
