@@ -10,7 +10,7 @@ use onnxzip::pb;
 use std::io::Write;
 
 /// A seeded stream of numbers in [-1, 1).
-struct Numbers(u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
     fn next(&mut self) -> f32 {
@@ -20,7 +20,7 @@ impl Numbers {
             .wrapping_add(1442695040888963407);
         (self.0 >> 40) as f32 / 8388608.0 - 1.0
     }
-    fn take(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn take(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.next()).collect()
     }
     /// An `m × n` matrix of rank `r`, row by row.
@@ -31,7 +31,7 @@ impl Numbers {
     }
 }
 
-fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
+pub(crate) fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
     let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
     crate::tool::port(name, &dims)
 }
@@ -44,7 +44,13 @@ fn layer(opset: i64, op: &str, x: &[usize], y: &[usize], args: Vec<Option<Tensor
 }
 
 /// The same without an output; gives the node's.
-fn open_layer(opset: i64, op: &str, x: &[usize], args: Vec<Option<Tensor>>, attrs: Vec<Attr>) -> (Model, ValueId) {
+pub(crate) fn open_layer(
+    opset: i64,
+    op: &str,
+    x: &[usize],
+    args: Vec<Option<Tensor>>,
+    attrs: Vec<Attr>,
+) -> (Model, ValueId) {
     let mut model = Model::new(pb::ModelProto {
         ir_version: Some(8),
         opset_import: vec![pb::OperatorSetIdProto {
@@ -65,7 +71,7 @@ fn open_layer(opset: i64, op: &str, x: &[usize], args: Vec<Option<Tensor>>, attr
 }
 
 /// Samples for the input `x` (all axes but the first are those of `x`), as a file.
-fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
+pub(crate) fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("x.npy");
     let shape: Vec<String> = dims.iter().map(|d| format!("{d},")).collect();
@@ -86,12 +92,12 @@ fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
 }
 
 /// Runs the pass and gives its notes.
-fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
+pub(crate) fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
     run_passes(model, request, data, 0)
 }
 
 /// Outputs of all samples, end to end.
-fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
+pub(crate) fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
     let wanted = [model.main().outputs()[0].value];
     let session = Tract
         .load(model, &wanted, &data.get(0).expect("a sample"))
@@ -127,7 +133,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |m, x| m.max(x.abs()))
 }
 
-fn close(a: &[f32], b: &[f32], tolerance: f32) {
+pub(crate) fn close(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
     let scale = largest(a);
     for (x, y) in a.iter().zip(b) {

@@ -11,6 +11,7 @@ mod interop;
 mod large;
 mod layers;
 mod lowrank;
+mod lowrank_merge;
 mod opset;
 mod ort;
 mod precision;

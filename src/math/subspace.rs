@@ -9,7 +9,7 @@
 //! again, on one thread, for its eigenvectors.
 
 use anyhow::{Result, ensure};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate};
 
 use super::decompose::{matmul, matmul_f32, nearly_normal, orthonormal, sym_eigen};
 
@@ -55,6 +55,8 @@ pub struct Leading {
     pub values: Array1<f64>,
     /// out × block, orthonormal columns.
     pub basis: Array2<f32>,
+    /// `P · basis`, in units of its own.
+    image: Array2<f32>,
 }
 
 impl Map {
@@ -87,11 +89,27 @@ impl Map {
     /// # Errors
     /// When the eigenproblem fails.
     pub fn leading(&self, power: &Power, start: Array2<f32>, steps: usize) -> Result<Leading> {
-        let orth = |x: Array2<f32>| orthonormal(x.mapv(f64::from)).mapv(|x| x as f32);
         let mut basis = start;
         for _ in 0..steps {
             basis = orth(self.apply(power, &basis));
         }
+        self.within(power, basis)
+    }
+
+    /// More directions: those that were found take part with what the power made of them, which was computed anyway, new ones
+    /// with one step from a random start.
+    ///
+    /// # Errors
+    /// When the eigenproblem fails.
+    pub fn widened(&self, power: &Power, found: Leading, columns: usize, seed: u64) -> Result<Leading> {
+        let more = columns.min(self.w.nrows()).saturating_sub(found.basis.ncols());
+        let new = self.apply(power, &self.start(more, seed));
+        let both = concatenate(Axis(1), &[found.image.view(), new.view()])?;
+        self.within(power, orth(both))
+    }
+
+    /// The eigenproblem in the space of `basis`.
+    fn within(&self, power: &Power, basis: Array2<f32>) -> Result<Leading> {
         let image = self.apply(power, &basis);
         let small = matmul_f32(basis.t(), image.view()).mapv(f64::from);
         let small = (&small + &small.t()) * 0.5;
@@ -100,6 +118,7 @@ impl Map {
         Ok(Leading {
             values: values.mapv(|x| x.max(0.0) * self.unit(power)),
             basis: matmul_f32(basis.view(), turn.view()),
+            image: matmul_f32(image.view(), turn.view()),
         })
     }
 
@@ -132,6 +151,10 @@ impl Map {
     pub fn rows(&self, basis: &Array2<f32>) -> Array2<f64> {
         matmul_f32(basis.t(), self.w.view()).mapv(|x| f64::from(x) * self.scale)
     }
+}
+
+fn orth(x: Array2<f32>) -> Array2<f32> {
+    orthonormal(x.mapv(f64::from)).mapv(|x| x as f32)
 }
 
 /// `tr(W C Wᵀ)` for a map and a power, exactly, as `Σ (W C) ∘ W`.
@@ -175,6 +198,12 @@ mod tests {
             let found = map.leading(&power, map.start(24, 7), 2).expect("converges");
             for (found, expected) in found.values.iter().zip(&expected).take(12) {
                 assert!((found / expected - 1.0).abs() < 2e-3, "{found} {expected}");
+            }
+            let narrow = map.leading(&power, map.start(14, 7), 2).expect("converges");
+            let wider = map.widened(&power, narrow, 24, 5).expect("converges");
+            assert_eq!(wider.basis.ncols(), 24);
+            for (found, expected) in wider.values.iter().zip(&expected).take(14) {
+                assert!((found / expected - 1.0).abs() < 1e-2, "{found} {expected}");
             }
             let along = map.along(&power, &found.basis);
             assert!(along.iter().zip(&found.values).all(|(a, b)| (a / b - 1.0).abs() < 1e-2));

@@ -146,8 +146,8 @@ impl Fit {
         let (half, unseen) = (Power::new(known.half.view())?, Power::new(known.unseen().view())?);
         let spread = Power::new(known.spread.view())?;
         let mut block = BLOCK;
-        let (found, errors) = loop {
-            let found = map.leading(&half, map.start(block, seed), 2)?;
+        let mut found = map.leading(&half, map.start(block, seed), 2)?;
+        let errors = loop {
             let kept = map.along(&unseen, &found.basis);
             let outside = map.outside(&unseen, &found.basis, seed ^ 1);
             let power =
@@ -157,9 +157,10 @@ impl Fit {
             // Directions that are not known yet are at most as strong as the weakest that is.
             let hopeless = outside - most.saturating_sub(block) as f64 * weakest > error * power;
             if errors.last().is_some_and(|&e| e <= error) || block >= most || hopeless {
-                break (found, errors);
+                break errors;
             }
             block = (2 * block).min(most.max(block + 1));
+            found = map.widened(&half, found, block, seed ^ block as u64)?;
         };
         let enough = errors.iter().position(|&e| e <= error).unwrap_or(block) + 64;
         let start = found.basis.slice(s![.., ..enough.min(found.basis.ncols())]).to_owned();

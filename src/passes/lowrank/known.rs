@@ -70,13 +70,7 @@ impl Known {
     ///
     /// # Errors
     /// When their sizes differ.
-    pub fn new(
-        one: &Gram,
-        other: Option<&Gram>,
-        samples: usize,
-        sizes: &Array1<f64>,
-        centered: bool,
-    ) -> Result<Known> {
+    pub fn new(one: &Gram, other: Option<&Gram>, samples: usize, sizes: &Array1<f64>, centered: bool) -> Result<Known> {
         let Halved {
             all,
             one: first,

@@ -8,6 +8,8 @@
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
 //! more than what was allowed for a layer, the most harmful changes are taken back (`trial`).
 //!
+//! Layers with nothing between them are multiplied together first, and factors that have come to lie side by side last (`merge`).
+//!
 //! Does nothing where weights and multiply-adds would not both fall by `gain`. Costs one run over the calibration samples,
 //! one to try the result, and per layer two eigendecompositions of order `min(out, …)`; of large layers (order above 1,024) only
 //! the directions that are needed are computed.
@@ -16,6 +18,7 @@ mod conv;
 mod fit;
 mod known;
 mod ladder;
+mod merge;
 mod plan;
 mod rewrite;
 mod trial;
@@ -47,6 +50,9 @@ the error is measured on the other, and few samples count less: they mean higher
 
 The result is tried on calibration samples as well: where the model's outputs err by more than `error`, too, the changes that do most harm for
 what they save are weakened or taken back, until they do not. With `rank=` or `ratio=` nothing is taken back.
+
+Layers with nothing between them (1×1 convolutions beside others, dense layers) are multiplied together where weights and multiply-adds
+fall by it, before the rest and after it: the last factor of one layer and the first of the next are one matrix then.
 
 Left alone: weights that other nodes read too, layers where weights and multiply-adds would not both fall by `gain`, layers inside
 sub-graphs (nothing is measured there), convolutions with groups. With made-up samples, plain singular values are taken.
@@ -103,6 +109,12 @@ const OPTIONS: &[Opt] = &[
         doc: "off: plain singular values, as if inputs were white noise",
     },
     Opt {
+        name: "merge",
+        default: "on",
+        values: "on|off",
+        doc: "layers with nothing between them are multiplied together where that is smaller, before and after",
+    },
+    Opt {
         name: "skip",
         default: "",
         values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
@@ -128,6 +140,7 @@ struct LowRank {
     min_size: usize,
     centered: bool,
     data: bool,
+    merge: bool,
     skip: Names,
     /// For what may differ from node to node.
     options: Options,
@@ -167,9 +180,17 @@ impl LowRank {
             min_size: o.get("min_size")?,
             centered: o.text("centered") == "on",
             data: o.text("data") == "on",
+            merge: o.text("merge") == "on",
             skip: Names::of(o, "skip"),
             options: o.clone(),
         })
+    }
+
+    fn merge(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
+        match self.merge {
+            true => merge::neighbours(model, cx, |model, id| !self.skip.has(&model.label(id))),
+            false => Ok(()),
+        }
     }
 
     fn cheap(&self, cost: Cost) -> bool {
@@ -245,6 +266,7 @@ impl LowRank {
 
 impl Pass for LowRank {
     fn run(&self, model: &mut Model, cx: &mut Context) -> Result<()> {
+        self.merge(model, cx)?;
         let sites = cx.sites(model, |site| match self.at(model, site) {
             _ if self.skip.has(&model.label(site.node)) => Some("left alone as asked (skip)".into()),
             Ok(here) => here.refusal(model, site),
@@ -282,7 +304,7 @@ impl Pass for LowRank {
             cx.did(model, node, what);
             rewrite::replace(model, &ladder.site, &rung.chain)?;
         }
-        Ok(())
+        self.merge(model, cx)
     }
 }
 

@@ -161,8 +161,11 @@ fn become_last(model: &mut Model, site: &Site, layer: &Layer, weight: ValueId, h
     cover(node, site, layer.covers);
 }
 
-/// Makes `bias` what is added to the output.
-fn set_bias(model: &mut Model, site: &Site, bias: &[f32], dtype: DType) -> Result<()> {
+/// Makes `bias` what is added to the output of a site that has a bias or can have one.
+///
+/// # Errors
+/// When `dtype` is no float type.
+pub fn set_bias(model: &mut Model, site: &Site, bias: &[f32], dtype: DType) -> Result<()> {
     let graph = model.node(site.node).graph();
     let along_last = site.layout.output_axis != -2;
     let dims = match site.bias.and_then(|b| model.constant(b.value)) {
