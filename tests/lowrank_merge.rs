@@ -136,7 +136,7 @@ fn factors_that_come_to_lie_side_by_side_are_one_matrix() {
     let mut r = Numbers(3);
     let mut of_rank = |m: usize, n: usize| {
         let (u, v) = (r.take(m * 16), r.take(16 * n));
-        let entry = |i: usize| (0..16).map(|k| u[i / n * 16 + k] * v[k * n + i % n]).sum();
+        let entry = |i: usize| (0..16).map(|k| u[i / n * 16 + k] * v[k * n + i % n]).sum::<f32>();
         Tensor::new(&[m, n], (0..m * n).map(entry).collect())
     };
     let (first, second) = (of_rank(128, 60), of_rank(60, 128));
