@@ -24,7 +24,7 @@ impl Numbers {
         (0..n).map(|_| self.next()).collect()
     }
     /// An `m × n` matrix of rank `r`, row by row.
-    fn of_rank(&mut self, m: usize, n: usize, r: usize) -> Vec<f32> {
+    pub(crate) fn of_rank(&mut self, m: usize, n: usize, r: usize) -> Vec<f32> {
         let (u, v) = (self.take(m * r), self.take(r * n));
         let entry = |i: usize| (0..r).map(|k| u[i / n * r + k] * v[k * n + i % n]).sum();
         (0..m * n).map(entry).collect()

@@ -12,6 +12,7 @@ mod large;
 mod layers;
 mod lowrank;
 mod lowrank_merge;
+mod lowrank_single;
 mod opset;
 mod ort;
 mod precision;

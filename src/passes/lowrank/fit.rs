@@ -40,18 +40,26 @@ impl Weight {
     /// # Errors
     /// When it is no float tensor any more.
     pub fn new(model: &Model, site: &Site, known: Option<&Known>, centered: bool) -> Result<Weight> {
-        let matrix = site.matrix(model)?.mapv(f64::from);
+        Ok(Weight {
+            bias: site.bias_values(model).filter(|_| centered && known.is_some()),
+            scale: f64::from(site.layout.scale),
+            ..Weight::of(site.matrix(model)?.mapv(f64::from), known)
+        })
+    }
+
+    /// A map without a bias.
+    pub fn of(matrix: Array2<f64>, known: Option<&Known>) -> Weight {
         let units = match known {
             Some(k) => loudness(&variances(&matrix, k)),
             None => Array1::ones(matrix.nrows()),
         };
-        Ok(Weight {
+        Weight {
             scaled: &matrix / &units.view().insert_axis(Axis(1)),
             units,
-            bias: site.bias_values(model).filter(|_| centered && known.is_some()),
-            scale: f64::from(site.layout.scale),
+            bias: None,
+            scale: 1.0,
             matrix,
-        })
+        }
     }
 
     /// The bias after the output's mean has lost `shift`.
@@ -312,15 +320,7 @@ mod tests {
     }
 
     fn weight(out: usize, inputs: usize, known: &Known) -> Weight {
-        let matrix = random(out, inputs, 5).mapv(f64::from);
-        let units = loudness(&variances(&matrix, known));
-        Weight {
-            scaled: &matrix / &units.view().insert_axis(Axis(1)),
-            units,
-            matrix,
-            bias: None,
-            scale: 1.0,
-        }
+        Weight::of(random(out, inputs, 5).mapv(f64::from), Some(known))
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod ladder;
 mod merge;
 mod plan;
 mod rewrite;
+mod single;
 mod trial;
 
 use super::{Context, Names, Opt, Options, Part, Pass, PassInfo};
@@ -115,6 +116,18 @@ const OPTIONS: &[Opt] = &[
         doc: "layers with nothing between them are multiplied together where that is smaller, before and after",
     },
     Opt {
+        name: "tables",
+        default: "off",
+        values: "on|off",
+        doc: "on: embedding tables too, a thin table and a MatMul behind the Gather: smaller, not faster",
+    },
+    Opt {
+        name: "recurrent",
+        default: "off",
+        values: "on|off",
+        doc: "on: the input weights of LSTM, GRU and RNN too, with a MatMul before the node",
+    },
+    Opt {
         name: "skip",
         default: "",
         values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
@@ -141,6 +154,8 @@ struct LowRank {
     centered: bool,
     data: bool,
     merge: bool,
+    tables: bool,
+    recurrent: bool,
     skip: Names,
     /// For what may differ from node to node.
     options: Options,
@@ -181,6 +196,8 @@ impl LowRank {
             centered: o.text("centered") == "on",
             data: o.text("data") == "on",
             merge: o.text("merge") == "on",
+            tables: o.text("tables") == "on",
+            recurrent: o.text("recurrent") == "on",
             skip: Names::of(o, "skip"),
             options: o.clone(),
         })
@@ -304,7 +321,8 @@ impl Pass for LowRank {
             cx.did(model, node, what);
             rewrite::replace(model, &ladder.site, &rung.chain)?;
         }
-        self.merge(model, cx)
+        self.merge(model, cx)?;
+        self.singles(model, cx)
     }
 }
 
