@@ -106,7 +106,9 @@ impl LowRank {
 
     fn recurrent(&self, model: &mut Model, node: NodeId, cx: &mut Context) -> Result<()> {
         let (input, weight) = (model.node(node).input(0), model.node(node).input(1));
-        let (Some(input), Some(weight)) = (input, weight) else { return Ok(()) };
+        let (Some(input), Some(weight)) = (input, weight) else {
+            return Ok(());
+        };
         let dims = model.constant(weight).map(|t| t.dims().to_vec());
         let (Some(&[directions, gates, inputs]), None) = (dims.as_deref(), model.constant(input)) else {
             cx.skip(model, node, "its weight is not constant, or its input is");
@@ -167,7 +169,10 @@ impl LowRank {
             put,
         } = single;
         let full = weight.matrix.nrows().min(weight.matrix.ncols());
-        let most = (1..=full).take_while(|r| part(*r) <= 1.0 - self.gain).last().unwrap_or(0);
+        let most = (1..=full)
+            .take_while(|r| part(*r) <= 1.0 - self.gain)
+            .last()
+            .unwrap_or(0);
         let fixed = match self.choice {
             Choice::Error(_) => None,
             Choice::Rank(r) => Some(r),
@@ -180,7 +185,13 @@ impl LowRank {
         let fit = Fit::new(&weight, known.as_ref(), most.max(1), allowed * TRIED[2], SEED)?;
         for tried in TRIED {
             let rank = fixed.or_else(|| fit.rank_for(allowed * tried));
-            let rank = rank.map(|r| if fixed.is_some() { r } else { r.max(1).next_multiple_of(self.round_to) });
+            let rank = rank.map(|r| {
+                if fixed.is_some() {
+                    r
+                } else {
+                    r.max(1).next_multiple_of(self.round_to)
+                }
+            });
             let Some(rank) = rank.filter(|r| *r <= most) else {
                 let why = format!(
                     "{what}: only up to rank {most} there is a gain (error there {:.1} dB)",
@@ -208,7 +219,11 @@ impl LowRank {
             );
             return put(model, &chain);
         }
-        cx.skip(model, node, format!("{what}: an output of the model would err too much"));
+        cx.skip(
+            model,
+            node,
+            format!("{what}: an output of the model would err too much"),
+        );
         Ok(())
     }
 }
@@ -282,12 +297,19 @@ fn put_table(
     let dims = [thin.nrows(), thin.ncols()];
     let thin = float_tensor(dtype, &dims, thin.iter().copied().collect())?;
     let thin = constant(model, &format!("{name}_lr0"), thin);
-    let back = float_tensor(dtype, &[second.ncols(), second.nrows()], second.t().iter().copied().collect())?;
+    let back = float_tensor(
+        dtype,
+        &[second.ncols(), second.nrows()],
+        second.t().iter().copied().collect(),
+    )?;
     let back = constant(model, &format!("{name}_lr1"), back);
     for &gather in gathers {
         let node = model.node(gather);
         let (inputs, attrs) = ([Some(thin), node.input(1)], node.attrs.clone());
-        let (name, y) = (node.name().to_owned(), node.output(0).context("a Gather has an output")?);
+        let (name, y) = (
+            node.name().to_owned(),
+            node.output(0).context("a Gather has an output")?,
+        );
         let out = model.value(y).name.clone();
         let added = [format!("{name}_lr0"), format!("{name}_lr1")];
         let (_, inner) = model.add_node(graph, &added[0], "Gather", &inputs, &[&format!("{out}_lr0")], attrs);
