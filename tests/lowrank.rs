@@ -1,16 +1,18 @@
 //! The pass `lowrank` on small models whose numbers are known, run by the engine.
 
-use crate::tool::run_passes;
+use crate::tool::{run_passes, samples};
 use onnxzip::data::Dataset;
 use onnxzip::engine::Engine;
 use onnxzip::engine::tract::Tract;
 use onnxzip::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use onnxzip::passes::{Note, NoteKind};
 use onnxzip::pb;
-use std::io::Write;
+
+mod merge;
+mod single;
 
 /// A seeded stream of numbers in [-1, 1).
-pub(crate) struct Numbers(pub(crate) u64);
+struct Numbers(u64);
 
 impl Numbers {
     fn next(&mut self) -> f32 {
@@ -20,18 +22,18 @@ impl Numbers {
             .wrapping_add(1442695040888963407);
         (self.0 >> 40) as f32 / 8388608.0 - 1.0
     }
-    pub(crate) fn take(&mut self, n: usize) -> Vec<f32> {
+    fn take(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.next()).collect()
     }
     /// An `m × n` matrix of rank `r`, row by row.
-    pub(crate) fn of_rank(&mut self, m: usize, n: usize, r: usize) -> Vec<f32> {
+    fn of_rank(&mut self, m: usize, n: usize, r: usize) -> Vec<f32> {
         let (u, v) = (self.take(m * r), self.take(r * n));
         let entry = |i: usize| (0..r).map(|k| u[i / n * r + k] * v[k * n + i % n]).sum();
         (0..m * n).map(entry).collect()
     }
 }
 
-pub(crate) fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
+fn info(name: &str, dims: &[usize]) -> pb::ValueInfoProto {
     let dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
     crate::tool::port(name, &dims)
 }
@@ -44,13 +46,7 @@ fn layer(opset: i64, op: &str, x: &[usize], y: &[usize], args: Vec<Option<Tensor
 }
 
 /// The same without an output; gives the node's.
-pub(crate) fn open_layer(
-    opset: i64,
-    op: &str,
-    x: &[usize],
-    args: Vec<Option<Tensor>>,
-    attrs: Vec<Attr>,
-) -> (Model, ValueId) {
+fn open_layer(opset: i64, op: &str, x: &[usize], args: Vec<Option<Tensor>>, attrs: Vec<Attr>) -> (Model, ValueId) {
     let mut model = Model::new(pb::ModelProto {
         ir_version: Some(8),
         opset_import: vec![pb::OperatorSetIdProto {
@@ -70,34 +66,13 @@ pub(crate) fn open_layer(
     (model, out[0])
 }
 
-/// Samples for the input `x` (all axes but the first are those of `x`), as a file.
-pub(crate) fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("x.npy");
-    let shape: Vec<String> = dims.iter().map(|d| format!("{d},")).collect();
-    let header = format!(
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}",
-        shape.concat()
-    );
-    let header = format!("{header:<117}\n");
-    let mut file = std::fs::File::create(&path).expect("a file");
-    file.write_all(b"\x93NUMPY\x01\x00").expect("written");
-    file.write_all(&(header.len() as u16).to_le_bytes()).expect("written");
-    file.write_all(header.as_bytes()).expect("written");
-    file.write_all(bytemuck::cast_slice(data)).expect("written");
-    drop(file);
-    let data = Dataset::open(&path, model).expect("readable");
-    std::mem::forget(folder); // the data set maps the file
-    data
-}
-
 /// Runs the pass and gives its notes.
-pub(crate) fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
+fn run(model: &mut Model, data: &Dataset, request: &str) -> Vec<Note> {
     run_passes(model, request, data, 0)
 }
 
 /// Outputs of all samples, end to end.
-pub(crate) fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
+fn outputs(model: &Model, data: &Dataset) -> Vec<f32> {
     let wanted = [model.main().outputs()[0].value];
     let session = Tract
         .load(model, &wanted, &data.get(0).expect("a sample"))
@@ -133,7 +108,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |m, x| m.max(x.abs()))
 }
 
-pub(crate) fn close(a: &[f32], b: &[f32], tolerance: f32) {
+fn close(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
     let scale = largest(a);
     for (x, y) in a.iter().zip(b) {

@@ -11,8 +11,6 @@ mod interop;
 mod large;
 mod layers;
 mod lowrank;
-mod lowrank_merge;
-mod lowrank_single;
 mod opset;
 mod ort;
 mod precision;

@@ -76,23 +76,19 @@ impl LowRank {
             cx.skip(model, gathers[0], format!("table {n}×{d}: small, or too wide"));
             return Ok(());
         }
-        let mut every = Gram::new(d);
-        every.add_rows(rows.view())?;
-        if every.broken > 0 {
+        let mut read = Gram::new(d);
+        read.add_rows(rows.view())?;
+        if read.broken > 0 {
             cx.skip(model, gathers[0], "its table is not finite");
             return Ok(());
         }
         let stats = self.seen(model, &outputs, cx)?;
-        let mut halves = [every.clone(), every];
-        let mut samples = 0;
-        for (half, stats) in halves.iter_mut().zip(stats.iter().flatten()) {
-            samples += stats.samples;
+        for stats in stats.iter().flatten() {
             for gram in outputs.iter().filter_map(|y| stats.gram(*y, &LAST)?.first()) {
-                half.merge(gram)?;
+                read.merge(gram)?;
             }
         }
-        let sizes = Array1::ones(d);
-        let known = Known::new(&halves[0], Some(&halves[1]), samples.max(1), &sizes, false)?;
+        let known = Known::exact(&read)?;
         let single = Single {
             node: gathers[0],
             what: format!("table {n}×{d}"),

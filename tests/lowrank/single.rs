@@ -1,6 +1,7 @@
 //! The pass `lowrank` on embedding tables and recurrent layers, where that is asked for.
 
-use crate::lowrank::{Numbers, close, info, open_layer, outputs, run, samples};
+use super::{Numbers, close, info, open_layer, outputs, run};
+use crate::tool::samples;
 use onnxzip::ir::{Attr, Model, Tensor, ValueId};
 use onnxzip::passes::NoteKind;
 

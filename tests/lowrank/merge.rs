@@ -1,6 +1,7 @@
 //! The pass `lowrank` makes one layer of neighbours with nothing between them.
 
-use crate::lowrank::{Numbers, close, info, open_layer, outputs, run, samples};
+use super::{Numbers, close, info, open_layer, outputs, run};
+use crate::tool::samples;
 use onnxzip::ir::{Attr, Model, Tensor, ValueId};
 
 /// Adds a node with a weight (and a bias) behind `x`; gives its output.
