@@ -20,7 +20,7 @@ use crate::math::gram::Gram;
 use crate::passes::Context;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis};
 use std::collections::BTreeMap;
 
 /// Wider rows are left alone: second moments take 8 bytes for the square of this.
