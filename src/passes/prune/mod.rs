@@ -10,6 +10,7 @@
 //! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
 //! The exact part costs a few passes over the weights and needs no data.
 
+mod costs;
 mod cut;
 mod exact;
 mod facts;
@@ -17,6 +18,7 @@ mod fold;
 mod ladder;
 mod masks;
 mod ratio;
+mod reach;
 mod refit;
 mod repair;
 mod shuffle;
@@ -77,6 +79,12 @@ const OPTIONS: &[Opt] = &[
         doc: "channels go until the outputs of the model err by this much; 0 removes only what changes nothing",
     },
     Opt {
+        name: "macs",
+        default: "1",
+        values: "a number up to 1",
+        doc: "the part of the multiply-adds that stays: as few channels go as that takes, those that cost the outputs least; 1 removes only what changes nothing",
+    },
+    Opt {
         name: "ratio",
         default: "0",
         values: "a number from 0 to 1",
@@ -134,11 +142,17 @@ fn build(o: &Options) -> Result<Prune> {
         (0.0..1.0).contains(&error),
         "prune(error={error}): give a number from 0 to below 1"
     );
-    let much = match (part > 0.0, error > 0.0) {
-        (true, true) => anyhow::bail!("prune: give ratio or error, not both"),
-        (true, false) => Some(ratio::Much::Ratio(part)),
-        (false, true) => Some(ratio::Much::Error(error)),
-        (false, false) => o
+    let macs: f64 = o.get("macs")?;
+    ensure!(
+        macs > 0.0 && macs <= 1.0,
+        "prune(macs={macs}): give the part that stays, above 0 and up to 1"
+    );
+    let much = match (part > 0.0, error > 0.0, macs < 1.0) {
+        (true, false, false) => Some(ratio::Much::Ratio(part)),
+        (false, true, false) => Some(ratio::Much::Error(error)),
+        (false, false, true) => Some(ratio::Much::Macs(macs)),
+        (true, ..) | (_, true, _) => anyhow::bail!("prune: give one of error, macs and ratio"),
+        (false, false, false) => o
             .rules()
             .iter()
             .any(|r| r.option == "ratio")

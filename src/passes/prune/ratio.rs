@@ -12,7 +12,7 @@ use super::fold::Shift;
 use super::ladder::{Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
-use super::trial::{Bench, Choice, Known};
+use super::trial::{Bench, Choice, Known, Settled};
 use super::units::{Group, Units};
 use super::{Context, Names, Options, cut};
 use crate::analysis::groups::Groups;
@@ -43,6 +43,8 @@ pub enum Much {
     Ratio(f64),
     /// As much as costs the outputs this part of their power.
     Error(f64),
+    /// As little as leaves this part of the multiply-adds.
+    Macs(f64),
 }
 
 /// What is asked for.
@@ -59,6 +61,21 @@ pub struct Plan {
     pub skip: Names,
     /// For what may differ from node to node.
     pub options: Options,
+}
+
+impl Much {
+    /// True when what groups do to the outputs is measured.
+    fn by_outputs(self) -> bool {
+        !matches!(self, Much::Ratio(_))
+    }
+    /// As it is asked for.
+    fn spelled(self) -> &'static str {
+        match self {
+            Much::Ratio(_) => "prune(ratio=…)",
+            Much::Error(_) => "prune(error=…)",
+            Much::Macs(_) => "prune(macs=…)",
+        }
+    }
 }
 
 impl Plan {
@@ -90,26 +107,26 @@ pub fn choose(
     plan: &Plan,
     cx: &mut Context,
 ) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
-    let units = Units::new(model, groups, &plan.by, &plan.skip);
+    let units = Units::new(model, groups, &plan.by, &plan.skip, cx.samples);
     refuse(model, groups, &units, cx);
     let nothing = (BTreeSet::new(), Vec::new());
-    if let (Much::Error(_), true) = (plan.much, cx.samples.synthetic()) {
-        cx.warn("prune(error=…): the samples are made up and tell nothing of the damage; only what changes nothing was removed");
+    let by_outputs = plan.much.by_outputs();
+    if by_outputs && cx.samples.synthetic() {
+        cx.warn(format!(
+            "{}: the samples are made up and tell nothing of the damage; only what changes nothing was removed",
+            plan.much.spelled()
+        ));
         return Ok(nothing);
     }
-    let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || matches!(plan.much, Much::Error(_));
+    let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || by_outputs;
     let moments = match needs_data && !units.groups.is_empty() {
         true => measured(model, cx, &units)?,
         false => None,
     };
-    if let (Much::Error(_), None) = (plan.much, &moments) {
+    if by_outputs && moments.is_none() {
         return Ok(nothing);
     }
-    let part = if matches!(plan.much, Much::Error(_)) {
-        Part::Half
-    } else {
-        Part::All
-    };
+    let part = if by_outputs { Part::Half } else { Part::All };
     let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
     let [one, other] = cx.samples.halves();
     let reference = match &moments {
@@ -126,7 +143,7 @@ pub fn choose(
     };
     let choice: Choice = match plan.much {
         Much::Ratio(_) => ladders.iter().map(|l| l.order.len()).collect(),
-        Much::Error(limit) => match by_error(&bench, plan, limit, cx)? {
+        _ => match by_outputs_of(&bench, plan, cx)? {
             Some(choice) => choice,
             None => return Ok(nothing),
         },
@@ -149,7 +166,13 @@ fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fit
     let before = bench.error(&half, cx)?;
     let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
     match (before, after) {
-        (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
+        (Some(before), Some(after)) if after < before => {
+            if std::env::var("P6_LOG").is_ok() { eprintln!("repair {:.2} -> {:.2} dB", 10.0*before.log10(), 10.0*after.log10()); }
+            let sweeps = std::env::var("P6_SWEEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+            let mut now = all;
+            for _ in 0..sweeps { now = repair(bench, now, &cx.samples.clone(), cx)?; }
+            Ok(now)
+        }
         _ => Ok(all),
     }
 }
@@ -177,7 +200,7 @@ fn ladders(
     let mut ladders = Vec::new();
     let least = match plan.much {
         Much::Ratio(part) => left(model, units, part, plan)?,
-        Much::Error(_) => vec![1; units.groups.len()],
+        _ => vec![1; units.groups.len()],
     };
     let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
     in_order(units.groups.len(), cx.threads, work, |_, l| {
@@ -202,21 +225,43 @@ fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usiz
     units.groups.iter().map(of).collect()
 }
 
-/// What each group loses under a limit, with a word about it; `None` when nothing may go.
-fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<Option<Choice>> {
+/// What each group loses, by what that does to the outputs, with a word about it; `None` when nothing may go.
+fn by_outputs_of(bench: &Bench, plan: &Plan, cx: &mut Context) -> Result<Option<Choice>> {
     let rung = |(g, l): (&Group, &Ladder)| -> Vec<usize> {
         let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(plan.round_to);
         (0..=l.order.len()).filter(fits).collect()
     };
     let rungs: Vec<Vec<usize>> = bench.units.groups.iter().zip(bench.ladders).map(rung).collect();
-    let settled = match bench.settle(limit, &rungs, cx) {
-        Ok(settled) => settled,
+    let settled = match plan.much {
+        Much::Macs(part) => bench.reach(part, &rungs, cx),
+        Much::Error(limit) => bench.settle(limit, &rungs, cx).map(Some),
+        Much::Ratio(_) => Ok(None),
+    };
+    let settled = match settled {
+        Ok(Some(settled)) => settled,
+        Ok(None) => {
+            let least = 100.0 * bench.left(&rungs.iter().map(|r| r.last().copied().unwrap_or(0)).collect());
+            cx.leave(format_args!(
+                "{}: {least:.1} % of the multiply-adds are left at least; only what changes nothing was removed",
+                plan.much.spelled()
+            ));
+            return Ok(None);
+        }
         Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
-            cx.warn(format!("prune(error=…): {e:#}; only what changes nothing was removed"));
+            cx.warn(format!(
+                "{}: {e:#}; only what changes nothing was removed",
+                plan.much.spelled()
+            ));
             return Ok(None);
         }
         Err(e) => return Err(e.context("prune: trying the result")),
     };
+    tell(bench, plan, &settled, cx);
+    Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
+}
+
+/// Says what goes from every group, and what all of it does.
+fn tell(bench: &Bench, plan: &Plan, settled: &Settled, cx: &mut Context) {
     for (i, (group, n)) in bench.units.groups.iter().zip(&settled.choice).enumerate() {
         let Some(maker) = maker(bench.units, group) else {
             continue;
@@ -238,20 +283,18 @@ fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<
             }
         }
     }
-    let saved: f64 = settled
-        .choice
-        .iter()
-        .zip(&bench.units.groups)
-        .map(|(n, g)| *n as f64 * g.gain)
-        .sum();
+    let saved = bench.units.costs.saved(&bench.gone(&settled.choice));
+    let error = 10.0 * settled.error.max(1e-30).log10();
+    let allowed = match plan.much {
+        Much::Error(limit) => format!(" of the {:.1} dB allowed", 10.0 * limit.log10()),
+        _ => String::new(),
+    };
     let what = format!(
-        "on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed; about {:.0} % of weights and multiply-adds go",
-        10.0 * settled.error.max(1e-30).log10(),
-        10.0 * limit.log10(),
-        100.0 * saved
+        "on samples that had no part, outputs err by {error:.1} dB{allowed}; {:.1} % of weights and {:.1} % of multiply-adds go",
+        100.0 * saved.weights,
+        100.0 * saved.macs
     );
     cx.note(super::super::NoteKind::Did, String::new(), what);
-    Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
 }
 
 /// For the report: what the readers of every group lose, and how many channels go.

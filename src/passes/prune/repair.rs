@@ -16,7 +16,7 @@ use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
 use crate::analysis::stats::rows::{cut, most_rows, shape};
 use crate::data::Samples;
-use crate::ir::{Model, NodeId, Tensor, ValueId};
+use crate::ir::{Model, NodeId, Tensor, Use, ValueId};
 use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
@@ -46,6 +46,8 @@ struct Target<'a> {
     patch: Patch,
     /// What is compared, and the axis of it that its rows become.
     value: ValueId,
+    /// All that reads it cuts off what lies outside.
+    bounds: [f32; 2],
     axis: usize,
     /// Numbers in a row of what it reads, and of what it gives out.
     columns: usize,
@@ -59,7 +61,7 @@ struct Target<'a> {
 pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Context) -> Result<Vec<Fitted>> {
     let mut current: Current = fitted.into_iter().map(|f| ((f.id, f.weight), f)).collect();
     let targets = targets(bench, &current);
-    let runs = (WORK / bench.units.macs.max(1.0)) as usize;
+    let runs = (WORK / bench.units.costs.macs.max(1.0)) as usize;
     let waves = (runs / (2 * SAMPLES[1])).clamp(WAVES[1], WAVES[0]);
     let most = (runs / waves).clamp(SAMPLES[1], SAMPLES[0]);
     let size = targets.len().div_ceil(waves).max(1);
@@ -118,11 +120,13 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<Target<'a>> {
         let Some((outputs, columns)) = weight.map(|w| w.dim()).filter(|d| d.0 * d.1 > 0) else {
             continue;
         };
+        let value = compared(model, reader.out);
         targets.push(Target {
             id: *id,
             reader,
             patch,
-            value: compared(model, reader.out),
+            value,
+            bounds: bounds(model, value),
             axis: reader.dot.out,
             columns,
             outputs,
@@ -141,6 +145,45 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
         node.output(0).filter(|_| plain)
     };
     sum().unwrap_or(out)
+}
+
+/// Outside of these nothing that reads a value tells numbers apart.
+fn bounds(model: &Model, value: ValueId) -> [f32; 2] {
+    let open = [f32::NEG_INFINITY, f32::INFINITY];
+    if std::env::var("P6_CLIP").is_ok_and(|x| x == "0") { return open; }
+    let of = |u: &Use| match *u {
+        Use::Node(id, 0) => cutting(model, id).unwrap_or(open),
+        _ => open,
+    };
+    let all = model.value(value).uses().iter().map(of);
+    all.reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])]).unwrap_or(open)
+}
+
+/// What a Relu or a Clip lets through.
+fn cutting(model: &Model, id: NodeId) -> Option<[f32; 2]> {
+    let node = model.node(id);
+    if node.is("Relu") {
+        return Some([0.0, f32::INFINITY]);
+    }
+    if !node.is("Clip") {
+        return None;
+    }
+    let bound = |slot: usize, name: &str, none: f32| match node.input(slot) {
+        Some(v) => constant(model, v)?.to_f32()?.first().copied(),
+        None => Some(node.float(name).unwrap_or(none)),
+    };
+    let bounds = [bound(1, "min", f32::NEG_INFINITY)?, bound(2, "max", f32::INFINITY)?];
+    (bounds[0] < bounds[1]).then_some(bounds)
+}
+
+/// What is lacking: up to the nearest number that becomes what the original's becomes.
+fn lacking([low, high]: [f32; 2], was: f32, is: f32) -> f32 {
+    let aim = match was {
+        _ if was <= low => is.min(low),
+        _ if was >= high => is.max(high),
+        _ => was,
+    };
+    aim - is
 }
 
 /// What the original computes for the readers of a wave: for each sample and each of them rows of the value that is compared.
@@ -316,7 +359,7 @@ fn stacked(
     if n != m || n == 0 || (pointwise && x.len() / t.columns != was.dims.iter().product::<usize>() / t.outputs) {
         return Ok(None);
     }
-    let r: Vec<f32> = was.rows.iter().zip(&is.rows).map(|(a, b)| a - b).collect();
+    let r: Vec<f32> = was.rows.iter().zip(&is.rows).map(|(a, b)| lacking(t.bounds, *a, *b)).collect();
     let mut all = Array2::zeros((n, t.columns + t.outputs));
     all.slice_mut(s![.., ..t.columns])
         .assign(&ArrayView2::from_shape((n, t.columns), &rows)?);
@@ -353,7 +396,7 @@ fn solved(
     let cross = second.slice(s![..n, n..]).select(Axis(0), &kept);
     // Rows of one sample are evidence, but not independent: the geometric mean of samples and rows counts.
     let evidence = (sums.n as f64 * samples as f64).sqrt();
-    let damping = DAMPING + kept.len() as f64 / evidence;
+    let damping = (DAMPING + kept.len() as f64 / evidence) * std::env::var("P6_DAMP").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0);
     let change = solve(inner.view(), cross.view(), damping, sums.n)?;
     let mut new = map;
     for (k, &j) in kept.iter().enumerate() {

@@ -11,7 +11,7 @@
 use super::Context;
 use super::ladder::Ladder;
 use super::refit::{Fitted, Moments, Part};
-use super::units::Units;
+use super::units::{Group, Units};
 use crate::analysis::groups::{Dims, Groups};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::ops::ties::{Dot, constant};
@@ -23,7 +23,9 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples on which groups are tried one by one.
-const ALONE: usize = 8;
+pub const ALONE: usize = 8;
+/// Rates of savings for errors, as powers of e.
+pub const EXPONENTS: [f64; 2] = [-20.0, 40.0];
 /// How often a choice is tried.
 const ROUNDS: usize = 7;
 /// An error from this part of the limit on is near enough.
@@ -201,13 +203,7 @@ impl Bench<'_> {
             let everything = choice.iter().zip(rungs).all(|(n, r)| r.last() == Some(n));
             if good {
                 low = allowed;
-                let saved = |c: &Choice| {
-                    c.iter()
-                        .zip(&self.units.groups)
-                        .map(|(n, g)| *n as f64 * g.gain)
-                        .sum::<f64>()
-                };
-                if saved(&choice) > saved(&best.choice) {
+                if self.saved(&choice) > self.saved(&best.choice) {
                     best = Settled {
                         alone: alone(&choice),
                         choice: choice.clone(),
@@ -227,8 +223,14 @@ impl Bench<'_> {
         Ok(best)
     }
 
+    /// The mean of the parts of the weights and of the multiply-adds that a choice saves.
+    pub fn saved(&self, choice: &Choice) -> f64 {
+        let saved = self.units.costs.saved(&self.gone(choice));
+        (saved.weights + saved.macs) / 2.0
+    }
+
     /// What a reader's damage does to the outputs of the model, for every group: tried alone.
-    fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+    pub fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
         cx.progress.start("try groups", self.ladders.len());
         let mut scales = Vec::new();
         for (i, ladder) in self.ladders.iter().enumerate() {
@@ -255,7 +257,8 @@ impl Bench<'_> {
         Ok(scales)
     }
 
-    fn charge(&self, scale: &[f64], i: usize, count: usize) -> f64 {
+    /// What a group does to the outputs when so many units of it go.
+    pub fn charge(&self, scale: &[f64], i: usize, count: usize) -> f64 {
         match count.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k)) {
             Some(d) => scale[i] * d.max(1e-12),
             None => 0.0,
@@ -264,28 +267,34 @@ impl Bench<'_> {
 
     /// The choice that saves most among those whose damages sum up to `allowed` at most.
     fn within(&self, scale: &[f64], rungs: &[Vec<usize>], allowed: f64) -> Choice {
-        let at = |rate: f64| -> (Choice, f64) {
-            let mut sum = 0.0;
-            let best = |i: usize| {
-                let worth = |n: usize| n as f64 * self.units.groups[i].gain - rate * self.charge(scale, i, n);
-                let best = rungs[i]
-                    .iter()
-                    .copied()
-                    .max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
-                let best = best.filter(|n| worth(*n) > 0.0).unwrap_or(0);
-                sum += self.charge(scale, i, best);
-                best
-            };
-            let choice = (0..self.ladders.len()).map(best).collect();
-            (choice, sum)
-        };
+        let gains: Vec<f64> = self.units.groups.iter().map(gain).collect();
         // Rates are searched by their exponents: savings are parts of 1, and so are errors.
-        exchange::within([-20.0, 40.0], allowed, vec![0; self.ladders.len()], at)
+        exchange::within(EXPONENTS, allowed, vec![0; self.ladders.len()], |rate| {
+            let choice = self.at_rate(scale, rungs, &gains, rate);
+            let damage = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).sum();
+            (choice, damage)
+        })
+    }
+
+    /// For every group the count that saves most, what it costs taken off at this rate.
+    pub fn at_rate(&self, scale: &[f64], rungs: &[Vec<usize>], gains: &[f64], rate: f64) -> Choice {
+        let best = |i: usize| {
+            let worth = |n: usize| n as f64 * gains[i] - rate * self.charge(scale, i, n);
+            let counts = rungs[i].iter().copied();
+            let best = counts.max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
+            best.filter(|n| worth(*n) > 0.0).unwrap_or(0)
+        };
+        (0..self.ladders.len()).map(best).collect()
     }
 }
 
 /// Readers that were fitted before, with what they had lost.
 pub type Known = BTreeMap<NodeId, (BTreeSet<usize>, Fitted)>;
+
+/// What one unit of a group saves: the mean of its parts of weights and multiply-adds.
+fn gain(group: &Group) -> f64 {
+    (group.share.weights + group.share.macs) / 2.0
+}
 
 /// The next allowance, after one whose error was `ratio` of the limit.
 fn next(allowed: f64, ratio: f64, low: f64, high: f64) -> f64 {
