@@ -15,6 +15,7 @@ mod exact;
 mod lossy;
 mod masks;
 mod picks;
+mod reach;
 mod topologies;
 
 fn run(spec: &str, model: &mut Model) -> Vec<Note> {

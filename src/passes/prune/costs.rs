@@ -29,6 +29,7 @@ pub struct Costs {
 }
 
 struct Product {
+    node: NodeId,
     weights: f64,
     macs: f64,
     /// The units along every axis.
@@ -58,6 +59,7 @@ impl Costs {
                 let macs = known.get(id).map(|m| m * part);
                 costs.weights += weights;
                 costs.products.push(Product {
+                    node: *id,
                     weights,
                     macs: macs.unwrap_or_else(|| roughly(model, groups, *id, dot, weights)),
                     axes: axes(model, groups, *id, dot),
@@ -74,7 +76,12 @@ impl Costs {
         for p in &self.products {
             let left: Vec<f64> = p.axes.iter().map(|a| stays(a, gone)).collect();
             for (k, axis) in p.axes.iter().enumerate() {
-                let others: f64 = left.iter().enumerate().filter(|(j, _)| *j != k).map(|(_, x)| x).product();
+                let others: f64 = left
+                    .iter()
+                    .enumerate()
+                    .filter(|(j, _)| *j != k)
+                    .map(|(_, x)| x)
+                    .product();
                 let part = |x: f64, all: f64| others * x / all.max(1.0) / axis.len().max(1) as f64;
                 for unit in axis {
                     let share = shares.entry(*unit).or_default();
@@ -86,11 +93,14 @@ impl Costs {
         shares
     }
 
-    /// What is saved when all of these go.
-    pub fn saved(&self, gone: &BTreeSet<usize>) -> Share {
+    /// What is saved when all of these units go, and these nodes as a whole.
+    pub fn saved(&self, gone: &BTreeSet<usize>, dead: &BTreeSet<NodeId>) -> Share {
         let mut saved = Share::default();
         for p in &self.products {
-            let lost = 1.0 - p.axes.iter().map(|a| stays(a, gone)).product::<f64>();
+            let lost = match dead.contains(&p.node) {
+                true => 1.0,
+                false => 1.0 - p.axes.iter().map(|a| stays(a, gone)).product::<f64>(),
+            };
             saved.weights += lost * p.weights / self.weights.max(1.0);
             saved.macs += lost * p.macs / self.macs.max(1.0);
         }
@@ -117,7 +127,11 @@ fn weights(model: &Model, id: NodeId, dot: &Dot) -> Option<f64> {
 
 /// Multiply-adds where they could not be counted: dimensions that are not known are 1.
 fn roughly(model: &Model, groups: &Groups, id: NodeId, dot: &Dot, weights: f64) -> f64 {
-    let dims = model.node(id).output(0).and_then(|v| groups.dims(v)).unwrap_or_default();
+    let dims = model
+        .node(id)
+        .output(0)
+        .and_then(|v| groups.dims(v))
+        .unwrap_or_default();
     let others = dims.iter().enumerate().filter(|(a, _)| *a != dot.out);
     others.map(|(_, d)| d.known().unwrap_or(1) as f64).product::<f64>() * weights
 }

@@ -10,6 +10,7 @@
 //! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
 //! The exact part costs a few passes over the weights and needs no data.
 
+mod blocks;
 mod costs;
 mod cut;
 mod exact;
@@ -185,19 +186,20 @@ impl Pass for Prune {
             let (whole, known) = (model.clone(), dims.clone());
             let unfolded = shuffle::unfold(model, &mut dims);
             let groups = Groups::new(model, dims);
-            let (gone, shifts) = ratio::choose(model, &groups, plan, cx)?;
-            if gone.is_empty() {
+            let gone = ratio::choose(model, &groups, plan, cx)?;
+            if gone.units.is_empty() && gone.branches.is_empty() {
                 (*model, dims) = (whole, known);
             } else {
                 for (node, n) in unfolded {
                     cx.note(
                         NoteKind::Did,
                         node,
-                        format!("a shuffle of {n} channels becomes a Gather"),
+                        format!("a shuffle of channels becomes a Gather of {n}"),
                     );
                 }
-                let round = exact::remove(model, groups, &BTreeMap::new(), &gone, shifts)?;
+                let round = exact::remove(model, groups, &BTreeMap::new(), &gone.units, gone.shifts)?;
                 account.add(round.tied);
+                blocks::drop_branches(model, &gone.branches);
                 dims = self.exactly(model, round.dims, &mut account)?;
             }
         }

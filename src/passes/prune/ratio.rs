@@ -13,7 +13,7 @@ use super::ladder::{Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
 use super::trial::{Bench, Choice, Known, Settled};
-use super::units::{Group, Units};
+use super::units::{Group, Reader, Units};
 use super::{Context, Names, Options, cut};
 use crate::analysis::groups::Groups;
 use crate::engine::NotRun;
@@ -97,26 +97,31 @@ impl Plan {
     }
 }
 
-/// The units that go, and how biases change. Weights of refitted readers are written at once.
+/// What goes.
+#[derive(Default)]
+pub struct Gone {
+    /// Units that are cut out of every axis.
+    pub units: BTreeSet<usize>,
+    /// How biases change.
+    pub shifts: Vec<Shift>,
+    /// Layers that read nothing any more: a constant takes their place.
+    pub branches: Vec<(NodeId, Reader)>,
+}
+
+/// What goes. Weights of refitted readers are written at once.
 ///
 /// # Errors
 /// When a sample fails or numbers are not finite.
-pub fn choose(
-    model: &mut Model,
-    groups: &Groups,
-    plan: &Plan,
-    cx: &mut Context,
-) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
+pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context) -> Result<Gone> {
     let units = Units::new(model, groups, &plan.by, &plan.skip, cx.samples);
     refuse(model, groups, &units, cx);
-    let nothing = (BTreeSet::new(), Vec::new());
     let by_outputs = plan.much.by_outputs();
     if by_outputs && cx.samples.synthetic() {
         cx.warn(format!(
             "{}: the samples are made up and tell nothing of the damage; only what changes nothing was removed",
             plan.much.spelled()
         ));
-        return Ok(nothing);
+        return Ok(Gone::default());
     }
     let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || by_outputs;
     let moments = match needs_data && !units.groups.is_empty() {
@@ -124,7 +129,7 @@ pub fn choose(
         false => None,
     };
     if by_outputs && moments.is_none() {
-        return Ok(nothing);
+        return Ok(Gone::default());
     }
     let part = if by_outputs { Part::Half } else { Part::All };
     let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
@@ -145,14 +150,25 @@ pub fn choose(
         Much::Ratio(_) => ladders.iter().map(|l| l.order.len()).collect(),
         _ => match by_outputs_of(&bench, plan, cx)? {
             Some(choice) => choice,
-            None => return Ok(nothing),
+            None => return Ok(Gone::default()),
         },
     };
     cx.charts.extend(charts(&bench, &choice));
     let fitted = final_fit(&bench, &choice, cx)?;
-    let gone = bench.gone(&choice);
-    let shifts = write(model, &units, fitted, cx);
-    Ok((gone, shifts))
+    let parts = choice
+        .iter()
+        .enumerate()
+        .map(|(i, n)| if bench.all(i, *n).is_some() { 0 } else { *n });
+    let gone = bench.gone(&parts.collect());
+    let whole = choice.iter().enumerate().filter_map(|(i, n)| bench.all(i, *n));
+    let readers: BTreeSet<NodeId> = whole.flat_map(|w| &w.readers).copied().collect();
+    let shifts = write(model, &units, fitted, &readers, cx);
+    let reader = |id: NodeId| Some((id, units.readers.get(&id)?.clone()?));
+    Ok(Gone {
+        units: gone,
+        shifts,
+        branches: readers.into_iter().filter_map(reader).collect(),
+    })
 }
 
 /// The readers fitted to all samples, repaired where that helps on samples that have no part.
@@ -166,13 +182,7 @@ fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fit
     let before = bench.error(&half, cx)?;
     let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
     match (before, after) {
-        (Some(before), Some(after)) if after < before => {
-            if std::env::var("P6_LOG").is_ok() { eprintln!("repair {:.2} -> {:.2} dB", 10.0*before.log10(), 10.0*after.log10()); }
-            let sweeps = std::env::var("P6_SWEEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-            let mut now = all;
-            for _ in 0..sweeps { now = repair(bench, now, &cx.samples.clone(), cx)?; }
-            Ok(now)
-        }
+        (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
         _ => Ok(all),
     }
 }
@@ -200,7 +210,8 @@ fn ladders(
     let mut ladders = Vec::new();
     let least = match plan.much {
         Much::Ratio(part) => left(model, units, part, plan)?,
-        _ => vec![1; units.groups.len()],
+        // Where all may go, all are put in order.
+        _ => units.groups.iter().map(|g| usize::from(g.whole.is_none())).collect(),
     };
     let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
     in_order(units.groups.len(), cx.threads, work, |_, l| {
@@ -283,7 +294,7 @@ fn tell(bench: &Bench, plan: &Plan, settled: &Settled, cx: &mut Context) {
             }
         }
     }
-    let saved = bench.units.costs.saved(&bench.gone(&settled.choice));
+    let saved = bench.share(&settled.choice);
     let error = 10.0 * settled.error.max(1e-30).log10();
     let allowed = match plan.much {
         Much::Error(limit) => format!(" of the {:.1} dB allowed", 10.0 * limit.log10()),
@@ -324,13 +335,25 @@ fn maker(units: &Units, group: &Group) -> Option<NodeId> {
 }
 
 /// Writes what changes, and says so; gives the changes of biases.
-fn write(model: &mut Model, units: &Units, fitted: Vec<Fitted>, cx: &mut Context) -> Vec<Shift> {
+fn write(
+    model: &mut Model,
+    units: &Units,
+    fitted: Vec<Fitted>,
+    dead: &BTreeSet<NodeId>,
+    cx: &mut Context,
+) -> Vec<Shift> {
     let mut shifts = Vec::new();
     for f in fitted {
         if let Some(Some(r)) = units.readers.get(&f.id) {
             shifts.extend(f.bias(r));
         }
-        if let Some(lost) = f.lost {
+        if dead.contains(&f.id) {
+            cx.did(
+                model,
+                f.id,
+                "its branch goes as a whole; the mean of what it gave stays",
+            );
+        } else if let Some(lost) = f.lost {
             let db = -10.0 * lost.max(1e-12).log10();
             cx.did(
                 model,

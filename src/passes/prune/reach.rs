@@ -2,21 +2,25 @@
 //!
 //! Of all choices that leave no more than the part, a common exchange rate of savings for damage gives that of the least sum of
 //! damages (Everett 1963), when damages add up. They do so only nearly: an error that an earlier layer has made already hides
-//! that of a later one, or is made larger by it. So what a group does is measured anew within the choice, as the error that the outputs lose when
-//! the group alone is given back, and the choice is made again from that, as long as its error falls.
+//! that of a later one, or is made larger by it. So what a group does is measured anew within the choice, by giving some of its units
+//! back, and the choice is made again from that, not far from the last one, as long as its error falls.
 
 use super::Context;
 use super::refit::Part;
-use super::trial::{ALONE, Bench, Choice, EXPONENTS, Known, Settled};
+use super::trial::{ALONE, Bench, Choice, EXPONENTS, Known, Scale, Settled};
+use super::units::Group;
 use crate::passes::exchange;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
-use std::collections::BTreeSet;
 
 /// How often a choice is made.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 /// Groups are tried alone where their readers lose about this much.
 const ALONE_AT: f64 = 0.03;
+/// One of so many units of a group is given back, at least one, to see what it does within a choice.
+const STEP: usize = 8;
+/// A group may lose so many steps more or less than before.
+const REACH: usize = 2;
 
 impl Bench<'_> {
     /// The choice that leaves this part of the multiply-adds at most; `None` when no choice does. `rungs` are the counts that each
@@ -28,61 +32,95 @@ impl Bench<'_> {
         let Some(reference) = &self.reference else {
             anyhow::bail!("nothing to compare with")
         };
-        let everything: Choice = rungs.iter().map(|r| r.last().copied().unwrap_or(0)).collect();
-        if self.left(&everything) > part {
+        if self.left(&most(rungs)) > part {
             return Ok(None);
         }
-        let mut scale = self.scales(ALONE_AT, rungs, reference, cx)?;
-        let mut best: Option<Settled> = None;
-        let mut last = vec![0; self.ladders.len()];
-        let rounds = std::env::var("P6_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(ROUNDS);
-        for round in 0..rounds {
-            let choice = self.reaching(&scale, rungs, &last, part, &everything);
-            if choice == last {
+        let scale = self.scales(ALONE_AT, rungs, reference, cx)?;
+        let none = vec![0; self.ladders.len()];
+        let Some(choice) = self.reaching(&scale, rungs, &none, part) else {
+            return Ok(None);
+        };
+        let mut best = self.settled(choice, &scale, reference, cx)?;
+        for _ in 1..ROUNDS {
+            let within = self.scales_within(&best.choice, rungs, reference, cx)?;
+            let near = self.near(&best.choice, rungs);
+            let Some(choice) = self.reaching(&within, &near, &best.choice, part) else {
+                break;
+            };
+            let other = self.settled(choice, &scale, reference, cx)?;
+            if other.error >= best.error {
                 break;
             }
-            let fitted = self.fitted(&choice, Part::Half, &mut Known::new(), cx)?;
-            let error = reference.error(&self.changed(&fitted), SAMPLES, cx)?;
-            if std::env::var("P6_LOG").is_ok() {
-                eprintln!("round {round}: error {:.2} dB left {:.4} choice {choice:?}", 10.0 * error.log10(), self.left(&choice));
-            }
-            if best.as_ref().is_none_or(|b| error < b.error) {
-                let alone = (0..choice.len()).map(|i| self.charge(&scale, i, choice[i])).collect();
-                best = Some(Settled { choice: choice.clone(), error, alone });
-            }
-            if round + 1 < rounds {
-                let within = self.scales_within(&choice, rungs, reference, cx)?;
-                // Half way, by powers: what is measured within a choice is right near that choice only.
-                let half = |(old, new): (&f64, &f64)| if *old > 0.0 { (old * new).sqrt() } else { *new };
-                scale = scale.iter().zip(&within).map(half).collect();
-            }
-            last = choice;
+            best = other;
         }
-        Ok(best)
+        Ok(Some(best))
     }
 
     /// The part of the multiply-adds that a choice leaves.
     pub fn left(&self, choice: &Choice) -> f64 {
-        1.0 - self.units.costs.saved(&self.gone(choice)).macs
+        1.0 - self.share(choice).macs
+    }
+
+    fn settled(&self, choice: Choice, scale: &[Scale], reference: &Reference, cx: &Context) -> Result<Settled> {
+        let fitted = self.fitted(&choice, Part::Half, &mut Known::new(), cx)?;
+        let error = reference.error(&self.changed(&fitted), SAMPLES, cx)?;
+        let alone = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).collect();
+        if std::env::var("P6_LOG").is_ok() {
+            eprintln!(
+                "round error {:.2} dB left {:.4} choice {choice:?}",
+                10.0 * error.log10(),
+                self.left(&choice)
+            );
+        }
+        Ok(Settled { choice, error, alone })
     }
 
     /// The choice of least damage that leaves this part at most; savings are those of one more unit after `last`.
-    fn reaching(&self, scale: &[f64], rungs: &[Vec<usize>], last: &Choice, part: f64, everything: &Choice) -> Choice {
-        let gone: BTreeSet<usize> = self.gone(last);
-        let shares = self.units.costs.shares(&gone);
-        let of = |g: &super::units::Group| g.members.iter().filter_map(|u| shares.get(u)).map(|s| s.macs).fold(0.0, f64::max);
+    fn reaching(&self, scale: &[Scale], rungs: &[Vec<usize>], last: &Choice, part: f64) -> Option<Choice> {
+        let shares = self.units.costs.shares(&self.gone(last));
+        let of = |g: &Group| {
+            let all = g.members.iter().filter_map(|u| shares.get(u));
+            all.map(|s| s.macs).fold(0.0, f64::max)
+        };
         let gains: Vec<f64> = self.units.groups.iter().map(of).collect();
+        let gain = |i: usize, n: usize| match self.all(i, n) {
+            Some(whole) => whole.share.macs,
+            None => n as f64 * gains[i],
+        };
         // The other way round: what is left falls as the price of what is left rises.
         let exponents = [-EXPONENTS[1], -EXPONENTS[0]];
-        exchange::within(exponents, part, everything.clone(), |price| {
-            let choice = self.at_rate(scale, rungs, &gains, 1.0 / price);
+        let found = exchange::within(exponents, part, most(rungs), |price| {
+            let choice = self.at_rate(scale, rungs, gain, 1.0 / price);
             let left = self.left(&choice);
             (choice, left)
-        })
+        });
+        (self.left(&found) <= part).then_some(found)
     }
 
-    /// What damage does to the outputs, for every group, among all others: measured by giving it back (or, where nothing goes, by taking some).
-    fn scales_within(&self, choice: &Choice, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+    /// The counts near those of a choice.
+    fn near(&self, choice: &Choice, rungs: &[Vec<usize>]) -> Vec<Vec<usize>> {
+        let of = |(i, all): (usize, &Vec<usize>)| {
+            let reach = REACH * self.step(i);
+            // Branches that go as a whole are not comparable with parts of them.
+            let like = |n: usize| self.all(i, n).is_some() == self.all(i, choice[i]).is_some();
+            let near = |n: &&usize| n.abs_diff(choice[i]) <= reach && like(**n);
+            all.iter().filter(near).copied().collect()
+        };
+        rungs.iter().enumerate().map(of).collect()
+    }
+
+    fn step(&self, group: usize) -> usize {
+        (self.units.groups[group].members.len() / STEP).max(1)
+    }
+
+    /// What damage does to the outputs, for every group, among all others: measured by giving some units back (or, where none go, by taking some).
+    fn scales_within(
+        &self,
+        choice: &Choice,
+        rungs: &[Vec<usize>],
+        reference: &Reference,
+        cx: &Context,
+    ) -> Result<Vec<Scale>> {
         cx.progress.start("try groups", self.ladders.len());
         let mut known = Known::new();
         let mut try_one = |choice: &Choice| -> Result<f64> {
@@ -90,22 +128,39 @@ impl Bench<'_> {
             reference.error(&self.changed(&fitted), ALONE, cx)
         };
         let whole = try_one(choice)?;
+        let ones = vec![Scale { slope: 1.0, whole: 1.0 }; self.ladders.len()];
         let mut scales = Vec::new();
-        for (i, ladder) in self.ladders.iter().enumerate() {
+        for (i, rungs) in rungs.iter().enumerate() {
             cx.progress.advance(1);
-            let some = rungs[i].iter().copied().find(|n| 12 * n >= ladder.order.len().max(1) && *n > 0);
-            let count = if choice[i] > 0 { Some(choice[i]) } else { some };
-            let Some(damage) = count.and_then(|n| ladder.damage.get(n - 1)) else {
-                scales.push(0.0);
+            let (n, step) = (choice[i], self.step(i));
+            if self.all(i, n).is_some() {
+                scales.push(Scale::default());
+                continue;
+            }
+            let less = rungs.iter().copied().rfind(|m| m + step <= n);
+            let more = rungs.iter().copied().find(|m| *m >= n + step);
+            let Some(other) = less.or(more) else {
+                scales.push(Scale::default());
                 continue;
             };
-            let mut other = choice.clone();
-            other[i] = if choice[i] > 0 { 0 } else { count.unwrap_or(0) };
-            let error = try_one(&other)?;
-            let done = if choice[i] > 0 { whole - error } else { error - whole };
-            scales.push(done.max(1e-3 * whole).max(1e-12) / damage.max(1e-12));
+            let mut changed = choice.clone();
+            changed[i] = other;
+            let error = try_one(&changed)?;
+            let damage = self.charge(&ones, i, n) - self.charge(&ones, i, other);
+            // Damage that does nothing here is cheap, not free.
+            let slope = (whole - error) / damage;
+            let slope = if slope.is_finite() {
+                slope.max(1e-2 * whole)
+            } else {
+                whole
+            };
+            scales.push(Scale { slope, whole: 0.0 });
         }
         cx.progress.finish();
         Ok(scales)
     }
+}
+
+fn most(rungs: &[Vec<usize>]) -> Choice {
+    rungs.iter().map(|r| r.last().copied().unwrap_or(0)).collect()
 }

@@ -3,7 +3,8 @@
 //! After earlier layers have lost channels, a later one gets another input x' than it was fitted to. What its output v then lacks,
 //! `r = v − v'` with v from the original and v' from the changed model on the same samples, is fitted by its own input:
 //! `ΔW = E[r x'ᵀ] (E[x' x'ᵀ] + δ)⁻¹`, around the means where the bias can take them up (He et al. 2017; the damping keeps ΔW small
-//! where samples are few). Where only a residual Add reads the output, v is that sum: so the layer makes up for what the other
+//! where samples are few). Where a Relu or Clip alone reads v, what it cuts off need not fit: r is taken to the nearest number that
+//! it makes the same of (Zhang et al. 2015, one step of their alternation). Where only a residual Add reads the output, v is that sum: so the layer makes up for what the other
 //! branch has lost, too. Layers are taken in waves, each measured after the one before it was written; what the original
 //! computes is measured before, for as many waves as memory allows.
 
@@ -150,7 +151,6 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
 /// Outside of these nothing that reads a value tells numbers apart.
 fn bounds(model: &Model, value: ValueId) -> [f32; 2] {
     let open = [f32::NEG_INFINITY, f32::INFINITY];
-    if std::env::var("P6_CLIP").is_ok_and(|x| x == "0") { return open; }
     let of = |u: &Use| match *u {
         Use::Node(id, 0) => cutting(model, id).unwrap_or(open),
         _ => open,
@@ -359,7 +359,12 @@ fn stacked(
     if n != m || n == 0 || (pointwise && x.len() / t.columns != was.dims.iter().product::<usize>() / t.outputs) {
         return Ok(None);
     }
-    let r: Vec<f32> = was.rows.iter().zip(&is.rows).map(|(a, b)| lacking(t.bounds, *a, *b)).collect();
+    let r: Vec<f32> = was
+        .rows
+        .iter()
+        .zip(&is.rows)
+        .map(|(a, b)| lacking(t.bounds, *a, *b))
+        .collect();
     let mut all = Array2::zeros((n, t.columns + t.outputs));
     all.slice_mut(s![.., ..t.columns])
         .assign(&ArrayView2::from_shape((n, t.columns), &rows)?);
@@ -396,7 +401,7 @@ fn solved(
     let cross = second.slice(s![..n, n..]).select(Axis(0), &kept);
     // Rows of one sample are evidence, but not independent: the geometric mean of samples and rows counts.
     let evidence = (sums.n as f64 * samples as f64).sqrt();
-    let damping = (DAMPING + kept.len() as f64 / evidence) * std::env::var("P6_DAMP").ok().and_then(|s| s.parse().ok()).unwrap_or(1.0);
+    let damping = DAMPING + kept.len() as f64 / evidence;
     let change = solve(inner.view(), cross.view(), damping, sums.n)?;
     let mut new = map;
     for (k, &j) in kept.iter().enumerate() {
@@ -420,4 +425,23 @@ fn solved(
         shift,
         lost: current.and_then(|f| f.lost),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_activation_cuts_off_lacks_nothing() {
+        let relu = [0.0, f32::INFINITY];
+        let cases = [(-1.0, -3.0, 0.0), (-1.0, 2.0, -2.0), (1.0, -3.0, 4.0), (1.0, 3.0, -2.0)];
+        for (was, is, r) in cases {
+            assert_eq!(lacking(relu, was, is), r, "{was} {is}");
+        }
+        let clip = [0.0, 6.0];
+        for (was, is, r) in [(7.0, 9.0, 0.0), (7.0, 4.0, 2.0), (5.0, 7.0, -2.0)] {
+            assert_eq!(lacking(clip, was, is), r, "{was} {is}");
+        }
+        assert_eq!(lacking([f32::NEG_INFINITY, f32::INFINITY], -1.0, -3.0), 2.0);
+    }
 }

@@ -9,9 +9,11 @@
 //! recurrence of a recurrent layer reads its hidden units, too, and is given zeros.
 
 use super::Context;
+use super::blocks::Whole;
+use super::costs::Share;
 use super::ladder::Ladder;
 use super::refit::{Fitted, Moments, Part};
-use super::units::{Group, Units};
+use super::units::Units;
 use crate::analysis::groups::{Dims, Groups};
 use crate::ir::{Model, NodeId, Tensor};
 use crate::ops::ties::{Dot, constant};
@@ -30,6 +32,15 @@ pub const EXPONENTS: [f64; 2] = [-20.0, 40.0];
 const ROUNDS: usize = 7;
 /// An error from this part of the limit on is near enough.
 const NEAR: f64 = 0.85;
+
+/// What damage to its readers does to the outputs of the model, for one group.
+#[derive(Clone, Copy, Default)]
+pub struct Scale {
+    /// Error of the outputs for one part of damage.
+    pub slope: f64,
+    /// Error when the group goes as a whole.
+    pub whole: f64,
+}
 
 /// How many units go from every group.
 pub type Choice = Vec<usize>;
@@ -225,14 +236,37 @@ impl Bench<'_> {
 
     /// The mean of the parts of the weights and of the multiply-adds that a choice saves.
     pub fn saved(&self, choice: &Choice) -> f64 {
-        let saved = self.units.costs.saved(&self.gone(choice));
+        let saved = self.share(choice);
         (saved.weights + saved.macs) / 2.0
     }
 
+    /// The layers that go under a choice, with the groups that go as a whole.
+    pub fn dead(&self, choice: &Choice) -> BTreeSet<NodeId> {
+        let of = |(i, n): (usize, &usize)| self.all(i, *n).map(|w| &w.dead);
+        choice.iter().enumerate().filter_map(of).flatten().copied().collect()
+    }
+
+    /// What goes with a group when it loses so many, all that it has.
+    pub fn all(&self, group: usize, count: usize) -> Option<&Whole> {
+        let g = &self.units.groups[group];
+        g.whole.as_ref().filter(|_| count == g.members.len())
+    }
+
+    /// What a choice saves.
+    pub fn share(&self, choice: &Choice) -> Share {
+        self.units.costs.saved(&self.gone(choice), &self.dead(choice))
+    }
+
     /// What a reader's damage does to the outputs of the model, for every group: tried alone.
-    pub fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+    pub fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<Scale>> {
         cx.progress.start("try groups", self.ladders.len());
         let mut scales = Vec::new();
+        let alone = |i: usize, count: usize| {
+            let mut only: Choice = vec![0; self.ladders.len()];
+            only[i] = count;
+            let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
+            anyhow::Ok(reference.error(&self.changed(&fitted), ALONE, cx)?.max(1e-12))
+        };
         for (i, ladder) in self.ladders.iter().enumerate() {
             cx.progress.advance(1);
             let at = |n: usize| {
@@ -241,48 +275,59 @@ impl Bench<'_> {
                     .copied()
                     .unwrap_or(0.0)
             };
-            let first = rungs[i].iter().copied().find(|n| *n > 0);
-            let fits = rungs[i].iter().copied().rfind(|n| *n > 0 && at(*n) <= limit);
-            let Some(count) = fits.or(first) else {
-                scales.push(0.0);
-                continue;
-            };
-            let mut only: Choice = vec![0; self.ladders.len()];
-            only[i] = count;
-            let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
-            let error = reference.error(&self.changed(&fitted), ALONE, cx)?;
-            scales.push(error.max(1e-12) / at(count).max(1e-12));
+            let parts = |n: &usize| *n > 0 && self.all(i, *n).is_none();
+            let first = rungs[i].iter().copied().find(|n| parts(n));
+            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(*n) <= limit);
+            let mut scale = Scale::default();
+            if let Some(count) = fits.or(first) {
+                scale.slope = alone(i, count)? / at(count).max(1e-12);
+            }
+            if let Some(count) = rungs[i].last().filter(|n| self.all(i, **n).is_some()) {
+                scale.whole = alone(i, *count)?;
+            }
+            scales.push(scale);
         }
         cx.progress.finish();
         Ok(scales)
     }
 
     /// What a group does to the outputs when so many units of it go.
-    pub fn charge(&self, scale: &[f64], i: usize, count: usize) -> f64 {
+    pub fn charge(&self, scale: &[Scale], i: usize, count: usize) -> f64 {
         match count.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k)) {
-            Some(d) => scale[i] * d.max(1e-12),
+            Some(_) if self.all(i, count).is_some() => scale[i].whole,
+            Some(d) => scale[i].slope * d.max(1e-12),
             None => 0.0,
         }
     }
 
     /// The choice that saves most among those whose damages sum up to `allowed` at most.
-    fn within(&self, scale: &[f64], rungs: &[Vec<usize>], allowed: f64) -> Choice {
-        let gains: Vec<f64> = self.units.groups.iter().map(gain).collect();
+    fn within(&self, scale: &[Scale], rungs: &[Vec<usize>], allowed: f64) -> Choice {
+        let mean = |s: Share| (s.weights + s.macs) / 2.0;
+        let gain = |i: usize, n: usize| match self.all(i, n) {
+            Some(whole) => mean(whole.share),
+            None => n as f64 * mean(self.units.groups[i].share),
+        };
         // Rates are searched by their exponents: savings are parts of 1, and so are errors.
         exchange::within(EXPONENTS, allowed, vec![0; self.ladders.len()], |rate| {
-            let choice = self.at_rate(scale, rungs, &gains, rate);
+            let choice = self.at_rate(scale, rungs, gain, rate);
             let damage = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).sum();
             (choice, damage)
         })
     }
 
     /// For every group the count that saves most, what it costs taken off at this rate.
-    pub fn at_rate(&self, scale: &[f64], rungs: &[Vec<usize>], gains: &[f64], rate: f64) -> Choice {
+    pub fn at_rate(
+        &self,
+        scale: &[Scale],
+        rungs: &[Vec<usize>],
+        gain: impl Fn(usize, usize) -> f64,
+        rate: f64,
+    ) -> Choice {
         let best = |i: usize| {
-            let worth = |n: usize| n as f64 * gains[i] - rate * self.charge(scale, i, n);
+            let worth = |n: usize| gain(i, n) - rate * self.charge(scale, i, n);
             let counts = rungs[i].iter().copied();
             let best = counts.max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
-            best.filter(|n| worth(*n) > 0.0).unwrap_or(0)
+            best.unwrap_or(0)
         };
         (0..self.ladders.len()).map(best).collect()
     }
@@ -290,11 +335,6 @@ impl Bench<'_> {
 
 /// Readers that were fitted before, with what they had lost.
 pub type Known = BTreeMap<NodeId, (BTreeSet<usize>, Fitted)>;
-
-/// What one unit of a group saves: the mean of its parts of weights and multiply-adds.
-fn gain(group: &Group) -> f64 {
-    (group.share.weights + group.share.macs) / 2.0
-}
 
 /// The next allowance, after one whose error was `ratio` of the limit.
 fn next(allowed: f64, ratio: f64, low: f64, high: f64) -> f64 {

@@ -2,6 +2,7 @@
 //!
 //! Units that lie on the same axes, as often on each, are one group: any of them can go instead of any other.
 
+use super::blocks::{Whole, whole};
 use super::costs::{Costs, Share};
 use super::exact::reading_dot;
 use super::facts::for_slices;
@@ -32,6 +33,7 @@ pub struct Unit {
 }
 
 /// A contraction that reads channels through a constant weight.
+#[derive(Clone)]
 pub struct Reader {
     /// The contraction.
     pub dot: Dot,
@@ -41,6 +43,8 @@ pub struct Reader {
     pub weight: ValueId,
     /// What comes out.
     pub out: ValueId,
+    /// How many axes that has.
+    pub rank: usize,
     /// How the rows of its second moment are cut; `None` when it is only cut, not refitted.
     pub patch: Option<Patch>,
     /// Columns of the moment for every channel.
@@ -53,6 +57,8 @@ pub struct Group {
     pub members: Vec<usize>,
     /// What one of them alone saves.
     pub share: Share,
+    /// What goes with all of them, when all may go.
+    pub whole: Option<Whole>,
 }
 
 /// All that may go.
@@ -85,7 +91,11 @@ impl Units {
             known: BTreeSet::new(),
         };
         all.collect(model, groups, by, skip);
-        all.groups = alike(groups, &all.units, &all.costs);
+        let mut alike = alike(groups, &all.units, &all.costs);
+        for group in &mut alike {
+            group.whole = whole(model, groups, &all, &group.members);
+        }
+        all.groups = alike;
         all
     }
 
@@ -180,6 +190,7 @@ fn readers(model: &Model, groups: &Groups) -> BTreeMap<NodeId, Option<Reader>> {
                 input,
                 weight,
                 out: to,
+                rank: groups.dims(to).map_or(0, |d| d.len()),
                 patch,
                 taps,
             }
@@ -240,6 +251,7 @@ fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs) -> Vec<G
     let group = |members: Vec<usize>| Group {
         share: members.first().and_then(|u| shares.get(u)).copied().unwrap_or_default(),
         members,
+        whole: None,
     };
     alike.into_values().map(group).collect()
 }
