@@ -5,7 +5,9 @@
 //! 3. Units that reach nothing, or only as a constant, are taken out; the constant goes into the bias of what reads it
 //!    (`exact.rs`). Outputs stay the same up to the order of rounding.
 //!
-//! 4. With `ratio` or `error`, a part of the others goes too, and what reads them is refitted (`ratio.rs`).
+//! 4. With `ratio`, `error` or `macs`, a part of the others goes too, and what reads them is refitted (`ratio.rs`).
+//!
+//! Channels of convolutions go in whole blocks (`widths.rs`).
 //!
 //! Does nothing where an operator's ties are not known, at graph inputs and outputs, and where channels carry numbers.
 //! The exact part costs a few passes over the weights and needs no data.
@@ -26,6 +28,7 @@ mod shuffle;
 mod spell;
 mod trial;
 mod units;
+mod widths;
 
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
@@ -37,6 +40,7 @@ use anyhow::{Result, ensure};
 use exact::Survey;
 use facts::Facts;
 use std::collections::{BTreeMap, BTreeSet};
+use widths::{RoundTo, Widths};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -63,8 +67,17 @@ is decided by what the layers that read them lose when their other weights are r
 calibration data, optimal brain surgeon by blocks), and they are refitted. How many go from which layer is decided by what that
 does to the outputs for the weights and multiply-adds it saves: each group of channels is tried alone, then the whole choice,
 on samples that had no part in the fit, until the outputs err by that much. Needs real data; with made-up samples nothing more goes.
+A unit that never speaks, and one that says the same as others, cost nothing by this measure and go first: there is no option for them.
 
-`ratio=0.25` takes a quarter of every group of channels, whatever it costs: leave the decision to the verdict.";
+`macs=0.7` leaves 70 % of the multiply-adds at most, in the same way: of all choices that do so the one that the outputs suffer least from.
+With `error` and `macs` the branch f of a residual sum `x + f(x)` may go as a whole; the mean of f stays. `ratio=0.25` takes a quarter of
+every group of channels, whatever it costs. Look at the verdict after either.
+
+Of a transformer, whole attention heads and units between the two layers of an MLP may go; not the width of the stream that is normalized,
+and not channels within a head.
+
+Channels go in multiples of 16 where convolutions read or make them (`round_to=auto`): runtimes compute them in blocks, and a layer whose
+channels are not whole blocks may take twice the time. For that reason channels that change nothing stay, too, when they do not make up a block.";
 
 const OPTIONS: &[Opt] = &[
     Opt {
@@ -105,9 +118,9 @@ const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "round_to",
-        default: "1",
-        values: "a whole number",
-        doc: "ratio and error keep multiples of so many channels",
+        default: "auto",
+        values: "auto|a whole number",
+        doc: "channels are kept in multiples of this; auto: of 16 (8 or 4 in narrow layers) where convolutions read or make them",
     },
     Opt {
         name: "skip",
@@ -122,6 +135,7 @@ const MAX_ROUNDS: usize = 1000;
 
 struct Prune {
     tolerance: f32,
+    round_to: RoundTo,
     lossy: Option<ratio::Plan>,
 }
 
@@ -136,8 +150,14 @@ fn build(o: &Options) -> Result<Prune> {
         (0.0..1.0).contains(&part),
         "prune(ratio={part}): give a number from 0 to below 1"
     );
-    let round_to: usize = o.get("round_to")?;
-    ensure!(round_to > 0, "prune(round_to=0): give 1 or more");
+    let round_to = match o.text("round_to") {
+        "auto" => RoundTo::Auto,
+        _ => RoundTo::Fixed(o.get("round_to")?),
+    };
+    ensure!(
+        round_to != RoundTo::Fixed(0),
+        "prune(round_to=0): give 1 or more, or auto"
+    );
     let error: f64 = o.get("error")?;
     ensure!(
         (0.0..1.0).contains(&error),
@@ -173,6 +193,7 @@ fn build(o: &Options) -> Result<Prune> {
     };
     Ok(Prune {
         tolerance,
+        round_to,
         lossy: much.map(plan),
     })
 }
@@ -223,7 +244,7 @@ impl Prune {
             }
             let facts = Facts::new(model, &groups);
             let survey = Survey::new(model, &groups, &facts);
-            let gone = survey.removable(&groups);
+            let gone = survey.removable(&groups, &Widths::new(model, &groups, self.round_to));
             if gone.is_empty() {
                 return Ok(groups.into_dims());
             }

@@ -1,7 +1,8 @@
 //! Lossy removal: channels chosen by damage, what reads them repaired by least squares.
 //!
 //! `ratio` takes the same part of every group of like units; `error` takes from each group what costs the outputs of the model
-//! least for what it saves, until they err by that much (`trial.rs`). Which units go first: `ladder.rs`; how readers are
+//! least for what it saves, until they err by that much (`trial.rs`); `macs` the least that leaves that part of the multiply-adds
+//! (`reach.rs`). Whole branches of residual sums: `blocks.rs`. Which units go first: `ladder.rs`; how readers are
 //! fitted: `refit.rs`. A layer that shares its weight, or whose input has too many channels, or that lies in a sub-graph, is
 //! cut, not refitted.
 //!
@@ -14,6 +15,7 @@ use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
 use super::trial::{Bench, Choice, Known, Settled};
 use super::units::{Group, Reader, Units};
+use super::widths::RoundTo;
 use super::{Context, Names, Options, cut};
 use crate::analysis::groups::Groups;
 use crate::engine::NotRun;
@@ -55,8 +57,8 @@ pub struct Plan {
     pub by: Criterion,
     /// Whether readers are refitted.
     pub repair: bool,
-    /// Groups keep a multiple of so many.
-    pub round_to: usize,
+    /// Groups keep multiples.
+    pub round_to: RoundTo,
     /// Layers that keep their channels.
     pub skip: Names,
     /// For what may differ from node to node.
@@ -113,7 +115,7 @@ pub struct Gone {
 /// # Errors
 /// When a sample fails or numbers are not finite.
 pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context) -> Result<Gone> {
-    let units = Units::new(model, groups, &plan.by, &plan.skip, cx.samples);
+    let units = Units::new(model, groups, plan, cx.samples);
     refuse(model, groups, &units, cx);
     let by_outputs = plan.much.by_outputs();
     if by_outputs && cx.samples.synthetic() {
@@ -231,7 +233,12 @@ fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usiz
         *rest += n as f64 * plan.part(model, units, group, part)?;
         let gone = (*rest as usize).min(n.saturating_sub(1));
         *rest -= gone as f64;
-        Ok((n - gone).div_ceil(plan.round_to).saturating_mul(plan.round_to).min(n))
+        // The nearest multiple: of narrow groups else nothing would go.
+        let m = group.multiple;
+        Ok(((n - gone).saturating_add((m - 1) / 2) / m)
+            .max(1)
+            .saturating_mul(m)
+            .min(n))
     };
     units.groups.iter().map(of).collect()
 }
@@ -239,7 +246,7 @@ fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usiz
 /// What each group loses, by what that does to the outputs, with a word about it; `None` when nothing may go.
 fn by_outputs_of(bench: &Bench, plan: &Plan, cx: &mut Context) -> Result<Option<Choice>> {
     let rung = |(g, l): (&Group, &Ladder)| -> Vec<usize> {
-        let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(plan.round_to);
+        let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(g.multiple);
         (0..=l.order.len()).filter(fits).collect()
     };
     let rungs: Vec<Vec<usize>> = bench.units.groups.iter().zip(bench.ladders).map(rung).collect();

@@ -65,13 +65,6 @@ impl Bench<'_> {
         let fitted = self.fitted(&choice, Part::Half, &mut Known::new(), cx)?;
         let error = reference.error(&self.changed(&fitted), SAMPLES, cx)?;
         let alone = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).collect();
-        if std::env::var("P6_LOG").is_ok() {
-            eprintln!(
-                "round error {:.2} dB left {:.4} choice {choice:?}",
-                10.0 * error.log10(),
-                self.left(&choice)
-            );
-        }
         Ok(Settled { choice, error, alone })
     }
 

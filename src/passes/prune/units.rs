@@ -6,7 +6,8 @@ use super::blocks::{Whole, whole};
 use super::costs::{Costs, Share};
 use super::exact::reading_dot;
 use super::facts::for_slices;
-use super::ratio::Criterion;
+use super::ratio::{Criterion, Plan};
+use super::widths::Widths;
 use crate::analysis::groups::Groups;
 use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
@@ -57,6 +58,8 @@ pub struct Group {
     pub members: Vec<usize>,
     /// What one of them alone saves.
     pub share: Share,
+    /// It keeps a multiple of so many.
+    pub multiple: usize,
     /// What goes with all of them, when all may go.
     pub whole: Option<Whole>,
 }
@@ -79,8 +82,8 @@ pub struct Units {
 }
 
 impl Units {
-    /// Looks at every contraction of the model; those that `skip` names keep their channels.
-    pub fn new(model: &Model, groups: &Groups, by: &Criterion, skip: &Names, samples: &Samples) -> Units {
+    /// Looks at every contraction of the model; those that the plan skips keep their channels.
+    pub fn new(model: &Model, groups: &Groups, plan: &Plan, samples: &Samples) -> Units {
         let mut all = Units {
             units: BTreeMap::new(),
             readers: readers(model, groups),
@@ -90,8 +93,9 @@ impl Units {
             skipped: BTreeSet::new(),
             known: BTreeSet::new(),
         };
-        all.collect(model, groups, by, skip);
-        let mut alike = alike(groups, &all.units, &all.costs);
+        all.collect(model, groups, &plan.by, &plan.skip);
+        let widths = Widths::new(model, groups, plan.round_to);
+        let mut alike = alike(groups, &all.units, &all.costs, &widths);
         for group in &mut alike {
             group.whole = whole(model, groups, &all, &group.members);
         }
@@ -233,9 +237,11 @@ fn sizes(model: &Model, weight: ValueId, dot: &Dot, by: &Criterion) -> Option<Ve
 }
 
 /// Units on the same axes, in the order of their first elements.
-fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs) -> Vec<Group> {
+fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs, widths: &Widths) -> Vec<Group> {
     let mut axes: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
-    for (k, (_, _, start, len)) in groups.axes().enumerate() {
+    let mut places = Vec::new();
+    for (k, (v, axis, start, len)) in groups.axes().enumerate() {
+        places.push((v, axis));
         for e in start..start + len {
             let unit = groups.unit(e);
             if units.contains_key(&unit) {
@@ -248,10 +254,11 @@ fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs) -> Vec<G
         alike.entry(axes.into_iter().collect()).or_default().push(unit);
     }
     let shares = costs.shares(&BTreeSet::new());
-    let group = |members: Vec<usize>| Group {
+    let group = |(axes, members): (Vec<(usize, usize)>, Vec<usize>)| Group {
+        multiple: widths.multiple(axes.iter().map(|(k, _)| places[*k]), members.len()),
         share: members.first().and_then(|u| shares.get(u)).copied().unwrap_or_default(),
         members,
         whole: None,
     };
-    alike.into_values().map(group).collect()
+    alike.into_iter().map(group).collect()
 }
