@@ -6,18 +6,22 @@
 pub(crate) mod fold;
 pub(crate) mod moments;
 pub(crate) mod rows;
+mod survey;
 pub(crate) mod tree;
 
 use crate::data::{Sample, Samples};
 use crate::engine::{Engine, Session};
-use crate::ir::{DType, Model, ValueId};
+use crate::ir::{Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
+use crate::math::spread::Spread;
 use crate::parallel::in_order_ahead;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
 use fold::{Job, Part, Sums};
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use survey::Survey;
 use tree::{Course, Known, Part as Shard, Take, Whole};
 
 /// What to measure of a value.
@@ -60,7 +64,7 @@ pub struct Stats {
     /// Number of samples seen.
     pub samples: usize,
     ranges: HashMap<ValueId, Range>,
-    histograms: HashMap<ValueId, Histogram>,
+    spreads: HashMap<ValueId, Spread>,
     means: HashMap<(ValueId, i64), Vec<f64>>,
     grams: HashMap<(ValueId, Patch), Vec<Gram>>,
 }
@@ -71,8 +75,12 @@ impl Stats {
         self.ranges.get(&v)
     }
     /// The distribution of a value.
-    pub fn histogram(&self, v: ValueId) -> Option<&Histogram> {
-        self.histograms.get(&v)
+    pub fn histogram(&self, v: ValueId) -> Option<Cow<'_, Histogram>> {
+        self.spread(v).map(Spread::all)
+    }
+    /// The distribution of a value, by the peaks of samples.
+    pub fn spread(&self, v: ValueId) -> Option<&Spread> {
+        self.spreads.get(&v)
     }
     /// The means of a value along an axis.
     pub fn mean(&self, v: ValueId, axis: i64) -> Option<&[f64]> {
@@ -160,17 +168,6 @@ pub(crate) struct Runner<'a> {
 }
 
 type Wanted = Vec<(ValueId, Vec<Measure>)>;
-/// Types and dimensions of the wanted values, by number.
-type Shapes = BTreeMap<usize, (DType, Vec<usize>)>;
-
-fn shapes(session: &dyn Session, sample: &Sample) -> Result<Shapes> {
-    let mut shapes = Shapes::new();
-    session.visit(sample, &mut |i, value| {
-        shapes.insert(i, (value.dtype(), value.dims().to_vec()));
-        Ok(())
-    })?;
-    Ok(shapes)
-}
 
 impl Runner<'_> {
     /// As [`measure`], but for runs of samples whose sums are known.
@@ -238,25 +235,29 @@ impl Runner<'_> {
         let first = self.samples.get(0)?;
         let session = self.load(&wanted, &first)?;
         let moments = |m: &Measure| matches!(m, Measure::Gram(_));
-        let mut rounds = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
-            true => self.rounds(&wanted, &shapes(&*session, &first)?)?,
-            false => vec![numbered(&wanted).collect()],
+        let survey = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
+            true => Survey::new(self.model, &wanted, &*session, self.samples, self.threads)?,
+            false => Survey::default(),
+        };
+        let mut rounds = match survey.is_empty() {
+            false => self.rounds(&wanted, &survey)?,
+            true => vec![numbered(&wanted).collect()],
         };
         number(&mut rounds, &wanted);
         let steps = tree::walk(runs, self.samples.len()).len();
         self.progress.start("measure", steps * rounds.len());
         if let [only] = rounds.as_mut_slice() {
-            self.round(&wanted, std::mem::take(only), &*session, (runs, course))?;
+            self.round(&wanted, std::mem::take(only), &*session, (&survey, runs, course))?;
         } else {
             drop(session);
             for jobs in rounds {
-                let values: Wanted = wanted
+                let needed: BTreeSet<ValueId> = jobs
                     .iter()
-                    .filter(|(v, _)| jobs.iter().any(|j| j.value == *v))
-                    .cloned()
+                    .flat_map(|j| survey.watched(j.value).chain([j.value]))
                     .collect();
+                let values = wanted.iter().filter(|(v, _)| needed.contains(v)).cloned().collect();
                 let session = self.load(&values, &first)?;
-                self.round(&values, jobs, &*session, (runs, course))?;
+                self.round(&values, jobs, &*session, (&survey, runs, course))?;
             }
         }
         self.progress.finish();
@@ -269,12 +270,14 @@ impl Runner<'_> {
     }
 
     /// Which measures are taken in which run over the samples: everything small in the first, moments as memory allows.
-    fn rounds(&self, wanted: &Wanted, shapes: &Shapes) -> Result<Vec<Vec<Job>>> {
+    fn rounds(&self, wanted: &Wanted, survey: &Survey) -> Result<Vec<Vec<Job>>> {
         let mut rounds: Vec<Vec<Job>> = vec![Vec::new()];
         let mut taken = 0usize;
-        for (i, (v, measures)) in wanted.iter().enumerate() {
-            let Some((dtype, dims)) = shapes.get(&i) else { continue };
-            for m in measures.iter().filter(|_| fold::is_float(*dtype)) {
+        for (v, measures) in wanted {
+            let Some((dtype, dims)) = survey.shape(*v) else {
+                continue;
+            };
+            for m in measures.iter().filter(|_| fold::is_float(dtype)) {
                 if let Measure::Gram(patch) = m {
                     let bytes = |waiting| {
                         let bytes = fold::gram_bytes(dims, patch, self.samples.len(), waiting);
@@ -303,7 +306,7 @@ impl Runner<'_> {
         wanted: &Wanted,
         mut jobs: Vec<Job>,
         session: &dyn Session,
-        (runs, course): (&[usize], &mut dyn Course),
+        (survey, runs, course): (&Survey, &[usize], &mut dyn Course),
     ) -> Result<()> {
         let n = self.samples.len();
         let walk = tree::walk(runs, n);
@@ -312,7 +315,8 @@ impl Runner<'_> {
         for (k, job) in jobs.iter().enumerate() {
             plan[place[&job.value]].push((k, job.measure.clone()));
         }
-        let count = jobs.len();
+        let values: Vec<ValueId> = jobs.iter().map(|j| j.value).collect();
+        let watched: BTreeSet<ValueId> = values.iter().flat_map(|v| survey.watched(*v)).collect();
         let name = |v: ValueId| self.model.value(v).name.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.max(1))
@@ -324,15 +328,25 @@ impl Runner<'_> {
             |step| {
                 let i = walk[step].0;
                 let sample = self.samples.get(i)?;
-                let mut parts: Vec<Option<Part>> = (0..count).map(|_| None).collect();
+                let mut parts: Vec<Option<Part>> = values.iter().map(|_| None).collect();
+                let mut powers = BTreeMap::new();
                 let run = session.visit(&sample, &mut |at, value| {
+                    let v = wanted[at].0;
                     for (k, measure) in &plan[at] {
                         let part = fold::part(measure, &value, i, n);
-                        parts[*k] = part.with_context(|| name(wanted[at].0))?;
+                        parts[*k] = part.with_context(|| name(v))?;
+                    }
+                    if let Some(x) = value.to_f32().filter(|_| watched.contains(&v)) {
+                        powers.insert(v, survey::mean_square(&x));
                     }
                     Ok(())
                 });
                 run.with_context(|| format!("sample {i}"))?;
+                for (part, v) in parts.iter_mut().zip(&values) {
+                    if let Some(Part::Rows(rows)) = part {
+                        rows.keep(survey.share(*v, &powers, rows.count(), i), i);
+                    }
+                }
                 Ok(parts)
             },
             |step, parts| {
@@ -374,8 +388,8 @@ impl Stats {
                 (Sums::None, _) => {}
                 (Sums::Range(r), _) => drop(self.ranges.insert(v, r)),
                 (Sums::Histogram(h), _) => {
-                    self.ranges.insert(v, h.range);
-                    self.histograms.insert(v, h);
+                    self.ranges.insert(v, h.all().range);
+                    self.spreads.insert(v, h);
                 }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
                 (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g.into_grams())),

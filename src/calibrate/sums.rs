@@ -9,6 +9,7 @@ use crate::analysis::stats::fold::{Mean, Means, Sums};
 use crate::analysis::stats::moments::Moments;
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
+use crate::math::spread::Spread;
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::Array1;
 
@@ -24,14 +25,15 @@ pub fn write(sums: &Sums) -> Vec<u8> {
             out.push(1);
             range(&mut out, r);
         }
-        Sums::Histogram(h) => {
+        Sums::Histogram(s) => {
             out.push(2);
-            range(&mut out, &h.range);
-            let (exponent, zeros, counts) = h.fields();
-            out.extend(exponent.to_le_bytes());
-            out.extend(zeros.to_le_bytes());
-            out.extend((counts.len() as u32).to_le_bytes());
-            counts.iter().for_each(|n| short(&mut out, *n));
+            let classes = s.parts();
+            out.extend((classes.len() as u32).to_le_bytes());
+            for (octave, samples, h) in classes {
+                out.extend(octave.to_le_bytes());
+                out.extend(samples.to_le_bytes());
+                histogram(&mut out, h);
+            }
         }
         Sums::Mean(m) => {
             out.push(3);
@@ -49,6 +51,15 @@ pub fn write(sums: &Sums) -> Vec<u8> {
         }
     }
     out
+}
+
+fn histogram(out: &mut Vec<u8>, h: &Histogram) {
+    range(out, &h.range);
+    let (exponent, zeros, counts) = h.fields();
+    out.extend(exponent.to_le_bytes());
+    out.extend(zeros.to_le_bytes());
+    out.extend((counts.len() as u32).to_le_bytes());
+    counts.iter().for_each(|n| short(out, *n));
 }
 
 fn range(out: &mut Vec<u8>, r: &Range) {
@@ -134,7 +145,7 @@ pub fn read(bytes: &[u8]) -> Result<Sums> {
     let sums = match from.number::<1>()?[0] {
         0 => Sums::None,
         1 => Sums::Range(from.range()?),
-        2 => Sums::Histogram(from.histogram()?),
+        2 => Sums::Histogram(from.spread()?),
         3 => Sums::Mean(Means::of(from.mean()?)),
         4 => Sums::Grams(from.moments()?),
         kind => bail!("there is no measure of kind {kind}"),
@@ -204,6 +215,14 @@ impl<'a> Bytes<'a> {
             }
         }
         bail!("a count is too large")
+    }
+
+    fn spread(&mut self) -> Result<Spread> {
+        let classes = self.u32()?;
+        ensure!(classes <= self.0.len(), "it is cut short");
+        let class = |_| Ok((i32::from_le_bytes(self.number()?), self.count()?, self.histogram()?));
+        let classes = (0..classes).map(class).collect::<Result<Vec<_>>>()?;
+        Spread::from_parts(classes).context("no samples have such peaks")
     }
 
     fn histogram(&mut self) -> Result<Histogram> {
@@ -323,23 +342,26 @@ mod tests {
     #[test]
     fn ranges_histograms_and_means_come_back() {
         let values: Vec<f32> = (0..9000).map(|i| (i as f32 - 2000.0) * 0.37).collect();
-        let mut h = Histogram::new();
+        let all = {
+            let mut h = Histogram::new();
+            h.add(&values);
+            h
+        };
+        let mut spread = Spread::default();
         for h in [
-            h.clone(),
-            {
-                h.add(&values);
-                h.clone()
-            },
-            Histogram::of_some(&values[..100], h.range),
+            Histogram::new(),
+            all.clone(),
+            Histogram::of_some(&values[..100], all.range),
         ] {
-            let Ok(Sums::Histogram(back)) = read(&write(&Sums::Histogram(h.clone()))) else {
-                panic!("a histogram")
-            };
-            assert_eq!(h, back);
             let Ok(Sums::Range(range)) = read(&write(&Sums::Range(h.range))) else {
                 panic!("a range")
             };
             assert_eq!(range, h.range);
+            spread.merge(&Spread::of(h));
+            let Ok(Sums::Histogram(back)) = read(&write(&Sums::Histogram(spread.clone()))) else {
+                panic!("histograms")
+            };
+            assert_eq!(spread, back);
         }
         let mean = Mean {
             sums: vec![1.5, -2.0],
@@ -358,7 +380,7 @@ mod tests {
         let all = [
             write(&Sums::Grams(moments(9, 2, 4, 1.0))),
             write(&Sums::Grams(moments(9, 2, 40, 1.0))),
-            write(&Sums::Histogram(h)),
+            write(&Sums::Histogram(Spread::of(h))),
             write(&Sums::Mean(Means::of(Mean {
                 sums: vec![1.0],
                 counts: vec![1],

@@ -40,6 +40,8 @@ pub mod rounding;
 pub mod shrink;
 /// Which weights become zero, and what the others take over.
 pub mod sparse;
+/// Histograms of samples, kept apart by their peaks.
+pub mod spread;
 /// The strongest directions of a large layer's output.
 pub mod subspace;
 /// Quantiles of times, and their ratio with its confidence interval.

@@ -71,6 +71,12 @@ impl Histogram {
         mean_error_of(&self.parts(), self.count(), affine)
     }
 
+    /// Mean of the squares of the values seen, as if bins were uniform; 0 when nothing was seen.
+    pub fn mean_square(&self) -> f64 {
+        let one = |(a, b, n): (f64, f64, f64)| n * (a * a + a * b + b * b) / 3.0;
+        self.parts().into_iter().map(one).sum::<f64>() / self.count().max(1) as f64
+    }
+
     /// Bins that are not empty: lower edge, upper edge, count; edges are cut to the values seen, zeros are left out.
     fn parts(&self) -> Vec<(f64, f64, f64)> {
         let Some((min, max)) = self.minmax() else {

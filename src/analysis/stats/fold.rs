@@ -8,6 +8,7 @@ use super::rows::{self, Rows};
 use super::{Measure, Patch, tree};
 use crate::ir::{DType, Tensor, ValueId};
 use crate::math::histogram::{Histogram, Range};
+use crate::math::spread::Spread;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
@@ -32,7 +33,7 @@ pub enum Sums {
     /// See [`Measure::Range`].
     Range(Range),
     /// See [`Measure::Histogram`].
-    Histogram(Histogram),
+    Histogram(Spread),
     /// See [`Measure::Mean`].
     Mean(Means),
     /// See [`Measure::Gram`].
@@ -93,8 +94,8 @@ fn add(to: &mut Option<Mean>, other: Option<Mean>) -> Result<()> {
 pub enum Part {
     /// To a range.
     Range(Range),
-    /// To a histogram.
-    Histogram(Box<Histogram>),
+    /// To histograms.
+    Histogram(Spread),
     /// To a mean.
     Mean(Mean),
     /// To second moments.
@@ -125,7 +126,8 @@ pub fn part(measure: &Measure, t: &Tensor, sample: usize, samples: usize) -> Res
             let mut range = Range::default();
             range.add(&x);
             no_nan(range.nan)?;
-            Part::Histogram(Box::new(Histogram::of_some(&rows::some(&x, BINNED, sample), range)))
+            let binned = Histogram::of_some(&rows::some(&x, BINNED, sample), range);
+            Part::Histogram(Spread::of(binned))
         }
         Measure::Mean(axis) => Part::Mean(sums_along(&x, t.dims(), rows::axis_of(t.dims(), *axis)?)?),
         Measure::Gram(patch) => {
@@ -220,7 +222,7 @@ impl Job {
         if let Sums::None = self.sums {
             self.sums = match &part {
                 Part::Range(_) => Sums::Range(Range::default()),
-                Part::Histogram(_) => Sums::Histogram(Histogram::new()),
+                Part::Histogram(_) => Sums::Histogram(Spread::default()),
                 Part::Mean(_) => Sums::Mean(Means::default()),
                 Part::Rows(rows) => Sums::Grams(Moments::new(rows)),
             };

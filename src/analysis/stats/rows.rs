@@ -20,6 +20,23 @@ pub struct Rows {
     pub data: Vec<f32>,
 }
 
+impl Rows {
+    /// Rows of each group.
+    pub fn count(&self) -> usize {
+        self.data.len().checked_div(self.groups * self.dim).unwrap_or(0)
+    }
+
+    /// Leaves so many rows of each group.
+    pub fn keep(&mut self, most: usize, sample: usize) {
+        let (rows, chosen) = (self.count(), choose(self.count(), most, sample));
+        if chosen.len() < rows {
+            let at = |group: usize, row: &usize| (group * rows + row) * self.dim;
+            let places = (0..self.groups).flat_map(|group| chosen.iter().map(move |row| at(group, row)));
+            self.data = places.flat_map(|at| &self.data[at..at + self.dim]).copied().collect();
+        }
+    }
+}
+
 /// Numbers in a row, and groups.
 pub fn shape(dims: &[usize], patch: &Patch) -> Result<(usize, usize)> {
     match patch {
@@ -272,6 +289,22 @@ mod tests {
         let few = some(&x, 256, 3);
         assert_eq!(few.len(), 256);
         assert!(few.chunks(64).all(|run| run.windows(2).all(|w| w[1] == w[0] + 1.0)));
+    }
+
+    #[test]
+    fn fewer_rows_are_whole_rows_of_every_group() {
+        let mut rows = Rows {
+            dim: 2,
+            groups: 2,
+            data: (0..40).map(|i| i as f32).collect(),
+        };
+        rows.keep(3, 5);
+        assert_eq!((rows.count(), rows.data.len()), (3, 12));
+        let starts: Vec<f32> = rows.data.iter().copied().step_by(2).collect();
+        assert!(
+            (0..3).all(|i| starts[i] < 20.0 && starts[i + 3] == starts[i] + 20.0),
+            "{starts:?}"
+        );
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn the_number_of_threads_changes_no_bit() {
             _ => Vec::new(),
         };
         let moments = [grams(x, &wanted[0].1), grams(y, &wanted[1].1)].concat();
-        (moments, s.mean(y, -1).expect("mean").to_vec(), s.histogram(x).cloned())
+        (moments, s.mean(y, -1).expect("mean").to_vec(), s.spread(x).cloned())
     };
     let one = all(1);
     assert_eq!(one.0.len(), 5);

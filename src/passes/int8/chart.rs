@@ -24,7 +24,7 @@ pub fn charts(
         let range = [f64::from(low), f64::from(high)];
         let half = f64::from(affine.scale) / 2.0;
         // What lies within half a step of an end is rounded to it, not cut off.
-        let (clipped, power) = outside(h, [range[0] - half, range[1] + half]);
+        let (clipped, power) = outside(&h, [range[0] - half, range[1] + half]);
         let noise = h.expected_error_of(affine);
         let mut chart = Range {
             value: model.value(*v).name.clone(),
@@ -42,7 +42,7 @@ pub fn charts(
             },
             bins: Vec::new(),
         };
-        chart.bins = bins(h, chart.hull());
+        chart.bins = bins(&h, chart.hull());
         Some(Chart::Range(chart))
     };
     placement.quantized.iter().filter_map(of).collect()

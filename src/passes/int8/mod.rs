@@ -373,7 +373,8 @@ impl Int8 {
     ) -> BTreeMap<ValueId, u64> {
         let mut all = BTreeMap::new();
         for v in values {
-            let Some(h) = stats.histogram(*v) else { continue };
+            let Some(spread) = stats.spread(*v) else { continue };
+            let h = spread.all();
             let name = model.value(*v).name.clone();
             if h.range.nan > 0 || h.range.infinite > 0 {
                 cx.note(
@@ -383,7 +384,7 @@ impl Int8 {
                 );
                 continue;
             }
-            let lost = self.ranges.lost(h);
+            let lost = self.ranges.lost(spread);
             if lost > MOST_LOST {
                 let (low, high) = h.minmax().unwrap_or_default();
                 let what = format!(

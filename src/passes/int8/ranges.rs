@@ -11,8 +11,10 @@ use crate::analysis::stats::Stats;
 use crate::ir::{Model, ValueId};
 use crate::math::affine::{Affine, IntKind};
 use crate::math::histogram::Histogram;
+use crate::math::spread::Spread;
 use crate::ops::quant::Role;
 use anyhow::{Result, bail};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -52,8 +54,11 @@ impl Method {
     /// The share of a value's nonzero elements that become the code of zero: they lie within half a step of it. A few
     /// outliers stretch the range of residual streams in transformers so far that nearly all else is lost (Dettmers et
     /// al. 2022, "LLM.int8()"), while the squared error, which the outliers dominate, looks harmless.
-    pub fn lost(self, h: &Histogram) -> f64 {
-        let Some((low, high)) = self.range(h) else { return 0.0 };
+    pub fn lost(self, spread: &Spread) -> f64 {
+        let Some((low, high)) = self.range(spread) else {
+            return 0.0;
+        };
+        let h = spread.usual().map_or(spread.all(), Cow::Owned); // its bins are finer
         let half = f64::from(high - low) / 255.0 / 2.0;
         let (first, counts) = h.bins();
         let nonzero = h.count().saturating_sub(h.zeros);
@@ -67,11 +72,12 @@ impl Method {
     }
 
     /// The range of a distribution; `None` when nothing was seen.
-    fn range(self, h: &Histogram) -> Option<(f32, f32)> {
+    fn range(self, spread: &Spread) -> Option<(f32, f32)> {
+        let h = spread.all();
         match self {
             Method::MinMax => h.minmax(),
             Method::Percentile => h.percentile_range(99.99),
-            Method::Auto => cautious(h),
+            Method::Auto => cautious(spread),
             Method::Mse => h.mse_range(IntKind::U8),
             Method::Kl => h.kl_range(IntKind::U8),
         }
@@ -83,9 +89,21 @@ impl Method {
 /// Large values carry decisions: their error is not worth the same as that of small ones. Measured with 128 images,
 /// squeezenet has 18.6 dB with all of the range and 16.0 dB with the range of least squared error, efficientnet_lite0 19.3 dB and
 /// 19.6 dB (weights rounded to nearest).
-fn cautious(h: &Histogram) -> Option<(f32, f32)> {
-    /// 6 dB.
-    const DROWNED: f64 = 4.0;
+///
+/// The same for whole samples: where few of them reach far beyond all others, what these reach is enough if errors then become so
+/// much smaller in the mean over samples, although the few are cut off.
+fn cautious(spread: &Spread) -> Option<(f32, f32)> {
+    let h = spread.all();
+    let all = unless_drowned(&h)?;
+    let usual = spread.usual().and_then(|h| unless_drowned(&h));
+    let error = |range| spread.relative_error(range, IntKind::U8);
+    Some(usual.filter(|u| error(all) > DROWNED * error(*u)).unwrap_or(all))
+}
+
+/// 6 dB.
+const DROWNED: f64 = 4.0;
+
+fn unless_drowned(h: &Histogram) -> Option<(f32, f32)> {
     let (all, least) = (h.minmax()?, h.mse_range(IntKind::U8)?);
     let error = |range| h.expected_error(range, IntKind::U8);
     Some(if error(all) > DROWNED * error(least) {
@@ -153,7 +171,7 @@ fn of_root(
         return codes.cover(low, high);
     }
     let name = &model.value(root).name;
-    let Some((min, max)) = stats.histogram(root).and_then(|h| method.range(h)) else {
+    let Some((min, max)) = stats.spread(root).and_then(|s| method.range(s)) else {
         bail!("{name} was not measured");
     };
     cover(codes, unit, (min, max))
@@ -237,7 +255,7 @@ impl Scales {
         let all = cover(codes, unit, stats.histogram(root)?.minmax()?).ok();
         let name = match method {
             Method::Auto if all == Some(affine) => "auto: all that was seen",
-            Method::Auto => "auto: least squared error",
+            Method::Auto => "auto: without outliers",
             Method::MinMax => "all that was seen",
             Method::Percentile => "all but one in ten thousand",
             Method::Mse => "least squared error",
