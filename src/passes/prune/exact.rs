@@ -97,7 +97,7 @@ impl Survey {
                 "it is the constant {c:.4}, but padding or strides of {} make its share differ from place to place",
                 model.label(*n)
             ),
-            (None, None) => "one channel must stay".into(),
+            (None, None) => "one channel must stay, and whole blocks of channels (round_to)".into(),
         }
     }
 
@@ -126,11 +126,7 @@ impl Survey {
             let room = axes.iter().map(|(k, n)| left[*k].saturating_sub(1) / n).min();
             let count = may.len().min(room.unwrap_or(0));
             let multiple = widths.multiple(axes.iter().map(|(k, _)| places[*k]), units.len());
-            let count = match whole(units.len(), count, multiple) {
-                // More than one kind may share an axis; then what is left over may be all of this one.
-                0 if may.len() == units.len() && count == units.len() => count,
-                n => n,
-            };
+            let count = whole(units.len(), count, multiple);
             axes.iter().for_each(|(k, n)| left[*k] -= n * count);
             gone.extend(may.into_iter().take(count));
         }

@@ -119,7 +119,7 @@ const OPTIONS: &[Opt] = &[
     Opt {
         name: "round_to",
         default: "auto",
-        values: "auto|a whole number",
+        values: "auto, or a whole number",
         doc: "channels are kept in multiples of this; auto: of 16 (8 or 4 in narrow layers) where convolutions read or make them",
     },
     Opt {

@@ -19,6 +19,8 @@ const ROUNDS: usize = 3;
 const ALONE_AT: f64 = 0.03;
 /// One of so many units of a group is given back, at least one, to see what it does within a choice.
 const STEP: usize = 8;
+/// How many rungs are given back at most.
+const FILLS: usize = 64;
 /// A group may lose so many steps more or less than before.
 const REACH: usize = 2;
 
@@ -87,7 +89,26 @@ impl Bench<'_> {
             let left = self.left(&choice);
             (choice, left)
         });
-        (self.left(&found) <= part).then_some(found)
+        (self.left(&found) <= part).then(|| self.filled(found, scale, rungs, part))
+    }
+
+    /// A rate leaves gaps where groups lose many channels at once: what there is room for is given back, the worst damage first.
+    fn filled(&self, mut choice: Choice, scale: &[Scale], rungs: &[Vec<usize>], part: f64) -> Choice {
+        for _ in 0..FILLS {
+            let back = |i: usize| {
+                let less = rungs[i].iter().copied().rfind(|n| *n < choice[i])?;
+                let relief = self.charge(scale, i, choice[i]) - self.charge(scale, i, less);
+                let mut other = choice.clone();
+                other[i] = less;
+                (relief > 0.0 && self.left(&other) <= part).then_some((relief, other))
+            };
+            let best = (0..choice.len()).filter_map(back).max_by(|a, b| a.0.total_cmp(&b.0));
+            match best {
+                Some((_, other)) => choice = other,
+                None => break,
+            }
+        }
+        choice
     }
 
     /// The counts near those of a choice.
