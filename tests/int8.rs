@@ -1,6 +1,6 @@
 //! `int8` on small graphs with known answers.
 
-use crate::tool::run_passes;
+use crate::tool::{run_passes, samples};
 use onnxzip::data::{Dataset, Sample};
 use onnxzip::engine::{Engine, tract::Tract};
 use onnxzip::ir::{Attr, Model, Tensor, ValueId, check};
@@ -8,6 +8,7 @@ use onnxzip::passes::{Note, NoteKind};
 use onnxzip::{onnx, pb};
 
 mod opsets;
+mod outliers;
 mod prepare;
 mod settle;
 mod tables;
@@ -74,7 +75,11 @@ fn count(m: &Model, op: &str) -> usize {
 
 /// Signal to noise of the first output, in dB, over a few samples.
 fn sqnr(a: &Model, b: &Model) -> f64 {
-    let data = Dataset::synthetic(a, 9, 32).all();
+    sqnr_on(a, b, &Dataset::synthetic(a, 9, 32))
+}
+
+fn sqnr_on(a: &Model, b: &Model, data: &Dataset) -> f64 {
+    let data = data.all();
     let first = data.get(0).expect("a sample");
     let run = |m: &Model, s: &Sample| {
         let session = Tract
@@ -289,30 +294,6 @@ fn the_last_dense_layer_gives_out_floats_and_its_factors_go_into_the_weights() {
     assert!(sqnr(&original, &m) > 30.0);
 }
 
-/// Data from rows of four numbers.
-fn rows(m: &Model, data: &[[f32; 4]]) -> Dataset {
-    use std::io::Write;
-    let dir = tempfile::tempdir().expect("a folder");
-    let path = dir.path().join("x.npy");
-    let mut header = format!(
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 4), }}",
-        data.len()
-    );
-    while (10 + header.len() + 1) % 64 != 0 {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut f = std::fs::File::create(&path).expect("a file");
-    f.write_all(b"\x93NUMPY\x01\x00").expect("written");
-    f.write_all(&(header.len() as u16).to_le_bytes()).expect("written");
-    f.write_all(header.as_bytes()).expect("written");
-    data.iter()
-        .flatten()
-        .for_each(|x| f.write_all(&x.to_le_bytes()).expect("written"));
-    drop(f);
-    Dataset::open(&path, m).expect("a data set")
-}
-
 #[test]
 fn odd_calibration_data_never_give_scales_that_are_not_numbers() {
     let cases: [(&str, Vec<[f32; 4]>); 5] = [
@@ -331,7 +312,7 @@ fn odd_calibration_data_never_give_scales_that_are_not_numbers() {
             "int8(ranges=mse)",
         ] {
             let mut m = dense();
-            let data = rows(&m, &data);
+            let data = samples(&m, &[data.len(), 4], data.as_flattened());
             run_on(&mut m, options, &data);
             for (_, v) in m.values().filter(|(_, v)| v.name.ends_with("scale")) {
                 let scales = v.tensor().and_then(|t| t.to_f32()).expect("scales").into_owned();

@@ -224,3 +224,23 @@ pub fn model_with(
 pub fn save(path: &Path, model: &pb::ModelProto) {
     std::fs::write(path, model.encode_to_vec()).expect("written");
 }
+
+/// Samples for the input `x` of a model, as a file: the first of `dims` counts them.
+pub fn samples(model: &Model, dims: &[usize], data: &[f32]) -> Dataset {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("x.npy");
+    let shape: String = dims.iter().map(|d| format!("{d},")).collect();
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}");
+    let header = format!("{header:<117}\n");
+    let length = (header.len() as u16).to_le_bytes();
+    let parts = [
+        b"\x93NUMPY\x01\x00",
+        &length[..],
+        header.as_bytes(),
+        bytemuck::cast_slice(data),
+    ];
+    std::fs::write(&path, parts.concat()).expect("written");
+    let data = Dataset::open(&path, model).expect("readable");
+    std::mem::forget(folder); // the data set maps the file
+    data
+}

@@ -337,7 +337,7 @@ impl Runner<'_> {
                         parts[*k] = part.with_context(|| name(v))?;
                     }
                     if let Some(x) = value.to_f32().filter(|_| watched.contains(&v)) {
-                        powers.insert(v, survey::mean_square(&x));
+                        powers.insert(v, survey::power(&x, i));
                     }
                     Ok(())
                 });

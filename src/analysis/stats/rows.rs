@@ -117,7 +117,7 @@ pub fn some(x: &[f32], most: usize, sample: usize) -> Cow<'_, [f32]> {
 }
 
 /// At most `most` of the positions `0..total`, ascending.
-fn choose(total: usize, most: usize, sample: usize) -> Vec<usize> {
+pub fn choose(total: usize, most: usize, sample: usize) -> Vec<usize> {
     if total <= most {
         return (0..total).collect();
     }

@@ -264,3 +264,31 @@ impl Scales {
         Some(name.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Samples that reach to 1, but for some, which reach to `far`.
+    fn spread(samples: usize, far: f32, stands_out: impl Fn(usize) -> bool) -> Spread {
+        let mut all = Spread::default();
+        for i in 0..samples {
+            let size = if stands_out(i) { far } else { 1.0 };
+            let values: Vec<f32> = (0..=1000).map(|k| size * (k as f32 / 1000.0)).collect();
+            let mut h = Histogram::new();
+            h.add(&values);
+            all.merge(&Spread::of(h));
+        }
+        all
+    }
+
+    #[test]
+    fn auto_leaves_out_samples_that_are_rare_and_far_from_the_rest() {
+        let high = |s: &Spread| Method::Auto.range(s).expect("values").1;
+        assert_eq!(high(&spread(300, 200.0, |i| i == 7)), 1.0);
+        assert_eq!(high(&spread(300, 200.0, |i| i % 20 == 7)), 200.0, "not rare");
+        assert_eq!(high(&spread(300, 3.0, |i| i == 7)), 3.0, "not far");
+        let all = spread(300, 200.0, |i| i == 7);
+        assert_eq!(Method::MinMax.range(&all), Some((0.0, 200.0)));
+    }
+}
