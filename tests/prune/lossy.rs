@@ -31,7 +31,7 @@ fn redundant() -> Net {
 }
 
 /// Error power over power of the outputs.
-fn relative_error(before: &Model, after: &Model) -> f64 {
+pub(super) fn relative_error(before: &Model, after: &Model) -> f64 {
     let sample = Dataset::synthetic(before, 3, 1).get(0).expect("a sample");
     let output = |m: &Model| {
         let session = Tract
@@ -54,6 +54,35 @@ fn units_that_say_nothing_new_go_first_and_the_others_take_over() {
     let notes = run("prune(ratio=0.25)", &mut n.model);
     assert_eq!((n.dims("a"), n.dims("b")), (vec![6, 6], vec![5, 6]));
     assert!(said(&notes, NoteKind::Did, "refitted"), "{notes:?}");
+    let error = relative_error(&before, &n.model);
+    assert!(error < 1e-5, "{error}");
+}
+
+#[test]
+fn a_copy_and_a_unit_that_never_speaks_go_first_at_no_error() {
+    let mut n = Net::new(13);
+    let x = n.input(&[64, 6]);
+    let w = n.param("a", &[6, 8]);
+    let t = n
+        .model
+        .constant(w)
+        .expect("a weight")
+        .to_f32()
+        .expect("floats")
+        .into_owned();
+    let copy = |k: usize| if k % 8 == 6 { t[k - 5] } else { t[k] }; // unit 6 is unit 1 again
+    n.model.set_const(w, Tensor::new(&[6, 8], (0..48).map(copy).collect()));
+    let mut bias = vec![0.1f32; 8];
+    bias[3] = -100.0; // never above zero
+    let b = n.tensor("a.b", Tensor::new(&[8], bias));
+    let h = n.op("Gemm", &[x, w, b], vec![]);
+    let h = n.op("Relu", &[h], vec![]);
+    let (w, b) = (n.param("b", &[8, 5]), n.param("b.b", &[5]));
+    let y = n.op("Gemm", &[h, w, b], vec![]);
+    n.output("y", y);
+    let before = n.model.clone();
+    run("prune(ratio=0.25)", &mut n.model);
+    assert_eq!((n.dims("a"), n.dims("b")), (vec![6, 6], vec![6, 5]));
     let error = relative_error(&before, &n.model);
     assert!(error < 1e-5, "{error}");
 }
@@ -111,7 +140,7 @@ fn a_padded_conv_is_refitted_channel_by_channel() {
 }
 
 /// Runs passes on the MNIST network of the fixtures; the report.
-fn on_digits(passes: &str, calib: bool) -> serde_json::Value {
+pub(super) fn on_digits(passes: &str, calib: bool) -> serde_json::Value {
     use crate::tool::{arg, fixture, onnxzip};
     let dir = tempfile::tempdir().expect("a folder");
     let json = dir.path().join("report.json");

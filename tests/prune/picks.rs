@@ -19,7 +19,7 @@ fn parted(opset: i64, part: impl Fn(&mut Net, ValueId) -> [ValueId; 2]) -> Net {
 }
 
 fn all_lose_one(mut n: Net) {
-    n.prune("prune");
+    n.prune("prune(round_to=1)");
     assert_eq!(n.dims("a.w"), [6, 3, 3, 3]);
     assert_eq!((n.dims("l.w"), n.dims("r.w")), (vec![2, 3, 1, 1], vec![2, 3, 1, 1]));
 }
@@ -52,7 +52,7 @@ fn unequal_parts_of_a_split_say_their_sizes() {
     let (l, r) = (n.conv("l", l, &[2, 4, 1, 1], &[]), n.conv("r", r, &[2, 4, 1, 1], &[]));
     let y = n.op("Concat", &[l, r], vec![Attr::int("axis", 1)]);
     n.output("y", y);
-    n.prune("prune");
+    n.prune("prune(round_to=1)");
     assert_eq!((n.dims("l.w"), n.dims("r.w")), (vec![2, 3, 1, 1], vec![2, 4, 1, 1]));
 }
 
@@ -106,7 +106,7 @@ fn a_slice_with_steps_keeps_its_channels_and_says_so() {
         let l = n.op("Slice", &[x, a, end, axis, step], vec![]);
         [l, n.op("Slice", &[x, b, end, axis, step], vec![])]
     });
-    let notes = n.prune("prune");
+    let notes = n.prune("prune(round_to=1)");
     assert_eq!(n.dims("a.w"), [8, 3, 3, 3]);
     assert!(
         said(&notes, NoteKind::Skip, "a Slice takes it with a step"),
@@ -126,7 +126,7 @@ fn padded_channels_follow_the_trunk_that_they_are_added_to() {
     let x = n.op("Add", &[b, short], vec![]);
     let y = n.conv("c", x, &[2, 8, 1, 1], &[]);
     n.output("y", y);
-    n.prune("prune");
+    n.prune("prune(round_to=1)");
     assert_eq!((n.dims("a.w"), n.dims("b.w")[0]), (vec![3, 3, 3, 3], 7));
     assert_eq!(n.dims("c.w"), [2, 7, 1, 1]);
 }
@@ -144,7 +144,7 @@ fn a_shuffle_lets_every_channel_go_alone() {
     let y = n.conv("b", x, &[5, 8, 1, 1], &[]);
     n.output("y", y);
     let before = n.model.clone();
-    let notes = run("prune(ratio=0.2)", &mut n.model);
+    let notes = run("prune(ratio=0.2,round_to=1)", &mut n.model);
     assert!(said(&notes, NoteKind::Did, "becomes a Gather"), "{notes:?}");
     assert_eq!((n.dims("a.w")[0], n.dims("b.w")[1]), (7, 7));
     same_outputs(&before, &n.model);
@@ -177,7 +177,7 @@ fn recurrent(op: &str, gates: usize, recurs: bool) -> Net {
 fn a_hidden_unit_goes_with_its_rows_of_all_gates_when_no_gate_reads_it() {
     for (op, gates) in [("LSTM", 4), ("GRU", 3)] {
         let mut n = recurrent(op, gates, false);
-        n.prune("prune");
+        n.prune("prune(round_to=1)");
         assert_eq!(
             (n.dims("w"), n.dims("r")),
             (vec![1, gates * 3, 3], vec![1, gates * 3, 3]),
@@ -185,9 +185,9 @@ fn a_hidden_unit_goes_with_its_rows_of_all_gates_when_no_gate_reads_it() {
         );
         assert_eq!((n.dims("b"), n.dims("v")), (vec![1, 2 * gates * 3], vec![3, 3]), "{op}");
         let mut n = recurrent(op, gates, true);
-        n.prune("prune");
+        n.prune("prune(round_to=1)");
         assert_eq!(n.dims("r"), [1, gates * 4, 4], "{op}: other units read it");
-        run("prune(ratio=0.25)", &mut n.model);
+        run("prune(ratio=0.25,round_to=1)", &mut n.model);
         assert_eq!((n.dims("r"), n.dims("v")), (vec![1, gates * 3, 3], vec![3, 3]), "{op}");
     }
 }

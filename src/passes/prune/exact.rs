@@ -8,6 +8,7 @@
 use super::cut::{Kept, cut, kept};
 use super::facts::Facts;
 use super::fold;
+use super::widths::{Widths, whole};
 use crate::analysis::groups::{Dims, Groups};
 use crate::ir::{Model, NodeId};
 use crate::ops::ties::{Dot, Flow, constant};
@@ -96,31 +97,38 @@ impl Survey {
                 "it is the constant {c:.4}, but padding or strides of {} make its share differ from place to place",
                 model.label(*n)
             ),
-            (None, None) => "one channel must stay".into(),
+            (None, None) => "one channel must stay, and whole blocks of channels (round_to)".into(),
         }
     }
 
-    /// The units that may go, such that no axis loses all.
-    pub fn removable(&self, groups: &Groups) -> BTreeSet<usize> {
+    /// The units that may go, such that no axis loses all, and as many of each kind as leave whole multiples.
+    pub fn removable(&self, groups: &Groups, widths: &Widths) -> BTreeSet<usize> {
         let mut left = Vec::new();
-        let mut touched: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (k, (_, _, start, len)) in groups.axes().enumerate() {
+        let mut places = Vec::new();
+        let mut on: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
+        for (k, (v, axis, start, len)) in groups.axes().enumerate() {
             left.push(len);
+            places.push((v, axis));
             for e in start..start + len {
-                let unit = groups.unit(e);
-                if groups.stopped(unit).is_none() && !self.alive.contains_key(&unit) {
-                    touched.entry(unit).or_default().push(k);
-                }
+                *on.entry(groups.unit(e)).or_default().entry(k).or_default() += 1;
             }
         }
+        // What lies on the same axes is of one kind.
+        let mut kinds: BTreeMap<Vec<(usize, usize)>, Vec<usize>> = BTreeMap::new();
+        for (unit, axes) in on {
+            kinds.entry(axes.into_iter().collect()).or_default().push(unit);
+        }
+        let idle = |u: &usize| groups.stopped(*u).is_none() && !self.alive.contains_key(u);
         let mut gone = BTreeSet::new();
-        for (unit, axes) in touched {
-            let mut need: BTreeMap<usize, usize> = BTreeMap::new();
-            axes.iter().for_each(|k| *need.entry(*k).or_default() += 1);
-            if need.iter().all(|(k, n)| left[*k] > *n) {
-                need.iter().for_each(|(k, n)| left[*k] -= n);
-                gone.insert(unit);
-            }
+        for (axes, units) in kinds {
+            let may: Vec<usize> = units.iter().copied().filter(idle).collect();
+            // One has to stay on every axis.
+            let room = axes.iter().map(|(k, n)| left[*k].saturating_sub(1) / n).min();
+            let count = may.len().min(room.unwrap_or(0));
+            let multiple = widths.multiple(axes.iter().map(|(k, _)| places[*k]), units.len());
+            let count = whole(units.len(), count, multiple);
+            axes.iter().for_each(|(k, n)| left[*k] -= n * count);
+            gone.extend(may.into_iter().take(count));
         }
         gone
     }

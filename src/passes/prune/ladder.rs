@@ -55,12 +55,12 @@ pub fn climb(
     let mut ladder = Ladder::default();
     let mut left = group.members.clone();
     let mut damage = 0.0;
-    while left.len() > least.max(1) {
+    while left.len() > least {
         let costs = match by_data {
             true => damages(&patients, &units.units, &left)?,
             false => left.iter().map(|u| units.units[u].size).collect(),
         };
-        let count = (left.len() / STEP).clamp(1, left.len() - least.max(1));
+        let count = (left.len() / STEP).clamp(1, left.len() - least);
         let taken = cheapest(&patients, &units.units, &left, &costs, count);
         let blocks = |p: &Patient| {
             let of = |k: &usize| p.columns(units.units[&left[*k]].read.get(&p.id).map_or(&[], Vec::as_slice));

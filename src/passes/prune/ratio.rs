@@ -1,7 +1,8 @@
 //! Lossy removal: channels chosen by damage, what reads them repaired by least squares.
 //!
 //! `ratio` takes the same part of every group of like units; `error` takes from each group what costs the outputs of the model
-//! least for what it saves, until they err by that much (`trial.rs`). Which units go first: `ladder.rs`; how readers are
+//! least for what it saves, until they err by that much (`trial.rs`); `macs` the least that leaves that part of the multiply-adds
+//! (`reach.rs`). Whole branches of residual sums: `blocks.rs`. Which units go first: `ladder.rs`; how readers are
 //! fitted: `refit.rs`. A layer that shares its weight, or whose input has too many channels, or that lies in a sub-graph, is
 //! cut, not refitted.
 //!
@@ -12,8 +13,9 @@ use super::fold::Shift;
 use super::ladder::{Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
-use super::trial::{Bench, Choice, Known};
-use super::units::{Group, Units};
+use super::trial::{Bench, Choice, Known, Settled};
+use super::units::{Group, Reader, Units};
+use super::widths::RoundTo;
 use super::{Context, Names, Options, cut};
 use crate::analysis::groups::Groups;
 use crate::engine::NotRun;
@@ -43,6 +45,8 @@ pub enum Much {
     Ratio(f64),
     /// As much as costs the outputs this part of their power.
     Error(f64),
+    /// As little as leaves this part of the multiply-adds.
+    Macs(f64),
 }
 
 /// What is asked for.
@@ -53,12 +57,27 @@ pub struct Plan {
     pub by: Criterion,
     /// Whether readers are refitted.
     pub repair: bool,
-    /// Groups keep a multiple of so many.
-    pub round_to: usize,
+    /// Groups keep multiples.
+    pub round_to: RoundTo,
     /// Layers that keep their channels.
     pub skip: Names,
     /// For what may differ from node to node.
     pub options: Options,
+}
+
+impl Much {
+    /// True when what groups do to the outputs is measured.
+    fn by_outputs(self) -> bool {
+        !matches!(self, Much::Ratio(_))
+    }
+    /// As it is asked for.
+    fn spelled(self) -> &'static str {
+        match self {
+            Much::Ratio(_) => "prune(ratio=…)",
+            Much::Error(_) => "prune(error=…)",
+            Much::Macs(_) => "prune(macs=…)",
+        }
+    }
 }
 
 impl Plan {
@@ -80,36 +99,41 @@ impl Plan {
     }
 }
 
-/// The units that go, and how biases change. Weights of refitted readers are written at once.
+/// What goes.
+#[derive(Default)]
+pub struct Gone {
+    /// Units that are cut out of every axis.
+    pub units: BTreeSet<usize>,
+    /// How biases change.
+    pub shifts: Vec<Shift>,
+    /// Layers that read nothing any more: a constant takes their place.
+    pub branches: Vec<(NodeId, Reader)>,
+}
+
+/// What goes. Weights of refitted readers are written at once.
 ///
 /// # Errors
 /// When a sample fails or numbers are not finite.
-pub fn choose(
-    model: &mut Model,
-    groups: &Groups,
-    plan: &Plan,
-    cx: &mut Context,
-) -> Result<(BTreeSet<usize>, Vec<Shift>)> {
-    let units = Units::new(model, groups, &plan.by, &plan.skip);
+pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context) -> Result<Gone> {
+    let units = Units::new(model, groups, plan, cx.samples);
     refuse(model, groups, &units, cx);
-    let nothing = (BTreeSet::new(), Vec::new());
-    if let (Much::Error(_), true) = (plan.much, cx.samples.synthetic()) {
-        cx.warn("prune(error=…): the samples are made up and tell nothing of the damage; only what changes nothing was removed");
-        return Ok(nothing);
+    let by_outputs = plan.much.by_outputs();
+    if by_outputs && cx.samples.synthetic() {
+        cx.warn(format!(
+            "{}: the samples are made up and tell nothing of the damage; only what changes nothing was removed",
+            plan.much.spelled()
+        ));
+        return Ok(Gone::default());
     }
-    let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || matches!(plan.much, Much::Error(_));
+    let needs_data = plan.repair || matches!(plan.by, Criterion::Data) || by_outputs;
     let moments = match needs_data && !units.groups.is_empty() {
         true => measured(model, cx, &units)?,
         false => None,
     };
-    if let (Much::Error(_), None) = (plan.much, &moments) {
-        return Ok(nothing);
+    if by_outputs && moments.is_none() {
+        return Ok(Gone::default());
     }
-    let part = if matches!(plan.much, Much::Error(_)) {
-        Part::Half
-    } else {
-        Part::All
-    };
+    let part = if by_outputs { Part::Half } else { Part::All };
     let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
     let [one, other] = cx.samples.halves();
     let reference = match &moments {
@@ -126,16 +150,27 @@ pub fn choose(
     };
     let choice: Choice = match plan.much {
         Much::Ratio(_) => ladders.iter().map(|l| l.order.len()).collect(),
-        Much::Error(limit) => match by_error(&bench, plan, limit, cx)? {
+        _ => match by_outputs_of(&bench, plan, cx)? {
             Some(choice) => choice,
-            None => return Ok(nothing),
+            None => return Ok(Gone::default()),
         },
     };
     cx.charts.extend(charts(&bench, &choice));
     let fitted = final_fit(&bench, &choice, cx)?;
-    let gone = bench.gone(&choice);
-    let shifts = write(model, &units, fitted, cx);
-    Ok((gone, shifts))
+    let parts = choice
+        .iter()
+        .enumerate()
+        .map(|(i, n)| if bench.all(i, *n).is_some() { 0 } else { *n });
+    let gone = bench.gone(&parts.collect());
+    let whole = choice.iter().enumerate().filter_map(|(i, n)| bench.all(i, *n));
+    let readers: BTreeSet<NodeId> = whole.flat_map(|w| &w.readers).copied().collect();
+    let shifts = write(model, &units, fitted, &readers, cx);
+    let reader = |id: NodeId| Some((id, units.readers.get(&id)?.clone()?));
+    Ok(Gone {
+        units: gone,
+        shifts,
+        branches: readers.into_iter().filter_map(reader).collect(),
+    })
 }
 
 /// The readers fitted to all samples, repaired where that helps on samples that have no part.
@@ -177,7 +212,8 @@ fn ladders(
     let mut ladders = Vec::new();
     let least = match plan.much {
         Much::Ratio(part) => left(model, units, part, plan)?,
-        Much::Error(_) => vec![1; units.groups.len()],
+        // Where all may go, all are put in order.
+        _ => units.groups.iter().map(|g| usize::from(g.whole.is_none())).collect(),
     };
     let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
     in_order(units.groups.len(), cx.threads, work, |_, l| {
@@ -197,26 +233,50 @@ fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usiz
         *rest += n as f64 * plan.part(model, units, group, part)?;
         let gone = (*rest as usize).min(n.saturating_sub(1));
         *rest -= gone as f64;
-        Ok((n - gone).div_ceil(plan.round_to).saturating_mul(plan.round_to).min(n))
+        // The nearest multiple; of two the larger.
+        let m = group.multiple;
+        Ok(((n - gone).saturating_add(m / 2) / m).max(1).saturating_mul(m).min(n))
     };
     units.groups.iter().map(of).collect()
 }
 
-/// What each group loses under a limit, with a word about it; `None` when nothing may go.
-fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<Option<Choice>> {
+/// What each group loses, by what that does to the outputs, with a word about it; `None` when nothing may go.
+fn by_outputs_of(bench: &Bench, plan: &Plan, cx: &mut Context) -> Result<Option<Choice>> {
     let rung = |(g, l): (&Group, &Ladder)| -> Vec<usize> {
-        let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(plan.round_to);
+        let fits = |n: &usize| *n == 0 || (g.members.len() - n).is_multiple_of(g.multiple);
         (0..=l.order.len()).filter(fits).collect()
     };
     let rungs: Vec<Vec<usize>> = bench.units.groups.iter().zip(bench.ladders).map(rung).collect();
-    let settled = match bench.settle(limit, &rungs, cx) {
-        Ok(settled) => settled,
+    let settled = match plan.much {
+        Much::Macs(part) => bench.reach(part, &rungs, cx),
+        Much::Error(limit) => bench.settle(limit, &rungs, cx).map(Some),
+        Much::Ratio(_) => Ok(None),
+    };
+    let settled = match settled {
+        Ok(Some(settled)) => settled,
+        Ok(None) => {
+            let least = 100.0 * bench.left(&rungs.iter().map(|r| r.last().copied().unwrap_or(0)).collect());
+            cx.leave(format_args!(
+                "{}: {least:.1} % of the multiply-adds are left at least; only what changes nothing was removed",
+                plan.much.spelled()
+            ));
+            return Ok(None);
+        }
         Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
-            cx.warn(format!("prune(error=…): {e:#}; only what changes nothing was removed"));
+            cx.warn(format!(
+                "{}: {e:#}; only what changes nothing was removed",
+                plan.much.spelled()
+            ));
             return Ok(None);
         }
         Err(e) => return Err(e.context("prune: trying the result")),
     };
+    tell(bench, plan, &settled, cx);
+    Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
+}
+
+/// Says what goes from every group, and what all of it does.
+fn tell(bench: &Bench, plan: &Plan, settled: &Settled, cx: &mut Context) {
     for (i, (group, n)) in bench.units.groups.iter().zip(&settled.choice).enumerate() {
         let Some(maker) = maker(bench.units, group) else {
             continue;
@@ -238,20 +298,18 @@ fn by_error(bench: &Bench, plan: &Plan, limit: f64, cx: &mut Context) -> Result<
             }
         }
     }
-    let saved: f64 = settled
-        .choice
-        .iter()
-        .zip(&bench.units.groups)
-        .map(|(n, g)| *n as f64 * g.gain)
-        .sum();
+    let saved = bench.share(&settled.choice);
+    let error = 10.0 * settled.error.max(1e-30).log10();
+    let allowed = match plan.much {
+        Much::Error(limit) => format!(" of the {:.1} dB allowed", 10.0 * limit.log10()),
+        _ => String::new(),
+    };
     let what = format!(
-        "on samples that had no part, outputs err by {:.1} dB of the {:.1} dB allowed; about {:.0} % of weights and multiply-adds go",
-        10.0 * settled.error.max(1e-30).log10(),
-        10.0 * limit.log10(),
-        100.0 * saved
+        "on samples that had no part, outputs err by {error:.1} dB{allowed}; {:.1} % of weights and {:.1} % of multiply-adds go",
+        100.0 * saved.weights,
+        100.0 * saved.macs
     );
     cx.note(super::super::NoteKind::Did, String::new(), what);
-    Ok(settled.choice.iter().any(|n| *n > 0).then_some(settled.choice))
 }
 
 /// For the report: what the readers of every group lose, and how many channels go.
@@ -281,13 +339,25 @@ fn maker(units: &Units, group: &Group) -> Option<NodeId> {
 }
 
 /// Writes what changes, and says so; gives the changes of biases.
-fn write(model: &mut Model, units: &Units, fitted: Vec<Fitted>, cx: &mut Context) -> Vec<Shift> {
+fn write(
+    model: &mut Model,
+    units: &Units,
+    fitted: Vec<Fitted>,
+    dead: &BTreeSet<NodeId>,
+    cx: &mut Context,
+) -> Vec<Shift> {
     let mut shifts = Vec::new();
     for f in fitted {
         if let Some(Some(r)) = units.readers.get(&f.id) {
             shifts.extend(f.bias(r));
         }
-        if let Some(lost) = f.lost {
+        if dead.contains(&f.id) {
+            cx.did(
+                model,
+                f.id,
+                "its branch goes as a whole; the mean of what it gave stays",
+            );
+        } else if let Some(lost) = f.lost {
             let db = -10.0 * lost.max(1e-12).log10();
             cx.did(
                 model,

@@ -8,7 +8,7 @@ use super::fold::{Shift, takes_shift};
 use super::units::Reader;
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
-use crate::math::channels::{Surgeon, bias_shift, power, refit};
+use crate::math::channels::{Refit, Surgeon, bias_shift, power, refit};
 use crate::ops::ties::{Dot, constant};
 use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayViewD, Axis, IxDyn};
@@ -232,13 +232,19 @@ impl Fitted {
         };
         let map = &known.map;
         let left: Vec<usize> = (0..map.ncols() / r.taps).filter(|c| !gone.contains(c)).collect();
-        let fit = refit(
-            map.view(),
-            (known.second.view(), known.rows, known.power),
-            &columns(&left, r.taps),
-            DAMPING,
-        )
-        .with_context(|| format!("prune: refitting {}", model.label(id)))?;
+        let fit = match left.is_empty() {
+            true => Refit {
+                weight: Array2::zeros(map.dim()),
+                lost: 1.0,
+            },
+            false => refit(
+                map.view(),
+                (known.second.view(), known.rows, known.power),
+                &columns(&left, r.taps),
+                DAMPING,
+            )
+            .with_context(|| format!("prune: refitting {}", model.label(id)))?,
+        };
         let shift = shifts.then(|| {
             let lines = bias_shift(map.view(), fit.weight.view(), known.mean.view());
             by_row(&lines, t.dims(), r)

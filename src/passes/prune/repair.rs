@@ -3,7 +3,8 @@
 //! After earlier layers have lost channels, a later one gets another input x' than it was fitted to. What its output v then lacks,
 //! `r = v − v'` with v from the original and v' from the changed model on the same samples, is fitted by its own input:
 //! `ΔW = E[r x'ᵀ] (E[x' x'ᵀ] + δ)⁻¹`, around the means where the bias can take them up (He et al. 2017; the damping keeps ΔW small
-//! where samples are few). Where only a residual Add reads the output, v is that sum: so the layer makes up for what the other
+//! where samples are few). Where a Relu or Clip alone reads v, what it cuts off need not fit: r is taken to the nearest number that
+//! it makes the same of (Zhang et al. 2015, one step of their alternation). Where only a residual Add reads the output, v is that sum: so the layer makes up for what the other
 //! branch has lost, too. Layers are taken in waves, each measured after the one before it was written; what the original
 //! computes is measured before, for as many waves as memory allows.
 
@@ -16,7 +17,7 @@ use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
 use crate::analysis::stats::rows::{cut, most_rows, shape};
 use crate::data::Samples;
-use crate::ir::{Model, NodeId, Tensor, ValueId};
+use crate::ir::{Model, NodeId, Tensor, Use, ValueId};
 use crate::math::few::solve;
 use crate::math::gram::Gram;
 use crate::ops::ties::constant;
@@ -46,6 +47,8 @@ struct Target<'a> {
     patch: Patch,
     /// What is compared, and the axis of it that its rows become.
     value: ValueId,
+    /// All that reads it cuts off what lies outside.
+    bounds: [f32; 2],
     axis: usize,
     /// Numbers in a row of what it reads, and of what it gives out.
     columns: usize,
@@ -59,7 +62,7 @@ struct Target<'a> {
 pub fn repair(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Context) -> Result<Vec<Fitted>> {
     let mut current: Current = fitted.into_iter().map(|f| ((f.id, f.weight), f)).collect();
     let targets = targets(bench, &current);
-    let runs = (WORK / bench.units.macs.max(1.0)) as usize;
+    let runs = (WORK / bench.units.costs.macs.max(1.0)) as usize;
     let waves = (runs / (2 * SAMPLES[1])).clamp(WAVES[1], WAVES[0]);
     let most = (runs / waves).clamp(SAMPLES[1], SAMPLES[0]);
     let size = targets.len().div_ceil(waves).max(1);
@@ -118,11 +121,13 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<Target<'a>> {
         let Some((outputs, columns)) = weight.map(|w| w.dim()).filter(|d| d.0 * d.1 > 0) else {
             continue;
         };
+        let value = compared(model, reader.out);
         targets.push(Target {
             id: *id,
             reader,
             patch,
-            value: compared(model, reader.out),
+            value,
+            bounds: bounds(model, value),
             axis: reader.dot.out,
             columns,
             outputs,
@@ -141,6 +146,44 @@ fn compared(model: &Model, out: ValueId) -> ValueId {
         node.output(0).filter(|_| plain)
     };
     sum().unwrap_or(out)
+}
+
+/// Outside of these nothing that reads a value tells numbers apart.
+fn bounds(model: &Model, value: ValueId) -> [f32; 2] {
+    let open = [f32::NEG_INFINITY, f32::INFINITY];
+    let of = |u: &Use| match *u {
+        Use::Node(id, 0) => cutting(model, id).unwrap_or(open),
+        _ => open,
+    };
+    let all = model.value(value).uses().iter().map(of);
+    all.reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])]).unwrap_or(open)
+}
+
+/// What a Relu or a Clip lets through.
+fn cutting(model: &Model, id: NodeId) -> Option<[f32; 2]> {
+    let node = model.node(id);
+    if node.is("Relu") {
+        return Some([0.0, f32::INFINITY]);
+    }
+    if !node.is("Clip") {
+        return None;
+    }
+    let bound = |slot: usize, name: &str, none: f32| match node.input(slot) {
+        Some(v) => constant(model, v)?.to_f32()?.first().copied(),
+        None => Some(node.float(name).unwrap_or(none)),
+    };
+    let bounds = [bound(1, "min", f32::NEG_INFINITY)?, bound(2, "max", f32::INFINITY)?];
+    (bounds[0] < bounds[1]).then_some(bounds)
+}
+
+/// What is lacking: up to the nearest number that becomes what the original's becomes.
+fn lacking([low, high]: [f32; 2], was: f32, is: f32) -> f32 {
+    let aim = match was {
+        _ if was <= low => is.min(low),
+        _ if was >= high => is.max(high),
+        _ => was,
+    };
+    aim - is
 }
 
 /// What the original computes for the readers of a wave: for each sample and each of them rows of the value that is compared.
@@ -316,7 +359,12 @@ fn stacked(
     if n != m || n == 0 || (pointwise && x.len() / t.columns != was.dims.iter().product::<usize>() / t.outputs) {
         return Ok(None);
     }
-    let r: Vec<f32> = was.rows.iter().zip(&is.rows).map(|(a, b)| a - b).collect();
+    let r: Vec<f32> = was
+        .rows
+        .iter()
+        .zip(&is.rows)
+        .map(|(a, b)| lacking(t.bounds, *a, *b))
+        .collect();
     let mut all = Array2::zeros((n, t.columns + t.outputs));
     all.slice_mut(s![.., ..t.columns])
         .assign(&ArrayView2::from_shape((n, t.columns), &rows)?);
@@ -377,4 +425,23 @@ fn solved(
         shift,
         lost: current.and_then(|f| f.lost),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_activation_cuts_off_lacks_nothing() {
+        let relu = [0.0, f32::INFINITY];
+        let cases = [(-1.0, -3.0, 0.0), (-1.0, 2.0, -2.0), (1.0, -3.0, 4.0), (1.0, 3.0, -2.0)];
+        for (was, is, r) in cases {
+            assert_eq!(lacking(relu, was, is), r, "{was} {is}");
+        }
+        let clip = [0.0, 6.0];
+        for (was, is, r) in [(7.0, 9.0, 0.0), (7.0, 4.0, 2.0), (5.0, 7.0, -2.0)] {
+            assert_eq!(lacking(clip, was, is), r, "{was} {is}");
+        }
+        assert_eq!(lacking([f32::NEG_INFINITY, f32::INFINITY], -1.0, -3.0), 2.0);
+    }
 }

@@ -9,6 +9,8 @@
 //! recurrence of a recurrent layer reads its hidden units, too, and is given zeros.
 
 use super::Context;
+use super::blocks::Whole;
+use super::costs::Share;
 use super::ladder::Ladder;
 use super::refit::{Fitted, Moments, Part};
 use super::units::Units;
@@ -23,11 +25,22 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples on which groups are tried one by one.
-const ALONE: usize = 8;
+pub const ALONE: usize = 8;
+/// Rates of savings for errors, as powers of e.
+pub const EXPONENTS: [f64; 2] = [-20.0, 40.0];
 /// How often a choice is tried.
 const ROUNDS: usize = 7;
 /// An error from this part of the limit on is near enough.
 const NEAR: f64 = 0.85;
+
+/// What damage to its readers does to the outputs of the model, for one group.
+#[derive(Clone, Copy, Default)]
+pub struct Scale {
+    /// Error of the outputs for one part of damage.
+    pub slope: f64,
+    /// Error when the group goes as a whole.
+    pub whole: f64,
+}
 
 /// How many units go from every group.
 pub type Choice = Vec<usize>;
@@ -201,13 +214,7 @@ impl Bench<'_> {
             let everything = choice.iter().zip(rungs).all(|(n, r)| r.last() == Some(n));
             if good {
                 low = allowed;
-                let saved = |c: &Choice| {
-                    c.iter()
-                        .zip(&self.units.groups)
-                        .map(|(n, g)| *n as f64 * g.gain)
-                        .sum::<f64>()
-                };
-                if saved(&choice) > saved(&best.choice) {
+                if self.saved(&choice) > self.saved(&best.choice) {
                     best = Settled {
                         alone: alone(&choice),
                         choice: choice.clone(),
@@ -227,10 +234,39 @@ impl Bench<'_> {
         Ok(best)
     }
 
+    /// The mean of the parts of the weights and of the multiply-adds that a choice saves.
+    pub fn saved(&self, choice: &Choice) -> f64 {
+        let saved = self.share(choice);
+        (saved.weights + saved.macs) / 2.0
+    }
+
+    /// The layers that go under a choice, with the groups that go as a whole.
+    pub fn dead(&self, choice: &Choice) -> BTreeSet<NodeId> {
+        let of = |(i, n): (usize, &usize)| self.all(i, *n).map(|w| &w.dead);
+        choice.iter().enumerate().filter_map(of).flatten().copied().collect()
+    }
+
+    /// What goes with a group when it loses so many, all that it has.
+    pub fn all(&self, group: usize, count: usize) -> Option<&Whole> {
+        let g = &self.units.groups[group];
+        g.whole.as_ref().filter(|_| count == g.members.len())
+    }
+
+    /// What a choice saves.
+    pub fn share(&self, choice: &Choice) -> Share {
+        self.units.costs.saved(&self.gone(choice), &self.dead(choice))
+    }
+
     /// What a reader's damage does to the outputs of the model, for every group: tried alone.
-    fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+    pub fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<Scale>> {
         cx.progress.start("try groups", self.ladders.len());
         let mut scales = Vec::new();
+        let alone = |i: usize, count: usize| {
+            let mut only: Choice = vec![0; self.ladders.len()];
+            only[i] = count;
+            let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
+            anyhow::Ok(reference.error(&self.changed(&fitted), ALONE, cx)?.max(1e-12))
+        };
         for (i, ladder) in self.ladders.iter().enumerate() {
             cx.progress.advance(1);
             let at = |n: usize| {
@@ -239,48 +275,61 @@ impl Bench<'_> {
                     .copied()
                     .unwrap_or(0.0)
             };
-            let first = rungs[i].iter().copied().find(|n| *n > 0);
-            let fits = rungs[i].iter().copied().rfind(|n| *n > 0 && at(*n) <= limit);
-            let Some(count) = fits.or(first) else {
-                scales.push(0.0);
-                continue;
-            };
-            let mut only: Choice = vec![0; self.ladders.len()];
-            only[i] = count;
-            let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
-            let error = reference.error(&self.changed(&fitted), ALONE, cx)?;
-            scales.push(error.max(1e-12) / at(count).max(1e-12));
+            let parts = |n: &usize| *n > 0 && self.all(i, *n).is_none();
+            let first = rungs[i].iter().copied().find(|n| parts(n));
+            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(*n) <= limit);
+            let mut scale = Scale::default();
+            if let Some(count) = fits.or(first) {
+                scale.slope = alone(i, count)? / at(count).max(1e-12);
+            }
+            if let Some(count) = rungs[i].last().filter(|n| self.all(i, **n).is_some()) {
+                scale.whole = alone(i, *count)?;
+            }
+            scales.push(scale);
         }
         cx.progress.finish();
         Ok(scales)
     }
 
-    fn charge(&self, scale: &[f64], i: usize, count: usize) -> f64 {
+    /// What a group does to the outputs when so many units of it go.
+    pub fn charge(&self, scale: &[Scale], i: usize, count: usize) -> f64 {
         match count.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k)) {
-            Some(d) => scale[i] * d.max(1e-12),
+            Some(_) if self.all(i, count).is_some() => scale[i].whole,
+            Some(d) => scale[i].slope * d.max(1e-12),
             None => 0.0,
         }
     }
 
     /// The choice that saves most among those whose damages sum up to `allowed` at most.
-    fn within(&self, scale: &[f64], rungs: &[Vec<usize>], allowed: f64) -> Choice {
-        let at = |rate: f64| -> (Choice, f64) {
-            let mut sum = 0.0;
-            let best = |i: usize| {
-                let worth = |n: usize| n as f64 * self.units.groups[i].gain - rate * self.charge(scale, i, n);
-                let best = rungs[i]
-                    .iter()
-                    .copied()
-                    .max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
-                let best = best.filter(|n| worth(*n) > 0.0).unwrap_or(0);
-                sum += self.charge(scale, i, best);
-                best
-            };
-            let choice = (0..self.ladders.len()).map(best).collect();
-            (choice, sum)
+    fn within(&self, scale: &[Scale], rungs: &[Vec<usize>], allowed: f64) -> Choice {
+        let mean = |s: Share| (s.weights + s.macs) / 2.0;
+        let gain = |i: usize, n: usize| match self.all(i, n) {
+            Some(whole) => mean(whole.share),
+            None => n as f64 * mean(self.units.groups[i].share),
         };
         // Rates are searched by their exponents: savings are parts of 1, and so are errors.
-        exchange::within([-20.0, 40.0], allowed, vec![0; self.ladders.len()], at)
+        exchange::within(EXPONENTS, allowed, vec![0; self.ladders.len()], |rate| {
+            let choice = self.at_rate(scale, rungs, gain, rate);
+            let damage = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).sum();
+            (choice, damage)
+        })
+    }
+
+    /// For every group the count that saves most, what it costs taken off at this rate.
+    pub fn at_rate(
+        &self,
+        scale: &[Scale],
+        rungs: &[Vec<usize>],
+        gain: impl Fn(usize, usize) -> f64,
+        rate: f64,
+    ) -> Choice {
+        let best = |i: usize| {
+            let worth = |n: usize| gain(i, n) - rate * self.charge(scale, i, n);
+            let counts = rungs[i].iter().copied();
+            let best = counts.max_by(|a, b| worth(*a).total_cmp(&worth(*b)).then(b.cmp(a)));
+            best.unwrap_or(0)
+        };
+        (0..self.ladders.len()).map(best).collect()
     }
 }
 

@@ -2,12 +2,16 @@
 //!
 //! Units that lie on the same axes, as often on each, are one group: any of them can go instead of any other.
 
+use super::blocks::{Whole, whole};
+use super::costs::{Costs, Share};
 use super::exact::reading_dot;
 use super::facts::for_slices;
-use super::ratio::Criterion;
+use super::ratio::{Criterion, Plan};
+use super::widths::Widths;
 use crate::analysis::groups::Groups;
 use crate::analysis::sites::site;
 use crate::analysis::stats::Patch;
+use crate::data::Samples;
 use crate::ir::{DType, Model, NodeId, ValueId};
 use crate::ops::ties::{Dot, constant};
 use crate::passes::Names;
@@ -30,6 +34,7 @@ pub struct Unit {
 }
 
 /// A contraction that reads channels through a constant weight.
+#[derive(Clone)]
 pub struct Reader {
     /// The contraction.
     pub dot: Dot,
@@ -39,6 +44,8 @@ pub struct Reader {
     pub weight: ValueId,
     /// What comes out.
     pub out: ValueId,
+    /// How many axes that has.
+    pub rank: usize,
     /// How the rows of its second moment are cut; `None` when it is only cut, not refitted.
     pub patch: Option<Patch>,
     /// Columns of the moment for every channel.
@@ -49,8 +56,12 @@ pub struct Reader {
 pub struct Group {
     /// Its units, in the order of their first elements.
     pub members: Vec<usize>,
-    /// What one of them saves: the mean of its parts of the model's weights and of its multiply-adds.
-    pub gain: f64,
+    /// What one of them alone saves.
+    pub share: Share,
+    /// It keeps a multiple of so many.
+    pub multiple: usize,
+    /// What goes with all of them, when all may go.
+    pub whole: Option<Whole>,
 }
 
 /// All that may go.
@@ -61,8 +72,8 @@ pub struct Units {
     pub readers: BTreeMap<NodeId, Option<Reader>>,
     /// Units of equal shape.
     pub groups: Vec<Group>,
-    /// Multiply-adds of one sample, as far as dimensions are known.
-    pub macs: f64,
+    /// What they cost.
+    pub costs: Costs,
     /// Units that a product of two computed values reads.
     blocked: BTreeMap<usize, NodeId>,
     /// Units of layers that the user wants left alone.
@@ -71,21 +82,24 @@ pub struct Units {
 }
 
 impl Units {
-    /// Looks at every contraction of the model; those that `skip` names keep their channels.
-    pub fn new(model: &Model, groups: &Groups, by: &Criterion, skip: &Names) -> Units {
+    /// Looks at every contraction of the model; those that the plan skips keep their channels.
+    pub fn new(model: &Model, groups: &Groups, plan: &Plan, samples: &Samples) -> Units {
         let mut all = Units {
             units: BTreeMap::new(),
             readers: readers(model, groups),
             groups: Vec::new(),
-            macs: 0.0,
+            costs: Costs::new(model, groups, samples),
             blocked: BTreeMap::new(),
             skipped: BTreeSet::new(),
             known: BTreeSet::new(),
         };
-        all.collect(model, groups, by, skip);
-        let costs = Costs::new(model, groups);
-        all.groups = alike(model, groups, &all.units, &costs);
-        all.macs = costs.all_macs;
+        all.collect(model, groups, &plan.by, &plan.skip);
+        let widths = Widths::new(model, groups, plan.round_to);
+        let mut alike = alike(groups, &all.units, &all.costs, &widths);
+        for group in &mut alike {
+            group.whole = whole(model, groups, &all, &group.members);
+        }
+        all.groups = alike;
         all
     }
 
@@ -180,6 +194,7 @@ fn readers(model: &Model, groups: &Groups) -> BTreeMap<NodeId, Option<Reader>> {
                 input,
                 weight,
                 out: to,
+                rank: groups.dims(to).map_or(0, |d| d.len()),
                 patch,
                 taps,
             }
@@ -222,11 +237,11 @@ fn sizes(model: &Model, weight: ValueId, dot: &Dot, by: &Criterion) -> Option<Ve
 }
 
 /// Units on the same axes, in the order of their first elements.
-fn alike(model: &Model, groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs) -> Vec<Group> {
+fn alike(groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &Costs, widths: &Widths) -> Vec<Group> {
     let mut axes: BTreeMap<usize, BTreeMap<usize, usize>> = BTreeMap::new();
-    let mut savings = Vec::new();
+    let mut places = Vec::new();
     for (k, (v, axis, start, len)) in groups.axes().enumerate() {
-        savings.push(costs.of_slice(model, v, axis, len));
+        places.push((v, axis));
         for e in start..start + len {
             let unit = groups.unit(e);
             if units.contains_key(&unit) {
@@ -238,52 +253,12 @@ fn alike(model: &Model, groups: &Groups, units: &BTreeMap<usize, Unit>, costs: &
     for (unit, axes) in axes {
         alike.entry(axes.into_iter().collect()).or_default().push(unit);
     }
+    let shares = costs.shares(&BTreeSet::new());
     let group = |(axes, members): (Vec<(usize, usize)>, Vec<usize>)| Group {
+        multiple: widths.multiple(axes.iter().map(|(k, _)| places[*k]), members.len()),
+        share: members.first().and_then(|u| shares.get(u)).copied().unwrap_or_default(),
         members,
-        gain: axes.iter().map(|(k, n)| savings[*k] * *n as f64).sum(),
+        whole: None,
     };
     alike.into_iter().map(group).collect()
-}
-
-/// The weights and multiply-adds of the model's contractions.
-struct Costs {
-    /// Weight, axis → multiply-adds of all contractions along it.
-    macs: BTreeMap<(ValueId, usize), f64>,
-    all_macs: f64,
-    all_weights: f64,
-}
-
-impl Costs {
-    fn new(model: &Model, groups: &Groups) -> Costs {
-        let mut costs = Costs {
-            macs: BTreeMap::new(),
-            all_macs: 0.0,
-            all_weights: 0.0,
-        };
-        for (id, flow) in &groups.flows {
-            let node = model.node(*id);
-            for dot in &flow.dots {
-                let Some(v) = node.input(dot.weight.0) else { continue };
-                let Some(t) = constant(model, v) else { continue };
-                let dims = node.output(0).and_then(|v| groups.dims(v)).unwrap_or_default();
-                let others = dims.iter().enumerate().filter(|(a, _)| *a != dot.out);
-                let places: f64 = others.map(|(_, d)| d.known().unwrap_or(1) as f64).product();
-                let macs = places * t.len() as f64;
-                costs.all_macs += macs;
-                costs.all_weights += t.len() as f64;
-                for axis in [dot.row, dot.weight.1] {
-                    *costs.macs.entry((v, axis)).or_default() += macs;
-                }
-            }
-        }
-        costs
-    }
-
-    /// What one index of an axis costs, as the mean of its parts of all weights and of all multiply-adds.
-    fn of_slice(&self, model: &Model, v: ValueId, axis: usize, len: usize) -> f64 {
-        let weights = constant(model, v).map_or(0.0, |t| t.len() as f64);
-        let macs = self.macs.get(&(v, axis)).copied().unwrap_or(0.0);
-        let part = |x: f64, all: f64| x / all.max(1.0) / len.max(1) as f64;
-        (part(weights, self.all_weights) + part(macs, self.all_macs)) / 2.0
-    }
 }
