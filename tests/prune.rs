@@ -195,7 +195,7 @@ fn masks_fold_and_what_they_clear_goes() {
     let w = n.param("v", &[4, 5]);
     let y = n.op("MatMul", &[h, w], vec![]);
     n.output("y", y);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     assert!(
         said(
             &notes,
@@ -219,7 +219,7 @@ fn a_mask_that_callers_may_set_is_left_alone() {
     let y = n.op("MatMul", &[x, w], vec![]);
     n.output("y", y);
     let before = onnx::to_bytes(&n.model).expect("it encodes");
-    let notes = run("prune(round_to=1)", &mut n.model);
+    let notes = run("prune", &mut n.model);
     assert!(said(&notes, NoteKind::Skip, "mask is a graph input"), "{notes:?}");
     assert_eq!(before, onnx::to_bytes(&n.model).expect("it encodes"));
 }
@@ -255,7 +255,7 @@ fn captured(contract: bool) -> Net {
     let z = n.op("MatMul", &[h, z], vec![]);
     n.output("z", z);
     n.output("y", outs[0]);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     n
 }
 
@@ -289,10 +289,10 @@ fn near_zero_filters_go_only_within_the_tolerance() {
         n
     };
     let mut n = build();
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!(n.dims("a"), [6, 2]);
     let mut n = build();
-    n.prune("prune(tolerance=1e-20,round_to=1)");
+    n.prune("prune(tolerance=1e-20)");
     assert_eq!(n.dims("a"), [6, 1]);
     assert!(parse_list("prune(tolerance=-1)").is_err());
 }

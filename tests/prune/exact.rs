@@ -14,7 +14,7 @@ fn a_zero_channel_goes_with_its_batch_norm_and_the_next_filters() {
     let x = n.op("Relu", &[x], vec![]);
     let y = n.conv("b", x, &[4, 8, 3, 3], &[]);
     n.output("y", y);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     assert_eq!((n.dims("a.w"), n.dims("b.w")), (vec![6, 3, 3, 3], vec![4, 6, 3, 3]));
     assert_eq!((n.dims("a.b"), n.dims("s"), n.dims("v")), (vec![6], vec![6], vec![6]));
     assert!(said(&notes, NoteKind::Did, "8 → 6 channels; tied: conv_1"), "{notes:?}");
@@ -30,7 +30,7 @@ fn a_constant_channel_goes_into_the_bias_where_its_share_is_the_same_everywhere(
     let w = n.param("b.w", &[5, 4, 3, 3]);
     let y = n.op("Conv", &[x, w], vec![]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!(n.dims("a.w"), [3, 3, 1, 1]);
     assert_eq!((n.dims("b.w"), n.dims("conv_1_bias")), (vec![5, 3, 3, 3], vec![5]));
 }
@@ -43,7 +43,7 @@ fn a_constant_channel_stays_where_padding_breaks_it() {
     let x = n.op("Conv", &[x, w, b], vec![]);
     let y = n.conv("b", x, &[5, 4, 3, 3], &[]);
     n.output("y", y);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     assert_eq!(n.dims("a.w"), [4, 3, 1, 1]);
     assert!(said(&notes, NoteKind::Skip, "padding"), "{notes:?}");
 }
@@ -74,7 +74,7 @@ fn what_nobody_reads_goes_and_takes_its_makers_along() {
     let w = n.param_without("c", &[4, 3], 0, &[0, 1]);
     let y = n.op("MatMul", &[x, w], vec![]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!(
         (n.dims("a"), n.dims("b"), n.dims("c")),
         (vec![6, 4], vec![2, 4], vec![2, 3])
@@ -90,7 +90,7 @@ fn residual(zero_left: &[usize], zero_right: &[usize]) -> (Net, Vec<Note>) {
     let x = n.op("Relu", &[x], vec![]);
     let y = n.conv("c", x, &[4, 6, 3, 3], &[]);
     n.output("y", y);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     (n, notes)
 }
 
@@ -116,7 +116,7 @@ fn concat_moves_channels_by_their_offset() {
     let x = n.op("Concat", &[a, x, b], vec![Attr::int("axis", 1)]);
     let y = n.conv("c", x, &[4, 12, 3, 3], &[]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!((n.dims("a.w"), n.dims("b.w")), (vec![3, 3, 1, 1], vec![3, 3, 3, 3]));
     assert_eq!(n.dims("c.w"), [4, 9, 3, 3]);
 }
@@ -135,7 +135,7 @@ fn depthwise_chains_lose_groups() {
     let x = n.op("Relu", &[x], vec![]);
     let y = n.conv("c", x, &[4, 12, 1, 1], &[]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!((n.dims("a.w"), n.dims("d.w")), (vec![5, 3, 1, 1], vec![10, 1, 3, 3]));
     assert_eq!((n.dims("d.b"), n.dims("c.w")), (vec![10], vec![4, 10, 1, 1]));
 }
@@ -150,7 +150,7 @@ fn groups_of_a_grouped_conv_lose_the_same_channels() {
     let x = n.op("Conv", &[x, w], vec![Attr::int("group", 2)]);
     let y = n.conv("c", x, &[4, 6, 1, 1], &[]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!((n.dims("a.w"), n.dims("g.w")), (vec![6, 3, 1, 1], vec![4, 3, 3, 3]));
     assert_eq!(n.dims("c.w"), [4, 4, 1, 1]);
 }
@@ -181,7 +181,7 @@ fn flattened(nhwc: bool, by_reshape: bool) -> Net {
     let w = n.param("f", &[20, 7]);
     let y = n.op("Gemm", &[x, w], vec![]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     n
 }
 
@@ -206,7 +206,7 @@ fn squeeze_and_excite_follows_its_trunk_and_prunes_inside() {
     let x = n.op("Mul", &[s, x], vec![]);
     let y = n.conv("c", x, &[4, 6, 3, 3], &[]);
     n.output("y", y);
-    n.prune("prune(round_to=1)");
+    n.prune("prune");
     assert_eq!((n.dims("s1.w"), n.dims("s2.w")), (vec![2, 5, 1, 1], vec![5, 2, 1, 1]));
     assert_eq!((n.dims("a.w"), n.dims("c.w")), (vec![5, 3, 3, 3], vec![4, 5, 3, 3]));
 }
@@ -228,7 +228,7 @@ fn shared_weights_and_biases_are_cut_for_all_their_readers_or_not_at_all() {
         let (a, c) = (n.op("Conv", &[a, p], vec![]), n.op("Conv", &[c, q], vec![]));
         n.output("y", a);
         n.output("z", c);
-        n.prune("prune(round_to=1)");
+        n.prune("prune");
         n
     };
     let n = build(&[]);
@@ -247,7 +247,7 @@ fn graph_outputs_and_unknown_operators_keep_their_channels() {
     let b = n.op("DepthToSpace", &[b], vec![Attr::int("blocksize", 2)]);
     n.output("y", a);
     n.output("z", b);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     assert_eq!((n.dims("a.w"), n.dims("b.w")), (vec![4, 3, 1, 1], vec![4, 3, 1, 1]));
     assert!(said(&notes, NoteKind::Skip, "graph output y"), "{notes:?}");
     assert!(said(
@@ -267,7 +267,7 @@ fn softmax_over_channels_pins_them_and_over_other_axes_does_not() {
         let w = n.param_without("b", &[2, 4, 1, 1], 1, &[1]);
         let y = n.op("Conv", &[x, w], vec![]);
         n.output("y", y);
-        n.prune("prune(round_to=1)");
+        n.prune("prune");
         assert_eq!(n.dims("a.w")[0], left);
     }
 }
@@ -283,7 +283,7 @@ fn a_dead_layer_keeps_one_channel() {
     let c = n.param("c", &[3]);
     let y = n.op("Add", &[h, c], vec![]);
     n.output("y", y);
-    let notes = n.prune("prune(round_to=1)");
+    let notes = n.prune("prune");
     assert_eq!((n.dims("a"), n.dims("b")), (vec![6, 1], vec![1, 3]));
     assert!(said(&notes, NoteKind::Skip, "one channel must stay"), "{notes:?}");
 }

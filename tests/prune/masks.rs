@@ -39,7 +39,7 @@ fn folds(what: &str, masked: impl Fn(&mut Net, ValueId) -> ValueId) {
     let y = n.op("MatMul", &[x, w], vec![]);
     n.output("y", y);
     let before = outputs(&n.model);
-    let notes = run("prune(round_to=1)", &mut n.model);
+    let notes = run("prune", &mut n.model);
     assert!(
         said(
             &notes,

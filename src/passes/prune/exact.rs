@@ -125,7 +125,7 @@ impl Survey {
             // One has to stay on every axis.
             let room = axes.iter().map(|(k, n)| left[*k].saturating_sub(1) / n).min();
             let count = may.len().min(room.unwrap_or(0));
-            let multiple = widths.multiple(axes.iter().map(|(k, _)| places[*k]), units.len());
+            let multiple = widths.harmless(axes.iter().map(|(k, _)| places[*k]), units.len());
             let count = whole(units.len(), count, multiple);
             axes.iter().for_each(|(k, n)| left[*k] -= n * count);
             gone.extend(may.into_iter().take(count));

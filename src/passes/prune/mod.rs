@@ -77,7 +77,8 @@ Of a transformer, whole attention heads and units between the two layers of an M
 and not channels within a head.
 
 Channels go in multiples of 16 where convolutions read or make them (`round_to=auto`): runtimes compute them in blocks, and a layer whose
-channels are not whole blocks may take twice the time. For that reason channels that change nothing stay, too, when they do not make up a block.";
+channels are not whole blocks may take twice the time. Of channels that change nothing, those stay without which a layer would
+leave that form: all but whole blocks of a grouped convolution, all but fours of another.";
 
 const OPTIONS: &[Opt] = &[
     Opt {

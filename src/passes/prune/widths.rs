@@ -3,8 +3,8 @@
 //! ONNX Runtime's convolutions hold channels in blocks of 8 (AVX2) or 16 (AVX-512) numbers. A part of a block costs as much as all of
 //! it; a depthwise Conv whose channels are not whole blocks, and a Conv whose inputs are not a multiple of 4, leave the blocked
 //! form altogether, with a reorder before and after (measured: one dead channel less in ten of its layers made a network 1.4
-//! times as slow as it was). So groups that a Conv makes or reads lose whole blocks, if they are not narrow; and of channels that
-//! change nothing, those stay that would leave a part of one. Matrix products take any width.
+//! times as slow as it was). So groups that a Conv makes or reads lose whole blocks, if they are not narrow. Channels that change
+//! nothing go, but for those without which such a form would be left. Matrix products take any width.
 
 use crate::analysis::groups::Groups;
 use crate::ir::{Model, ValueId};
@@ -54,14 +54,28 @@ impl Widths {
 
     /// A group of so many units on these axes keeps a multiple of this, or all.
     pub fn multiple(&self, axes: impl IntoIterator<Item = (ValueId, usize)>, members: usize) -> usize {
+        self.by(axes, members, block)
+    }
+
+    /// The same where what goes changes nothing: as much as there is, but for what would make a layer slower.
+    pub fn harmless(&self, axes: impl IntoIterator<Item = (ValueId, usize)>, members: usize) -> usize {
+        self.by(axes, members, part_of_block)
+    }
+
+    fn by(
+        &self,
+        axes: impl IntoIterator<Item = (ValueId, usize)>,
+        members: usize,
+        multiple: fn(bool, usize) -> usize,
+    ) -> usize {
         if let RoundTo::Fixed(n) = self.to {
             return n.max(1);
         }
         let found = axes.into_iter().filter_map(|a| self.convolved.get(&a));
-        match found.copied().reduce(|a, b| a | b) {
-            Some(grouped) => block(grouped, members),
-            None => 1,
-        }
+        found
+            .copied()
+            .reduce(|a, b| a | b)
+            .map_or(1, |grouped| multiple(grouped, members))
     }
 }
 
@@ -71,6 +85,15 @@ fn block(grouped: bool, members: usize) -> usize {
         n if n >= 2 * BLOCK || (grouped && n >= BLOCK) => BLOCK,
         n if n >= BLOCK => BLOCK / 2,
         n if n >= BLOCK / 2 => BLOCK / 4,
+        _ => 1,
+    }
+}
+
+/// What a layer that is not narrow needs to keep its blocked form.
+fn part_of_block(grouped: bool, members: usize) -> usize {
+    match grouped {
+        true if members >= BLOCK => BLOCK,
+        false if members >= 2 * BLOCK => BLOCK / 4,
         _ => 1,
     }
 }
@@ -92,6 +115,8 @@ mod tests {
             assert_eq!(block(false, members), multiple, "{members}");
         }
         assert_eq!((block(true, 24), block(true, 16), block(true, 8)), (16, 16, 4));
+        assert_eq!((part_of_block(false, 64), part_of_block(false, 16)), (4, 1));
+        assert_eq!((part_of_block(true, 64), part_of_block(true, 8)), (16, 1));
         assert_eq!((whole(96, 3, 16), whole(96, 17, 16), whole(40, 3, 16)), (0, 16, 0));
         assert_eq!((whole(40, 8, 16), whole(8, 2, 1), whole(3, 9, 4)), (8, 2, 3));
     }
