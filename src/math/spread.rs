@@ -6,7 +6,7 @@
 //! dominate it. So an error counts by its share of the sample that it is in: the *relative error* of a range is the mean over
 //! samples of noise power over signal power, at most 1 each (a lost sample cannot be lost twice).
 //!
-//! Samples whose largest magnitudes have the same binary exponent share one [`Histogram`]; those far below the highest peak share
+//! Samples whose largest magnitudes have the same binary exponent share one histogram; those far below the highest peak share
 //! the lowest. Counts are exact in any order, as are those of histograms, and so is the class of a sample.
 
 use super::affine::IntKind;
