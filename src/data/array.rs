@@ -41,9 +41,9 @@ impl Head {
     /// # Errors
     /// When it is no `.npy` header, the type has no ONNX counterpart, or the shape overflows.
     pub fn read(mut r: impl Read) -> Result<Head> {
-        let mut counted = Counted { inner: &mut r, read: 0 };
-        let header = NpyHeader::from_reader(&mut counted).context("not a NumPy array")?;
-        let len = counted.read;
+        let bytes = header(&mut r).context("not a NumPy array")?;
+        let header = NpyHeader::from_reader(&bytes[..]).context("not a NumPy array")?;
+        let len = bytes.len() as u64;
         let descr = header.dtype().descr();
         let dtype = dtype_of(descr.trim_matches(['\'', '"']))?;
         let shape = header
@@ -64,17 +64,28 @@ impl Head {
     }
 }
 
-struct Counted<R> {
-    inner: R,
-    read: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.read += n as u64;
-        Ok(n)
-    }
+/// The bytes before the first element. Headers are Python dictionaries, and nested brackets take a parser of such exponential time:
+/// those of plain numbers have one pair of each kind.
+fn header(mut r: impl Read) -> Result<Vec<u8>> {
+    /// Far beyond the 10,000 bytes that NumPy itself reads.
+    const MOST: usize = 1 << 16;
+    let mut bytes = vec![0; 8];
+    r.read_exact(&mut bytes)?;
+    ensure!(bytes.starts_with(b"\x93NUMPY"), "its first bytes are others");
+    let mut length = [0; 4];
+    let width = if bytes[6] == 1 { 2 } else { 4 };
+    r.read_exact(&mut length[..width])?;
+    bytes.extend(&length[..width]);
+    let (start, length) = (bytes.len(), u32::from_le_bytes(length) as usize);
+    ensure!(length <= MOST, "its header takes {length} bytes");
+    bytes.resize(start + length, 0);
+    r.read_exact(&mut bytes[start..])?;
+    let count = |bracket: u8| bytes[start..].iter().filter(|b| **b == bracket).count();
+    ensure!(
+        count(b'[') == 0 && count(b'(') <= 1 && count(b'{') <= 1,
+        "its elements are records; save numbers"
+    );
+    Ok(bytes)
 }
 
 fn dtype_of(descr: &str) -> Result<DType> {

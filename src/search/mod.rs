@@ -6,7 +6,7 @@
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
 //!    many as they were;
-//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`.
+//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT` (less where decisions of few samples are counted).
 //!    Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
 //!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. does the same with each structural pass alone: they compete for the same weights;
@@ -35,8 +35,10 @@ use std::time::Instant;
 
 /// The part of the budget that may be used up on the tuning samples: the held-back ones differ.
 const FIT: f64 = 0.9;
-/// Good enough: not worth another measurement.
-const NEAR: f64 = 0.75;
+/// Of a budget for decisions less: what they lose is known from `n` samples up to about this, divided by `√n`.
+const DOUBT: f64 = 1.25;
+/// Good enough, in parts of what may be used: not worth another measurement.
+const NEAR: f64 = 0.83;
 /// The range of errors that is searched.
 const ERRORS: (f64, f64) = (1e-5, 0.5);
 /// Where a search begins when the budget does not say.
@@ -147,11 +149,20 @@ struct Measured {
 }
 
 impl Search<'_> {
+    /// The part of the budget that may be used up on the tuning samples.
+    fn fit(&self) -> f64 {
+        let n = self.tune.len().max(1) as f64;
+        match self.budget.about_decisions() {
+            true => FIT * (1.0 - DOUBT / n.sqrt()).max(0.0),
+            false => FIT,
+        }
+    }
+
     /// Measures as many results as the effort allows.
     fn run(&mut self) -> Result<()> {
         let (precision, base) = self.precision()?;
         let knobs = knobs();
-        if base > FIT && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
+        if base > self.fit() && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
             return Ok(());
         }
         let mut start = self.first_error(base);
@@ -169,12 +180,12 @@ impl Search<'_> {
     /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
     /// leaves much as it was; then the smallest, and what it leaves in float16.
     fn precision(&mut self) -> Result<(Option<String>, f64)> {
-        let mut best: Option<(u64, String, f64)> = None;
+        let (mut best, fit) = (None::<(u64, String, f64)>, self.fit());
         let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();
         while let Some(p) = todo.pop_front() {
             let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
-            if t.used > FIT || best.as_ref().is_some_and(|b| b.0 <= t.bytes) {
+            if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= t.bytes) {
                 continue;
             }
             let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
@@ -220,7 +231,7 @@ impl Search<'_> {
             .map(|c| c.limit);
         let least = db.map(|db| 10f64.powf(-db / 10.0)).fold(f64::INFINITY, f64::min);
         let parts = knobs().len().max(1) as f64;
-        let left = (FIT - base).max(0.1) / parts;
+        let left = (self.fit() - base).max(0.1) / parts;
         let e = if least.is_finite() { least * left } else { FIRST };
         e.clamp(ERRORS.0, ERRORS.1)
     }
@@ -235,7 +246,7 @@ impl Search<'_> {
         probes: usize,
     ) -> Result<Option<f64>> {
         let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
-        let targets = self.options.targets.any();
+        let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None;
         for _ in 0..probes {
             let k = self.measure(Plan::new(structure, e, precision))?;
@@ -244,7 +255,7 @@ impl Search<'_> {
             let met = self.misses(t).is_none();
             let (good, up) = match targets {
                 true => (met, !met),
-                false => (used <= FIT, used <= FIT),
+                false => (used <= fit, used <= fit),
             };
             *(if up { &mut low } else { &mut high }) = Some(e);
             if good {
@@ -253,7 +264,7 @@ impl Search<'_> {
             let step = match (targets, up) {
                 (true, true) => 3.0,
                 (true, false) => 1.0 / 3.0,
-                _ if (NEAR..=FIT).contains(&used) => break,
+                _ if (NEAR * fit..=fit).contains(&used) => break,
                 _ => self.step(base, used),
             };
             let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
@@ -273,10 +284,10 @@ impl Search<'_> {
     /// By which factor the error may grow, from what the last one used.
     fn step(&self, base: f64, used: f64) -> f64 {
         let power = |u: f64| if self.budget.about_decisions() { u * u } else { u };
-        let (left, made) = (power(0.95 * FIT) - power(base), power(used) - power(base));
+        let (left, made) = (power(0.95 * self.fit()) - power(base), power(used) - power(base));
         match made > 0.0 && left > 0.0 {
             true => (left / made).clamp(0.1, 6.0),
-            false if used > FIT => 0.1,
+            false if used > self.fit() => 0.1,
             false => 6.0,
         }
     }
@@ -358,7 +369,7 @@ impl Search<'_> {
     fn order(&self) -> Vec<usize> {
         let all: Vec<&Tried> = self.tried.iter().map(|m| &m.tried).collect();
         let met: Vec<bool> = all.iter().map(|t| self.misses(t).is_none()).collect();
-        order(&all, &met, self.options.targets.any())
+        order(&all, &met, (self.options.targets.any(), self.fit()))
     }
 
     fn best(&self) -> usize {
@@ -378,11 +389,11 @@ impl Search<'_> {
 
 /// The best first: those that meet the targets and fit the budget; of these the smallest, or (with targets) the one that
 /// uses least of the budget.
-fn order(all: &[&Tried], met: &[bool], targets: bool) -> Vec<usize> {
+fn order(all: &[&Tried], met: &[bool], (targets, fit): (bool, f64)) -> Vec<usize> {
     let mut order: Vec<usize> = (0..all.len()).collect();
     order.sort_by(|&a, &b| {
-        let flaws = |k: usize| (!met[k], all[k].used > FIT);
-        let cost = |k: usize| match targets || all[k].used > FIT {
+        let flaws = |k: usize| (!met[k], all[k].used > fit);
+        let cost = |k: usize| match targets || all[k].used > fit {
             true => all[k].used,
             false => all[k].bytes as f64,
         };
@@ -418,9 +429,9 @@ mod tests {
             tried(20, 9.0),
         ];
         let all: Vec<&Tried> = all.iter().collect();
-        assert_eq!(order(&all, &[true; 5], false), [2, 1, 0, 3, 4]);
+        assert_eq!(order(&all, &[true; 5], (false, FIT)), [2, 1, 0, 3, 4]);
         assert_eq!(
-            order(&all[3..], &[true; 2], false),
+            order(&all[3..], &[true; 2], (false, FIT)),
             [0, 1],
             "something is always taken: the verdict refuses it"
         );
@@ -430,8 +441,8 @@ mod tests {
     fn with_targets_the_best_that_meets_them_comes_first() {
         let all = [tried(100, 0.0), tried(50, 0.5), tried(40, 0.8), tried(30, 1.2)];
         let all: Vec<&Tried> = all.iter().collect();
-        assert_eq!(order(&all, &[false, true, true, true], true)[0], 1);
-        assert_eq!(order(&all, &[false, false, false, true], true)[0], 3);
-        assert_eq!(order(&all, &[false; 4], true)[0], 0, "none meets them");
+        assert_eq!(order(&all, &[false, true, true, true], (true, FIT))[0], 1);
+        assert_eq!(order(&all, &[false, false, false, true], (true, FIT))[0], 3);
+        assert_eq!(order(&all, &[false; 4], (true, FIT))[0], 0, "none meets them");
     }
 }
