@@ -235,13 +235,13 @@ impl Runner<'_> {
         let first = self.samples.get(0)?;
         let session = self.load(&wanted, &first)?;
         let moments = |m: &Measure| matches!(m, Measure::Gram(_));
-        let survey = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
-            true => Survey::new(self.model, &wanted, &*session, self.samples, self.threads)?,
-            false => Survey::default(),
-        };
-        let mut rounds = match survey.is_empty() {
-            false => self.rounds(&wanted, &survey)?,
-            true => vec![numbered(&wanted).collect()],
+        let (survey, mut rounds) = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
+            true => {
+                let survey = Survey::new(self.model, &wanted, &*session, self.samples, self.threads)?;
+                let rounds = self.rounds(&wanted, &survey)?;
+                (survey, rounds)
+            }
+            false => (Survey::default(), vec![numbered(&wanted).collect()]),
         };
         number(&mut rounds, &wanted);
         let steps = tree::walk(runs, self.samples.len()).len();

@@ -311,6 +311,13 @@ impl Model {
         }
     }
 
+    /// Takes an initializer out of the model, unless something still reads it.
+    pub fn erase_unused_const(&mut self, id: ValueId) {
+        if self.value(id).uses().is_empty() {
+            self.erase_const(id);
+        }
+    }
+
     /// Takes an unused initializer out of the model. A graph input keeps its port, and its default.
     ///
     /// # Panics

@@ -6,8 +6,8 @@
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
 //!    many as they were;
-//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT` (less where decisions of few samples are counted).
-//!    Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
+//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`
+//!    (less where decisions of few samples are counted). Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
 //!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. does the same with each structural pass alone: they compete for the same weights;
 //! 4. gives the smallest that fits, and more careful ones where the held-back samples disagree.

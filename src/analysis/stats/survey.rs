@@ -73,11 +73,6 @@ impl Survey {
         Ok(Survey { seen, next })
     }
 
-    /// True when nothing was looked at.
-    pub fn is_empty(&self) -> bool {
-        self.seen.is_empty()
-    }
-
     /// Type and dimensions of a value.
     pub fn shape(&self, v: ValueId) -> Option<(DType, &[usize])> {
         self.seen.get(&v).map(|s| (s.dtype, s.dims.as_slice()))

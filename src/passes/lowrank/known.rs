@@ -48,13 +48,8 @@ impl Halves {
     pub fn of(&self, site: &Site, weight: ArrayView2<f32>, centered: bool) -> Result<Option<Known>> {
         let [a, b] = &self.stats;
         let samples = a.samples + b.samples;
-        let (one, other) = match (gram(a, site, weight.ncols()), gram(b, site, weight.ncols())) {
-            (Some(one), other) => (one, other),
-            (None, Some(one)) => (one, None),
-            (None, None) => return Ok(None),
-        };
-        let sizes = weight.map_axis(Axis(0), |column| column.iter().map(|x| f64::from(*x).powi(2)).sum());
-        Known::new(one, other, samples, &sizes, centered).map(Some)
+        let grams = [gram(a, site, weight.ncols()), gram(b, site, weight.ncols())];
+        Known::of_halves(grams, samples, weight, centered)
     }
 }
 
@@ -65,6 +60,25 @@ fn gram<'s>(stats: &'s Stats, site: &Site, columns: usize) -> Option<&'s Gram> {
 }
 
 impl Known {
+    /// From what was measured on either half of this many samples of the input of a weight; `None` when nothing was.
+    ///
+    /// # Errors
+    /// When the halves do not fit together.
+    pub fn of_halves(
+        grams: [Option<&Gram>; 2],
+        samples: usize,
+        weight: ArrayView2<f32>,
+        centered: bool,
+    ) -> Result<Option<Known>> {
+        let (one, other) = match grams {
+            [Some(one), other] => (one, other),
+            [None, Some(one)] => (one, None),
+            [None, None] => return Ok(None),
+        };
+        let sizes = weight.map_axis(Axis(0), |column| column.iter().map(|x| f64::from(*x).powi(2)).sum());
+        Known::new(one, other, samples, &sizes, centered).map(Some)
+    }
+
     /// Of rows that are all there are: nothing is guessed.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 
 use super::{fit, rewrite};
 use crate::analysis::sites::{Site, float_tensor, site};
-use crate::ir::{Attr, Model, NodeId, Origin, ValueId};
+use crate::ir::{Attr, Model, NodeId, ValueId};
 use crate::math::decompose::matmul;
 use crate::ops::site::{Pads, Window};
 use crate::passes::Context;
@@ -209,9 +209,6 @@ fn erase(model: &mut Model, site: &Site, weight: ValueId) {
     model.erase(site.node);
     let old = [Some(weight), Some(site.weight), site.bias.map(|b| b.value)];
     for value in old.into_iter().flatten() {
-        let old = model.value(value);
-        if old.uses().is_empty() && old.origin() == Origin::Const {
-            model.erase_const(value);
-        }
+        model.erase_unused_const(value);
     }
 }

@@ -39,10 +39,7 @@ pub fn replace(model: &mut Model, site: &Site, chain: &Chain) -> Result<()> {
     if let Some(bias) = &chain.bias {
         set_bias(model, site, bias, dtype)?;
     }
-    let old = model.value(site.weight);
-    if old.uses().is_empty() && old.origin() == Origin::Const {
-        model.erase_const(site.weight);
-    }
+    model.erase_unused_const(site.weight);
     Ok(())
 }
 

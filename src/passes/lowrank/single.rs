@@ -14,13 +14,13 @@ use super::{Choice, LowRank, decibel};
 use crate::analysis::sites::float_tensor;
 use crate::analysis::stats::{Measure, Patch, Stats};
 use crate::engine::NotRun;
-use crate::ir::{Model, NodeId, Origin, Use, ValueId};
+use crate::ir::{Model, NodeId, Use, ValueId};
 use crate::math::decompose::matmul_f32;
 use crate::math::gram::Gram;
 use crate::passes::Context;
 use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::{Context as _, Result};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2};
 use std::collections::BTreeMap;
 
 /// Wider rows are left alone: second moments take 8 bytes for the square of this.
@@ -122,14 +122,12 @@ impl LowRank {
             return Ok(());
         };
         let matrix = Array2::from_shape_vec((out, inputs), data.to_vec())?;
-        let sizes = matrix.map_axis(Axis(0), |c| c.iter().map(|x| f64::from(*x).powi(2)).sum());
         let known = match self.seen(model, &[input], cx)? {
             None => None,
-            Some([a, b]) => match (gram(&a, input, inputs), gram(&b, input, inputs)) {
-                (None, None) => None,
-                (Some(one), other) => Some(Known::new(one, other, a.samples + b.samples, &sizes, false)?),
-                (None, Some(one)) => Some(Known::new(one, None, b.samples, &sizes, false)?),
-            },
+            Some([a, b]) => {
+                let grams = [gram(&a, input, inputs), gram(&b, input, inputs)];
+                Known::of_halves(grams, a.samples + b.samples, matrix.view(), false)?
+            }
         };
         let single = Single {
             node,
@@ -314,7 +312,7 @@ fn put_table(
         model.replace_uses(y, *whole.first().context("a MatMul has an output")?);
         model.erase(gather);
     }
-    drop_const(model, table);
+    model.erase_unused_const(table);
     Ok(())
 }
 
@@ -340,18 +338,11 @@ fn put_recurrent(
     let (_, thin) = model.add_node(graph, &name, "MatMul", &[Some(input), Some(turned)], &[&out], vec![]);
     model.set_input(node, 0, thin.first().copied());
     model.set_input(node, 1, Some(inner));
-    drop_const(model, weight);
+    model.erase_unused_const(weight);
     Ok(())
 }
 
 fn constant(model: &mut Model, name: &str, tensor: crate::ir::Tensor) -> ValueId {
     let name = model.fresh_name(name);
     model.add_const(model.main_id(), &name, tensor)
-}
-
-fn drop_const(model: &mut Model, value: ValueId) {
-    let old = model.value(value);
-    if old.uses().is_empty() && old.origin() == Origin::Const {
-        model.erase_const(value);
-    }
 }

@@ -112,8 +112,8 @@ impl Shift {
         let name = model.fresh_name(&base);
         let own = model.add_const(graph, &name, Tensor::new(&[new.len()], new));
         model.set_input(self.node, slot, Some(own));
-        if let Some(old) = old.filter(|v| model.value(*v).uses().is_empty()) {
-            model.erase_const(old);
+        if let Some(old) = old {
+            model.erase_unused_const(old);
         }
     }
 
