@@ -146,7 +146,8 @@ pub fn is_parameter(domain: &str, name: &str, slot: usize, dtype: DType, rank: u
             ("Resize" | "Upsample", _) | ("Clip" | "Pad" | "OneHot" | "Range", 1..)
         ),
         Int8 | Uint8 | Int4 | Uint4 | Int2 | Uint2 | Int16 | Uint16 | Int32 => {
-            name == "DequantizeLinear" || is_packed(domain, name, dtype) || multiplies(domain, name)
+            let handed_on = name == "DequantizeLinear" || name == "Cast" && dtype == Int8;
+            handed_on || is_packed(domain, name, dtype) || multiplies(domain, name)
         }
         _ => false,
     }

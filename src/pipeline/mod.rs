@@ -57,6 +57,8 @@ pub struct Options {
     pub targets: Targets,
     /// An earlier result that this one must not fall behind.
     pub baseline: Option<Baseline>,
+    /// The part of the budget that may be used up; a search leaves some for what few samples do not tell.
+    pub part: f64,
     /// A smaller result is not looked at: [`Bolder`].
     pub at_least: Option<u64>,
     /// Measure how fast the result is beside the original.
@@ -88,6 +90,7 @@ impl Options {
             budget: None,
             targets: Targets::default(),
             baseline: None,
+            part: 1.0,
             at_least: None,
             bench: false,
             keep: false,
@@ -276,6 +279,7 @@ pub fn rewrite(
     match measured {
         Ok(gaps) => {
             report.verdict = judge(&gaps, &report.budget);
+            report.verdict = close(report.verdict, report.budget.used(&gaps), options.part);
             report.gaps = gaps;
         }
         Err(e) => match e.downcast_ref::<NotRun>() {
@@ -291,6 +295,17 @@ pub fn rewrite(
         report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }
     Ok(report)
+}
+
+/// The verdict, or that too much of the budget is used up.
+fn close(verdict: Verdict, used: Option<f64>, part: f64) -> Verdict {
+    match (&verdict, used) {
+        (Verdict::Within, Some(used)) if used > part => Verdict::Outside(format!(
+            "{:.0} % of the budget are used up, too much for so few samples",
+            100.0 * used
+        )),
+        _ => verdict,
+    }
 }
 
 /// What was measured before, when files are named.

@@ -15,6 +15,7 @@
 //! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
 //! that size. The winner is made anew from all calibration samples; its list of passes alone gives the same bytes again.
 
+mod order;
 mod plan;
 
 pub use plan::{Effort, Plan};
@@ -28,6 +29,7 @@ use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
 use anyhow::{Context, Result};
+use order::order;
 use plan::{Knob, REST, further, knobs, precisions};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -36,7 +38,7 @@ use std::time::Instant;
 /// The part of the budget that may be used up on the tuning samples: the held-back ones differ.
 const FIT: f64 = 0.9;
 /// Of a budget for decisions less: what they lose is known from `n` samples up to about this, divided by `√n`.
-const DOUBT: f64 = 1.25;
+const DOUBT: f64 = 2.5;
 /// Good enough, in parts of what may be used: not worth another measurement.
 const NEAR: f64 = 0.83;
 /// The range of errors that is searched.
@@ -102,7 +104,12 @@ pub fn optimize(
     search.run().with_context(|| format!("{}", input.display()))?;
     let (mut k, mut chance) = (search.best(), 0);
     loop {
-        let (mut job, mut report) = search.made_of_all(k, input, output)?;
+        let part = if chance < SECOND_CHANCES {
+            usable(&search.budget, data.split().1.len())
+        } else {
+            1.0
+        };
+        let (mut job, mut report) = search.made_of_all(k, part, input, output)?;
         let next = match &report.verdict {
             Verdict::Outside(why) if chance < SECOND_CHANCES => {
                 search.tried[k].tried.refused = Some(why.clone());
@@ -114,6 +121,11 @@ pub fn optimize(
             (k, chance) = (next, chance + 1);
             continue;
         }
+        if part < 1.0 && matches!(report.verdict, Verdict::Outside(_)) {
+            // Nothing is more careful: it is the budget alone that counts.
+            (job.part, job.at_least) = (1.0, None);
+            report = pipeline::optimize(input, output, &job, engine, progress)?;
+        }
         if options.keep && !report.written {
             job.keep = true;
             report = pipeline::optimize(input, output, &job, engine, progress)?;
@@ -123,6 +135,14 @@ pub fn optimize(
         report.search = search.tried.into_iter().map(|m| m.tried).collect();
         report.seconds = start.elapsed().as_secs_f64();
         return Ok(report);
+    }
+}
+
+/// The part of a budget that may be used up on so many samples.
+fn usable(budget: &Budget, samples: usize) -> f64 {
+    match budget.about_decisions() {
+        true => (1.0 - DOUBT / (samples.max(1) as f64).sqrt()).max(0.0),
+        false => 1.0,
     }
 }
 
@@ -152,11 +172,7 @@ struct Measured {
 impl Search<'_> {
     /// The part of the budget that may be used up on the tuning samples.
     fn fit(&self) -> f64 {
-        let n = self.tune.len().max(1) as f64;
-        match self.budget.about_decisions() {
-            true => FIT * (1.0 - DOUBT / n.sqrt()).max(0.0),
-            false => FIT,
-        }
+        FIT * usable(&self.budget, self.tune.len())
     }
 
     /// Measures as many results as the effort allows.
@@ -201,14 +217,19 @@ impl Search<'_> {
         while let Some(p) = todo.pop_front() {
             let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
+            let rest = REST.iter().position(|rest| p.ends_with(rest));
             if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= t.bytes) {
                 continue;
             }
             let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
-            if !small && !p.contains(REST) {
-                todo.push_front(format!("{p},{REST}"));
+            if !small && rest.is_none() {
+                REST.iter()
+                    .rev()
+                    .for_each(|rest| todo.push_front(format!("{p},{rest}")));
             }
             best = Some((t.bytes, p, t.used));
+            // What is less bold would not be smaller.
+            todo.retain(|p| rest.is_none() || !REST.iter().any(|rest| p.ends_with(rest)));
             if small && self.effort != Effort::Smallest {
                 break;
             }
@@ -224,11 +245,11 @@ impl Search<'_> {
 
     /// Makes result `k` anew from all calibration samples, and verifies it. More samples promise passes more, and they would go
     /// further than what was measured: the error is lowered until the result is about as large.
-    fn made_of_all(&mut self, k: usize, input: &Path, output: &Path) -> Result<(Options, Report)> {
+    fn made_of_all(&mut self, k: usize, part: f64, input: &Path, output: &Path) -> Result<(Options, Report)> {
         let Measured { plan, tried } = &mut self.tried[k];
         let mut plan = plan.clone();
         let mut job = self.options.clone();
-        job.keep = false;
+        (job.keep, job.part) = (false, part);
         let mut left = LESSENED;
         loop {
             job.passes = plan.requests(&self.options.passes)?;
@@ -420,66 +441,5 @@ impl Search<'_> {
             ..Size::default()
         };
         self.options.targets.missed(&self.before, &size)
-    }
-}
-
-/// The best first: those that meet the targets and fit the budget; of these the smallest, or (with targets) the one that
-/// uses least of the budget.
-fn order(all: &[&Tried], met: &[bool], (targets, fit): (bool, f64)) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..all.len()).collect();
-    order.sort_by(|&a, &b| {
-        let flaws = |k: usize| (!met[k], all[k].used > fit);
-        let cost = |k: usize| match targets || all[k].used > fit {
-            true => all[k].used,
-            false => all[k].bytes as f64,
-        };
-        flaws(a).cmp(&flaws(b)).then(cost(a).total_cmp(&cost(b)))
-    });
-    order
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tried(bytes: u64, used: f64) -> Tried {
-        Tried {
-            passes: String::new(),
-            made: None,
-            bytes,
-            macs: None,
-            used,
-            sqnr_db: 20.0,
-            seconds: 0.0,
-            chosen: false,
-            refused: None,
-        }
-    }
-
-    #[test]
-    fn the_smallest_that_fits_comes_first_and_what_does_not_fit_last() {
-        let all = [
-            tried(100, 0.0),
-            tried(50, 0.5),
-            tried(40, 0.8),
-            tried(30, 1.2),
-            tried(20, 9.0),
-        ];
-        let all: Vec<&Tried> = all.iter().collect();
-        assert_eq!(order(&all, &[true; 5], (false, FIT)), [2, 1, 0, 3, 4]);
-        assert_eq!(
-            order(&all[3..], &[true; 2], (false, FIT)),
-            [0, 1],
-            "something is always taken: the verdict refuses it"
-        );
-    }
-
-    #[test]
-    fn with_targets_the_best_that_meets_them_comes_first() {
-        let all = [tried(100, 0.0), tried(50, 0.5), tried(40, 0.8), tried(30, 1.2)];
-        let all: Vec<&Tried> = all.iter().collect();
-        assert_eq!(order(&all, &[false, true, true, true], (true, FIT))[0], 1);
-        assert_eq!(order(&all, &[false, false, false, true], (true, FIT))[0], 3);
-        assert_eq!(order(&all, &[false; 4], (true, FIT))[0], 0, "none meets them");
     }
 }

@@ -64,7 +64,8 @@ pub(super) fn further(precision: &str) -> Option<&'static str> {
 }
 
 /// For what integers leave over: weights that no pass quantizes, such as those of a GRU.
-pub(super) const REST: &str = "fp16(only=weights)";
+/// The boldest way first; both cost no time when the model runs.
+pub(super) const REST: [&str; 2] = ["weights(form=folded)", "fp16(only=weights)"];
 
 /// Passes with their strengths.
 #[derive(Clone, Debug, PartialEq)]

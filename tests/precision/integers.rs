@@ -15,6 +15,7 @@ fn eight_bits_are_near_lossless_and_four_bits_close() {
         ("weights(bits=4,form=matmulnbits)", 17.0, 4500),
         ("weights(bits=4,form=matmulnbits,symmetric=on)", 15.0, 4500),
         ("weights(form=matmulnbits)", 38.0, 6500),
+        ("weights(form=folded)", 38.0, 5500),
         ("dynamic", 30.0, 6500),
     ] {
         let mut m = original.clone();

@@ -108,6 +108,35 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
+    /// Puts `Mul(Cast(codes), scales)` in the place of a weight: no input of the model is read, so a runtime computes it once,
+    /// while it loads the model, and multiplies with floats as before.
+    ///
+    /// # Errors
+    /// When codes do not fit the weight.
+    pub fn folded(&mut self, w: &Weight, view: &View, fitted: &Fitted) -> Result<()> {
+        let name = self.model.value(w.value).name.clone();
+        let graph = self.model.value(w.value).graph();
+        let codes = integers(IntKind::S8, &w.dims, &view.tensor(&w.dims, &fitted.codes)?)?;
+        let codes = self.constant(w.value, &format!("{name}_quantized"), codes);
+        let mut dims = vec![1; w.dims.len() - w.axis];
+        dims[0] = w.dims[w.axis];
+        let scale = Tensor::new(&dims, fitted.grid.scales.iter().copied().collect());
+        let scale = self.constant(w.value, &format!("{name}_scale"), scale);
+        let to = vec![Attr::int("to", DType::Float as i64)];
+        let node = self.node_name(format!("{name}_Cast"));
+        let cast = self.model.fresh_name(&node);
+        let (_, cast) = self.model.add_node(graph, &node, "Cast", &[Some(codes)], &[&cast], to);
+        let node = self.node_name(format!("{name}_Mul"));
+        let product = self.model.fresh_name(&node);
+        let inputs = [cast.first().copied(), Some(scale)];
+        let (_, product) = self.model.add_node(graph, &node, "Mul", &inputs, &[&product], vec![]);
+        let product = *product.first().context("a Mul has an output")?;
+        self.model.replace_uses(w.value, product);
+        self.model.erase_const(w.value);
+        self.model.rename(product, name);
+        Ok(())
+    }
+
     /// An initializer in the graph of a weight.
     pub fn constant(&mut self, beside: ValueId, name: &str, tensor: Tensor) -> ValueId {
         let name = self.model.fresh_name(name);
