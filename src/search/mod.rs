@@ -121,7 +121,8 @@ pub fn optimize(
             (k, chance) = (next, chance + 1);
             continue;
         }
-        if part < 1.0 && matches!(report.verdict, Verdict::Outside(_)) {
+        let inside = search.budget.used(&report.gaps).is_some_and(|used| used <= 1.0);
+        if inside && matches!(report.verdict, Verdict::Outside(_)) {
             // Nothing is more careful: it is the budget alone that counts.
             (job.part, job.at_least) = (1.0, None);
             report = pipeline::optimize(input, output, &job, engine, progress)?;
