@@ -7,6 +7,7 @@
 
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
+use crate::math::decompose::matmul;
 use crate::math::gram::Gram;
 use crate::math::shrink::{Halved, Shrunk, for_half, shrunk_by};
 use anyhow::Result;
@@ -25,6 +26,15 @@ pub struct Halves {
     pub stats: [Stats; 2],
 }
 
+/// The mean of a layer's inputs, or of its outputs before the bias.
+#[derive(Clone, Copy)]
+pub enum Mean<'a> {
+    /// `E x`.
+    Inputs(&'a Array1<f64>),
+    /// `E W x`.
+    Outputs(&'a Array1<f64>),
+}
+
 /// The input of one site.
 pub struct Known {
     /// The mean over all samples.
@@ -37,6 +47,8 @@ pub struct Known {
     pub half: Array2<f64>,
     /// The covariance that errors are relative to, of the second half.
     pub spread: Array2<f64>,
+    /// True when all of this is of `W x` (as its outputs were measured) instead of `x`.
+    pub outputs: bool,
     apart: Option<Array2<f64>>,
 }
 
@@ -126,8 +138,34 @@ impl Known {
             all: moment(all),
             half: moment(half),
             spread,
+            outputs: false,
             apart,
         })
+    }
+
+    /// Mean and covariance of `W x`.
+    pub fn output(&self, w: &Array2<f64>) -> (Array1<f64>, Array2<f64>) {
+        let (mean, mut covariance) = match self.outputs {
+            true => (self.mean.clone(), self.all.clone()),
+            false => (
+                w.dot(&self.mean),
+                matmul(matmul(w.view(), self.all.view()).view(), w.t()),
+            ),
+        };
+        if self.apart.is_some() {
+            for (mut row, &x) in covariance.rows_mut().into_iter().zip(&mean) {
+                row.scaled_add(-x, &mean);
+            }
+        }
+        (mean, covariance)
+    }
+
+    /// A mean, with what it is a mean of.
+    pub fn shift<'a>(&self, mean: &'a Array1<f64>) -> Mean<'a> {
+        match self.outputs {
+            true => Mean::Outputs(mean),
+            false => Mean::Inputs(mean),
+        }
     }
 
     /// What factors made from the first half are judged by: the second half's moment, around the mean when the bias may change.
