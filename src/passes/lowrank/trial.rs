@@ -43,7 +43,6 @@ pub struct Settled {
 /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
 pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
-    let limit = reference.careful(limit);
     let everything: Choice = vec![Some(0); ladders.len()];
     let first = error(model, ladders, &everything, (&reference, SAMPLES), cx)?;
     let mut settled = Settled {
@@ -51,9 +50,14 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
         first,
         last: first,
     };
-    if first <= limit {
+    // The first rungs were chosen without a look at these errors, and their predictions count few samples already; what
+    // follows is chosen by them.
+    let careful = reference.careful(limit);
+    let predicted = ladders.iter().all(|l| l.measured);
+    if first <= if predicted { limit } else { careful } {
         return Ok(settled);
     }
+    let limit = careful;
     let damage = damages(model, ladders, &reference, cx)?;
     let mut allowed = limit;
     for _ in 0..ROUNDS {
