@@ -396,7 +396,7 @@ fn a_kernel_that_is_of_a_form_is_found_in_that_form_whatever_its_geometry() {
     }
 }
 
-/// Two dense layers. One direction holds nearly all of the first one's variance, and the second does not look at it; with `hidden`, an
+/// Two dense layers. One direction holds nearly all of the first one's variance, and the second does not look at it; with `hides`, an
 /// operator between them hides that.
 fn blind(r: &mut Numbers, hides: bool) -> (Model, Dataset) {
     let (inputs, hidden, out) = (96, 64, 16);
@@ -439,6 +439,21 @@ fn what_harms_an_output_is_taken_back() {
         assert!(lost <= most, "{request}: {lost} {notes:?}");
         assert_eq!(lost > 0.3, request.contains("rank="), "{request}: {lost} {notes:?}");
     }
+}
+
+#[test]
+fn a_rank_that_keeps_what_was_promised_is_not_taken_back_for_few_samples() {
+    let mut r = Numbers(16);
+    let (rows, inputs, out) = (200, 48, 96);
+    let mut model = matmul_model(rows, inputs, out, r.take(inputs * out));
+    let data = samples(&model, &[8, rows, inputs], &correlated(8 * rows, inputs, 17));
+    let before = outputs(&model, &data);
+    let notes = run(&mut model, &data, "lowrank(error=0.05,round_to=1)");
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    let lost = error(&before, &outputs(&model, &data), out);
+    assert!(notes[0].kind == NoteKind::Did && lost <= 0.05, "{lost} {notes:?}");
+    // More than half of what was allowed is used.
+    assert!(lost > 0.025, "{lost} {notes:?}");
 }
 
 #[test]
