@@ -150,21 +150,27 @@ impl Known {
         })
     }
 
-    /// Mean and covariance of `W x`.
-    pub fn output(&self, w: &Array2<f64>) -> (Array1<f64>, Array2<f64>) {
-        let (mean, mut covariance) = match self.outputs {
-            true => (self.mean.clone(), self.all.clone()),
-            false => (
-                w.dot(&self.mean),
-                matmul(matmul(w.view(), self.all.view()).view(), w.t()),
-            ),
+    /// The mean of `W x`.
+    pub fn output_mean(&self, w: &Array2<f64>) -> Array1<f64> {
+        match self.outputs {
+            true => self.mean.clone(),
+            false => w.dot(&self.mean),
+        }
+    }
+
+    /// The covariance of `W x`.
+    pub fn output(&self, w: &Array2<f64>) -> Array2<f64> {
+        let mut covariance = match self.outputs {
+            true => self.all.clone(),
+            false => matmul(matmul(w.view(), self.all.view()).view(), w.t()),
         };
         if self.apart.is_some() {
+            let mean = self.output_mean(w);
             for (mut row, &x) in covariance.rows_mut().into_iter().zip(&mean) {
                 row.scaled_add(-x, &mean);
             }
         }
-        (mean, covariance)
+        covariance
     }
 
     /// A mean, with what it is a mean of.

@@ -98,11 +98,11 @@ impl Metric {
 /// covariance, to first order of their correlation.
 pub fn passing(mean: &Array1<f64>, covariance: &Array2<f64>) -> Array2<f64> {
     let sd = covariance.diag().mapv(|x| x.max(0.0).sqrt());
-    let at = Zip::from(mean).and(&sd).map_collect(|&m, &s| match s > 0.0 {
-        true => (m / s).clamp(-8.0, 8.0),
-        false => 8.0 * f64::from(u8::from(m > 0.0)) - 8.0 * f64::from(u8::from(m <= 0.0)),
-    });
-    let (pass, density) = (at.mapv(normal), at.mapv(|a| (-a * a / 2.0).exp() / 2.5066282746310002));
+    let at = heights(mean, &sd);
+    let (pass, density) = (
+        at.mapv(normal),
+        at.mapv(|a| (-a * a / 2.0).exp() / std::f64::consts::TAU.sqrt()),
+    );
     let mut both = Array2::from_shape_fn(covariance.dim(), |(i, j)| {
         let size = sd[i] * sd[j];
         let correlation = if size > 0.0 { covariance[[i, j]] / size } else { 0.0 };
@@ -110,6 +110,20 @@ pub fn passing(mean: &Array1<f64>, covariance: &Array2<f64>) -> Array2<f64> {
     });
     both.diag_mut().assign(&pass);
     both
+}
+
+/// The diagonal of [`passing`].
+pub fn passing_each(mean: &Array1<f64>, variances: &Array1<f64>) -> Array1<f64> {
+    heights(mean, &variances.mapv(|x| x.max(0.0).sqrt())).mapv(normal)
+}
+
+/// Means in standard deviations, eight at most.
+fn heights(mean: &Array1<f64>, sd: &Array1<f64>) -> Array1<f64> {
+    Zip::from(mean).and(sd).map_collect(|&m, &s| match s > 0.0 {
+        true => (m / s).clamp(-8.0, 8.0),
+        false if m > 0.0 => 8.0,
+        false => -8.0,
+    })
 }
 
 /// The standard normal distribution function, within 1e-7 (Abramowitz, Stegun 7.1.26).
@@ -158,6 +172,10 @@ mod tests {
     fn what_is_always_cut_off_does_not_pass() {
         let covariance = array![[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]];
         let p = passing(&array![-9.0, 0.0, 3.0], &covariance);
+        assert_eq!(
+            passing_each(&array![-9.0, 0.0, 3.0], &covariance.diag().to_owned()),
+            p.diag()
+        );
         assert!(p[[0, 0]] < 1e-6 && p[[0, 1]].abs() < 1e-6);
         assert!((p[[1, 1]] - 0.5).abs() < 1e-6 && (p[[2, 2]] - 1.0).abs() < 1e-6);
         assert!((p[[1, 2]] - 0.5).abs() < 1e-6);

@@ -4,7 +4,7 @@
 //! When anything else does (a residual sum, a normalization over channels, an output of the model), nothing is known.
 //! Only the measure of errors rests on this: where it is rough (padding, taps that see the same position), nothing breaks.
 
-use super::metric::passing;
+use super::metric::{passing, passing_each};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{Model, Node, NodeId, Use, ValueId};
 use crate::math::decompose::matmul;
@@ -42,15 +42,15 @@ const CUT: &[&str] = &[
 ];
 /// Sums and products: with constants, too.
 const PAIRS: &[&str] = &["Add", "Sub", "Mul", "Div"];
-/// Not more rows of the readers' weights than this are looked at.
-const ROWS: usize = 8192;
+/// Not many more numbers of a reader's weight than this are looked at: 64 MB.
+const ENTRIES: usize = 8 << 20;
 /// Values that are followed.
 const FOLLOWED: usize = 32;
 
 /// The weights that read a layer's outputs, as one metric.
 pub struct Readers {
-    /// `Σ KᵀK`, out × out.
-    gram: Array2<f64>,
+    /// Rows of `K`, of all readers, one below the other: any × out.
+    rows: Vec<Array2<f64>>,
     /// True when an activation cuts outputs off before they are read.
     cut: bool,
 }
@@ -69,22 +69,32 @@ impl Readers {
             sites: Vec::new(),
         };
         walk.follow(model.node(from.bias.map_or(from.node, |b| b.node)).output(0)?)?;
-        let mut gram = Array2::zeros((out, out));
-        for site in &walk.sites {
-            walk.add(site, &mut gram)?;
-        }
-        for ((i, j), x) in gram.indexed_iter_mut() {
-            *x *= walk.factor[i] * walk.factor[j];
-        }
-        Some(Readers { gram, cut: walk.cut })
+        let rows = walk.sites.iter().map(|site| walk.rows(site)).collect::<Option<_>>()?;
+        Some(Readers { rows, cut: walk.cut })
     }
 
-    /// The metric, for outputs of this mean and covariance.
-    pub fn metric(mut self, mean: &Array1<f64>, covariance: &Array2<f64>) -> Array2<f64> {
-        if self.cut {
-            self.gram *= &passing(mean, covariance);
+    /// The metric `Σ (KᵀK) ∘ E[s' s'ᵀ]`, for outputs of this mean and covariance.
+    pub fn metric(&self, mean: &Array1<f64>, covariance: &Array2<f64>) -> Array2<f64> {
+        let mut gram = Array2::zeros(covariance.dim());
+        for rows in &self.rows {
+            gram += &matmul(rows.t(), rows.view());
         }
-        self.gram
+        if self.cut {
+            gram *= &passing(mean, covariance);
+        }
+        gram
+    }
+
+    /// The diagonal of the metric.
+    pub fn each(&self, mean: &Array1<f64>, variances: &Array1<f64>) -> Array1<f64> {
+        let mut all = Array1::zeros(mean.len());
+        for row in self.rows.iter().flat_map(|r| r.rows()) {
+            all.zip_mut_with(&row, |sum, x| *sum += x * x);
+        }
+        if self.cut {
+            all *= &passing_each(mean, variances);
+        }
+        all
     }
 }
 
@@ -205,22 +215,22 @@ impl Walk<'_> {
         site.layout.groups == 1 && window.is_none_or(|w| !w.transposed) && axis && length
     }
 
-    /// Adds `KᵀK` of a reader: of its rows, for every tap or position.
-    fn add(&self, site: &Site, gram: &mut Array2<f64>) -> Option<()> {
+    /// Rows of a reader's weight, for every tap or position; some of them where there are many.
+    fn rows(&self, site: &Site) -> Option<Array2<f64>> {
         let matrix = site.matrix(self.model).ok()?;
         let each = matrix.ncols() / self.out;
         if each == 0 || each * self.out != matrix.ncols() {
             return None;
         }
-        let step = (matrix.nrows() * each).div_ceil(ROWS).max(1);
-        let scale = f64::from(site.layout.scale).powi(2) * step as f64;
-        let count = (matrix.nrows() * each).div_ceil(step);
-        let mut rows = Array2::zeros((count, self.out));
+        let all = matrix.nrows() * each;
+        let step = all.div_ceil((ENTRIES / self.out).max(64));
+        let scale = f64::from(site.layout.scale) * (step as f64).sqrt();
+        let mut rows = Array2::zeros((all.div_ceil(step), self.out));
         for (k, mut row) in rows.rows_mut().into_iter().enumerate() {
             let (o, t) = ((k * step) / each, (k * step) % each);
-            row.zip_mut_with(&matrix.slice(s![o, t..;each]), |x, &w| *x = f64::from(w));
+            row.zip_mut_with(&matrix.slice(s![o, t..;each]), |x, &w| *x = scale * f64::from(w));
+            row *= &self.factor;
         }
-        *gram += &(matmul(rows.t(), rows.view()) * scale);
-        Some(())
+        Some(rows)
     }
 }
