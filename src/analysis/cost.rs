@@ -11,7 +11,7 @@
 
 use super::infer::{Functions, Types, function_of, functions};
 use crate::ir::{GraphId, Model, NodeId, Use, ValueId};
-use crate::ops::cost::{bodies, constant_size, hands_on, is_parameter, macs};
+use crate::ops::cost::{bodies, constant_size, hands_on, is_packed, is_parameter, macs};
 use crate::ops::infer::{Call, Fact};
 use std::collections::BTreeMap;
 
@@ -60,6 +60,11 @@ pub fn cost(model: &Model, types: &Types) -> Cost {
             }
             Use::Output(..) => false,
         };
+        let packed = model.readers(v).iter().any(|n| {
+            let op = &model.node(*n).op;
+            is_packed(&op.domain, &op.name, dtype)
+        });
+        let len = if packed { len.saturating_mul(2) } else { len };
         let params = if value.uses().iter().any(counts) { len } else { 0 };
         total.params = total.params.saturating_add(params);
         total.bytes = total.bytes.saturating_add(bytes);
@@ -113,13 +118,22 @@ fn owner(model: &Model, v: ValueId) -> Option<NodeId> {
         };
         last = Some(n);
         let node = model.node(n);
-        let next = node.output(0).filter(|_| hands_on(node) && node.input(0) == Some(v));
+        let next = node
+            .output(0)
+            .filter(|_| (hands_on(node) || joins_bits(model, n)) && node.input(0) == Some(v));
         match next {
             Some(o) if model.readers(o).len() == 1 => v = o,
             _ => break,
         }
     }
     last
+}
+
+/// True for a Concat of shifted bytes alone.
+fn joins_bits(model: &Model, id: NodeId) -> bool {
+    let node = model.node(id);
+    let shifted = |v: &ValueId| model.value(*v).producer().is_some_and(|p| model.node(p).is("BitShift"));
+    node.is("Concat") && node.inputs().iter().flatten().all(shifted)
 }
 
 fn node_macs(model: &Model, types: &Types, id: NodeId) -> Option<u64> {

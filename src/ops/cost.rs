@@ -146,15 +146,21 @@ pub fn is_parameter(domain: &str, name: &str, slot: usize, dtype: DType, rank: u
             ("Resize" | "Upsample", _) | ("Clip" | "Pad" | "OneHot" | "Range", 1..)
         ),
         Int8 | Uint8 | Int4 | Uint4 | Int2 | Uint2 | Int16 | Uint16 | Int32 => {
-            name == "DequantizeLinear" || multiplies(domain, name)
+            name == "DequantizeLinear" || is_packed(domain, name, dtype) || multiplies(domain, name)
         }
         _ => false,
     }
 }
 
+/// True when bytes that are read there hold two codes of 4 bits each, as `int8(int4=…)` writes them.
+pub fn is_packed(domain: &str, name: &str, dtype: DType) -> bool {
+    domain.is_empty() && name == "BitShift" && dtype == DType::Uint8
+}
+
 /// True for operators that only hand on a constant in another form; what they are read by uses it.
 pub fn hands_on(node: &Node) -> bool {
     const NAMES: &[&str] = &[
+        "BitShift",
         "Cast",
         "DequantizeLinear",
         "Identity",

@@ -11,6 +11,7 @@ mod names;
 mod noise;
 mod options;
 mod rules;
+mod trial;
 
 pub mod dynamic;
 pub mod fp16;
@@ -50,9 +51,13 @@ pub enum Part {
         /// The option.
         error: &'static str,
     },
-    /// It stores or computes in fewer bits; at most one such pass runs, the last. As it
-    /// is written, the boldest way first.
-    Precision(&'static [&'static str]),
+    /// It stores or computes in fewer bits; at most one such pass runs, the last.
+    Precision {
+        /// As it is written, the boldest way first.
+        ways: &'static [&'static str],
+        /// The option that lets it go further, up to an error of the outputs.
+        error: Option<&'static str>,
+    },
 }
 
 /// What the table knows of a pass: help and documentation are made from it.

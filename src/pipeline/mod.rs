@@ -25,6 +25,17 @@ const SYNTHETIC_SAMPLES: usize = 16;
 /// As many as leave one to verify with: an identity that is wrong is wrong on almost every input.
 const SAMPLES_FOR_IDENTITIES: usize = 4;
 
+/// The passes made less of the model than [`Options::at_least`]: so many bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Bolder(pub u64);
+
+impl std::fmt::Display for Bolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the result has {} bytes, fewer than it should", self.0)
+    }
+}
+impl std::error::Error for Bolder {}
+
 /// What the user asked for.
 #[derive(Clone)]
 pub struct Options {
@@ -46,6 +57,8 @@ pub struct Options {
     pub targets: Targets,
     /// An earlier result that this one must not fall behind.
     pub baseline: Option<Baseline>,
+    /// A smaller result is not looked at: [`Bolder`].
+    pub at_least: Option<u64>,
     /// Measure how fast the result is beside the original.
     pub bench: bool,
     /// Write the output even when the verdict is against it.
@@ -75,6 +88,7 @@ impl Options {
             budget: None,
             targets: Targets::default(),
             baseline: None,
+            at_least: None,
             bench: false,
             keep: false,
             verify: true,
@@ -177,7 +191,7 @@ fn side_by_side(original: &Model, changed: &Model, data: &Dataset, engine: &dyn 
 /// Rewrites and verifies a model in memory. The result stands in `model`; the caller acts on [`Report::verdict`].
 ///
 /// # Errors
-/// As [`optimize`].
+/// As [`optimize`]; [`Bolder`].
 pub fn rewrite(
     model: &mut Model,
     data: &Dataset,
@@ -218,6 +232,10 @@ pub fn rewrite(
     report.budget = options.budget.clone().unwrap_or_else(usual);
     let memo = memo(&original, data, options, engine)?;
     let applied = apply(model, &requests, &calib, options, (engine, progress), memo.as_ref())?;
+    if let Some(least) = options.at_least {
+        let bytes = onnx::encoded_len(model)?;
+        anyhow::ensure!(bytes >= least, Bolder(bytes));
+    }
     if let Some(memo) = &memo {
         memo.all_answered()?;
         report.warnings.extend(memo.warnings());

@@ -96,6 +96,8 @@ pub struct PassRun {
 pub struct Tried {
     /// The passes, as `--passes` takes them.
     pub passes: String,
+    /// The passes with all calibration samples, when the same error would have meant more there.
+    pub made: Option<String>,
     /// Bytes of the result.
     pub bytes: u64,
     /// Multiply-accumulate operations for one sample, where they are known.

@@ -52,6 +52,9 @@ fn searched(out: &mut String, r: &Report) {
         let (size, macs) = (bytes(t.bytes), t.macs.map_or("–".into(), count));
         let (used, sqnr) = (format!("{:.0} %", t.used * 100.0), db(t.sqnr_db));
         let _ = writeln!(out, "{mark} {size:>9} {macs:>9} {used:>7} {sqnr:>9}  {}", t.passes);
+        if let Some(made) = &t.made {
+            let _ = writeln!(out, "  {:>37}  with all samples: {made}", "");
+        }
         if let Some(why) = &t.refused {
             let _ = writeln!(out, "  {:>37}  refused: {why}", "");
         }

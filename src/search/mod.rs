@@ -23,12 +23,12 @@ use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
 use crate::ir::Model;
 use crate::onnx;
-use crate::pipeline::{self, Options};
+use crate::pipeline::{self, Bolder, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
 use anyhow::{Context, Result};
-use plan::{Knob, REST, knobs, precisions};
+use plan::{Knob, REST, further, knobs, precisions};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
@@ -45,6 +45,10 @@ const ERRORS: (f64, f64) = (1e-5, 0.5);
 const FIRST: f64 = 0.01;
 /// A result of this part of the original's size leaves little in float32.
 const SMALL: f64 = 0.3;
+/// With all samples the result is to be at least so large beside what was measured;
+const SAME: f64 = 0.95;
+/// the error is lowered so often for it.
+const LESSENED: usize = 3;
 /// How often a more careful result is tried when the held-back samples disagree.
 const SECOND_CHANCES: usize = 3;
 /// By how much the error is lessened then.
@@ -98,10 +102,7 @@ pub fn optimize(
     search.run().with_context(|| format!("{}", input.display()))?;
     let (mut k, mut chance) = (search.best(), 0);
     loop {
-        let mut job = options.clone();
-        job.passes = search.tried[k].plan.requests(&options.passes)?;
-        job.keep = false;
-        let mut report = pipeline::optimize(input, output, &job, engine, progress)?;
+        let (mut job, mut report) = search.made_of_all(k, input, output)?;
         let next = match &report.verdict {
             Verdict::Outside(why) if chance < SECOND_CHANCES => {
                 search.tried[k].tried.refused = Some(why.clone());
@@ -161,20 +162,35 @@ impl Search<'_> {
     /// Measures as many results as the effort allows.
     fn run(&mut self) -> Result<()> {
         let (precision, base) = self.precision()?;
-        let knobs = knobs();
         if base > self.fit() && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
             return Ok(());
         }
         let mut start = self.first_error(base);
-        let alone = knobs.iter().map(|k| vec![*k]).filter(|_| knobs.len() > 1);
-        for (round, structure) in std::iter::once(knobs.clone()).chain(alone).enumerate() {
+        for (round, part) in self.parts(precision.as_deref()).into_iter().enumerate() {
             let probes = self.effort.probes(round);
-            let best = self.strength(&structure, precision.as_deref(), base, start, probes)?;
+            let best = self.strength(&part, base, start, probes)?;
             if round == 0 {
                 start = best.unwrap_or(start);
             }
         }
         Ok(())
+    }
+
+    /// What is searched, in turn: all together, then what leaves something out, since all compete for the same weights.
+    fn parts(&self, precision: Option<&str>) -> Vec<Plan> {
+        let knobs = knobs();
+        let plan = |structure: &[Knob]| Plan::new(structure, 0.0, precision);
+        let alone = knobs.chunks(1).filter(|_| knobs.len() > 1);
+        match precision.and_then(further) {
+            None => std::iter::once(&knobs[..]).chain(alone).map(plan).collect(),
+            Some(_) => {
+                let none: &[Knob] = &[];
+                let bold = [&knobs[..], none].into_iter().chain(alone.clone());
+                let plain = std::iter::once(&knobs[..]).chain(alone);
+                let plain = plain.filter(|_| self.effort == Effort::Smallest);
+                bold.map(|s| plan(s).further()).chain(plain.map(plan)).collect()
+            }
+        }
     }
 
     /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
@@ -202,6 +218,31 @@ impl Search<'_> {
             None => {
                 let k = self.measure(Plan::new(&[], 0.0, None))?;
                 Ok((None, self.tried[k].tried.used))
+            }
+        }
+    }
+
+    /// Makes result `k` anew from all calibration samples, and verifies it. More samples promise passes more, and they would go
+    /// further than what was measured: the error is lowered until the result is about as large.
+    fn made_of_all(&mut self, k: usize, input: &Path, output: &Path) -> Result<(Options, Report)> {
+        let Measured { plan, tried } = &mut self.tried[k];
+        let mut plan = plan.clone();
+        let mut job = self.options.clone();
+        job.keep = false;
+        let mut left = LESSENED;
+        loop {
+            job.passes = plan.requests(&self.options.passes)?;
+            let as_large = left > 0 && plan.weaker(1.0).is_some() && !self.options.targets.any();
+            job.at_least = as_large.then_some((SAME * tried.bytes as f64) as u64);
+            let made = pipeline::optimize(input, output, &job, self.engine, self.progress);
+            match made.as_ref().err().and_then(|e| e.downcast_ref::<Bolder>()) {
+                Some(Bolder(bytes)) => {
+                    let part = (*bytes as f64 / tried.bytes as f64).powi(2);
+                    plan = plan.weaker(part.clamp(0.2, 0.9)).unwrap_or(plan);
+                    tried.made = Some(plan.to_string());
+                    left -= 1;
+                }
+                None => return Ok((job, made?)),
             }
         }
     }
@@ -236,20 +277,13 @@ impl Search<'_> {
         e.clamp(ERRORS.0, ERRORS.1)
     }
 
-    /// Looks for the largest error of these passes that fits (or the least that meets the targets), and gives it.
-    fn strength(
-        &mut self,
-        structure: &[Knob],
-        precision: Option<&str>,
-        base: f64,
-        start: f64,
-        probes: usize,
-    ) -> Result<Option<f64>> {
+    /// Looks for the largest error of the passes of a plan that fits (or the least that meets the targets), and gives it.
+    fn strength(&mut self, part: &Plan, base: f64, start: f64, probes: usize) -> Result<Option<f64>> {
         let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None;
         for _ in 0..probes {
-            let k = self.measure(Plan::new(structure, e, precision))?;
+            let k = self.measure(part.with(e))?;
             let t = &self.tried[k].tried;
             let used = t.used;
             let met = self.misses(t).is_none();
@@ -303,6 +337,7 @@ impl Search<'_> {
             // What the engine cannot run is nothing to take; the original itself it must run.
             Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Tried {
                 passes: plan.to_string(),
+                made: None,
                 bytes: self.before.bytes,
                 macs: None,
                 used: f64::INFINITY,
@@ -328,6 +363,7 @@ impl Search<'_> {
         let outer = gaps.iter().filter(|g| !g.inner);
         Ok(Tried {
             passes: plan.to_string(),
+            made: None,
             bytes: onnx::encoded_len(&model)?,
             macs: Size::of(&model, &self.dims).macs,
             used: self.budget.used(&gaps).unwrap_or(f64::INFINITY),
@@ -409,6 +445,7 @@ mod tests {
     fn tried(bytes: u64, used: f64) -> Tried {
         Tried {
             passes: String::new(),
+            made: None,
             bytes,
             macs: None,
             used,

@@ -16,11 +16,11 @@ pub enum Effort {
 }
 
 impl Effort {
-    /// Measurements for all structural passes together (round 0), and then for each alone.
+    /// Measurements for all together (round 0), and then for each of the others.
     pub(super) fn probes(self, round: usize) -> usize {
         match (self, round) {
             (Effort::Fast, _) => 3,
-            (Effort::Balanced, 0) => 5,
+            (Effort::Balanced, 0) => 4,
             (Effort::Balanced, _) => 2,
             (Effort::Smallest, 0) => 8,
             (Effort::Smallest, _) => 4,
@@ -43,9 +43,24 @@ pub(super) fn knobs() -> Vec<Knob> {
 /// The passes that change the precision, as they are written, the boldest first.
 pub(super) fn precisions() -> Vec<&'static str> {
     ALL.iter()
-        .flat_map(|p| if let Part::Precision(ways) = p.part { ways } else { &[] })
+        .flat_map(|p| {
+            if let Part::Precision { ways, .. } = p.part {
+                ways
+            } else {
+                &[]
+            }
+        })
         .copied()
         .collect()
+}
+
+/// The option that lets the first pass of a precision go further, up to an error of the outputs.
+pub(super) fn further(precision: &str) -> Option<&'static str> {
+    let name = precision.split(['(', ',']).next()?;
+    ALL.iter().find(|p| p.name == name).and_then(|p| match p.part {
+        Part::Precision { error, .. } => error,
+        _ => None,
+    })
 }
 
 /// For what integers leave over: weights that no pass quantizes, such as those of a GRU.
@@ -58,6 +73,8 @@ pub struct Plan {
     /// In parts of the outputs' power.
     error: f64,
     precision: Option<String>,
+    /// The option of the precision that takes the error, too.
+    further: Option<&'static str>,
 }
 
 impl Plan {
@@ -73,12 +90,43 @@ impl Plan {
                 false => 0.0,
             },
             precision: precision.map(str::to_owned),
+            further: None,
         }
     }
 
-    /// The same passes with this part of the error; `None` without structural ones.
+    /// With another error.
+    pub(super) fn with(&self, error: f64) -> Plan {
+        let plan = Plan::new(&self.structure, error, self.precision.as_deref());
+        Plan {
+            further: self.further,
+            ..plan
+        }
+    }
+
+    /// The precision goes further, by the same error, if it can.
+    pub(super) fn further(self) -> Plan {
+        let further = self.precision.as_deref().and_then(further);
+        Plan { further, ..self }
+    }
+
+    /// The same passes with this part of the error; `None` where none takes it.
     pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
-        (!self.structure.is_empty()).then(|| Plan::new(&self.structure, self.error * part, self.precision.as_deref()))
+        let takes = !self.structure.is_empty() || self.further.is_some();
+        takes.then(|| self.with(self.error * part))
+    }
+
+    /// The precision, as `--passes` takes it.
+    fn precision(&self) -> Option<String> {
+        let mut precision = self.precision.clone()?;
+        if let Some(option) = self.further {
+            let name = precision.find(['(', ',']).unwrap_or(precision.len());
+            let option = format!("{option}={}", self.error);
+            match precision[name..].starts_with('(') {
+                true => precision.insert_str(name + 1, &format!("{option},")),
+                false => precision.insert_str(name, &format!("({option})")),
+            }
+        }
+        Some(precision)
     }
 
     /// The passes, after those that come first in any case.
@@ -99,7 +147,7 @@ impl fmt::Display for Plan {
             .structure
             .iter()
             .map(|(pass, option)| format!("{pass}({option}={})", self.error));
-        let all: Vec<String> = knobs.chain(self.precision.clone()).collect();
+        let all: Vec<String> = knobs.chain(self.precision()).collect();
         f.write_str(if all.is_empty() { "simplify" } else { "" })?;
         f.write_str(&all.join(","))
     }
@@ -120,6 +168,13 @@ mod tests {
                 knobs().len() + precision.iter().len()
             );
         }
+        let further = |precision| Plan::new(&[], 0.02, Some(precision)).further().to_string();
+        assert_eq!(further("int8"), "int8(int4=0.02)");
+        assert_eq!(
+            further("int8(error=0.01),fp16(only=weights)"),
+            "int8(int4=0.02,error=0.01),fp16(only=weights)"
+        );
+        assert_eq!(further("fp16(only=weights)"), "fp16(only=weights)");
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");
         assert_eq!(
             Plan::new(&[("lowrank", "error")], 3.21e-5, None).to_string(),

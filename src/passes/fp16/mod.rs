@@ -23,7 +23,10 @@ pub const INFO: PassInfo = PassInfo {
     summary: "weights and activations in float16 or bfloat16, float32 where that would overflow",
     doc: include_str!("doc.md"),
     lossy: true,
-    part: Part::Precision(&["fp16(only=weights)"]),
+    part: Part::Precision {
+        ways: &["fp16(only=weights)"],
+        error: None,
+    },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

@@ -8,6 +8,7 @@
 //! float value would keep the runtime from fusing the Q. Of a value that is made in floating point only integer units read
 //! the DQ. Readers of the shape alone read the codes.
 
+use super::nibbles;
 use super::place::Placement;
 use super::ranges::Scales;
 use super::target::{Codes, Target};
@@ -138,7 +139,7 @@ impl<'a> Emitter<'a> {
             Some(&dq) => dq,
             None => {
                 let name = self.model.value(site.weight).name.clone();
-                let dq = self.weight_dq(&name, weight, axis);
+                let dq = self.weight_dq(&name, weight, axis)?;
                 self.weights.insert(key, dq);
                 dq
             }
@@ -158,16 +159,20 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    fn weight_dq(&mut self, name: &str, weight: Weight, axis: Option<usize>) -> ValueId {
+    fn weight_dq(&mut self, name: &str, weight: Weight, axis: Option<usize>) -> Result<ValueId> {
         let n = weight.scales.len();
-        let codes = self.constant(&format!("{name}_quantized"), weight.codes);
+        let quantized = format!("{name}_quantized");
+        let codes = match weight.packed {
+            true => nibbles::packed(self.model, &quantized, &weight.codes)?,
+            false => self.constant(&quantized, weight.codes),
+        };
         let (scale, zero) = match axis {
             Some(_) => (Tensor::new(&[n], weight.scales), Tensor::new(&[n], vec![0i8; n])),
             None => (Tensor::scalar(weight.scales[0]), Tensor::scalar(0i8)),
         };
         let scale = self.constant(&format!("{name}_scale"), scale);
         let zero = self.constant(&format!("{name}_zero_point"), zero);
-        self.dequantize(name, codes, scale, zero, axis)
+        Ok(self.dequantize(name, codes, scale, zero, axis))
     }
 
     fn float_bias(&mut self, node: NodeId, slot: usize, values: &[f32]) {

@@ -8,12 +8,16 @@
 //! Does nothing to a model that is quantized already, or has no weight that meets an activation in its main graph. Costs one
 //! run over the calibration samples and 16 KB for every quantized value.
 
+mod account;
 mod chart;
 mod cut;
 mod emit;
+mod narrow;
+mod nibbles;
 mod place;
 mod prepare;
 mod ranges;
+mod seen;
 mod settle;
 pub(super) mod tables;
 mod target;
@@ -27,10 +31,12 @@ use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
+use account::{describe, slower, summary};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use once_cell::unsync::OnceCell;
 use place::Prefer;
 use ranges::Method;
+use seen::{Moments, Seen};
 use settle::{Harm, Pair};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +50,10 @@ pub const INFO: PassInfo = PassInfo {
     summary: "static INT8: Q/DQ pairs in ONNX Runtime's layout, per-channel weights, int32 biases",
     doc: include_str!("doc.md"),
     lossy: true,
-    part: Part::Precision(&["int8", "int8(error=0.01)", "int8(error=0.003)"]),
+    part: Part::Precision {
+        ways: &["int8", "int8(error=0.01)", "int8(error=0.003)"],
+        error: Some("int4"),
+    },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };
@@ -87,6 +96,12 @@ const OPTIONS: &[Opt] = &[
         doc: "when an output errs by more on calibration data, what does most harm stays in floating point",
     },
     Opt {
+        name: "int4",
+        default: "0",
+        values: "a part of the output's power, such as 0.01",
+        doc: "weights are stored in 4 bits as long as the outputs err by no more because of it; computed with in 8 bits all the same (target=ort)",
+    },
+    Opt {
         name: "prefer",
         default: "speed",
         values: "speed|size",
@@ -107,12 +122,19 @@ struct Int8 {
     options: Options,
     prefer: Prefer,
     error: f64,
+    /// What weights of 4 bits may cost; 0: none.
+    int4: f64,
     skip: Names,
 }
 
 fn build(o: &Options) -> Result<Int8> {
     let error: f64 = o.get("error")?;
     ensure!(error > 0.0, "int8(error={error}): give a number above 0, such as 0.01");
+    let int4: f64 = o.get("int4")?;
+    ensure!(
+        (0.0..1.0).contains(&int4),
+        "int8(int4={int4}): give a number from 0 to below 1, such as 0.01"
+    );
     let name = o.text("target");
     let target = target::ALL.iter().find(|t| t.name == name);
     let target = target.ok_or_else(|| anyhow!("there is no target {name:?}"))?;
@@ -121,6 +143,7 @@ fn build(o: &Options) -> Result<Int8> {
         ranges: o.get("ranges")?,
         options: o.clone(),
         error,
+        int4,
         prefer: if o.text("prefer") == "size" {
             Prefer::Size
         } else {
@@ -130,7 +153,6 @@ fn build(o: &Options) -> Result<Int8> {
     })
 }
 
-/// How the weight of a node is stored.
 /// How weights are rounded, for a target, or for a node where a rule says otherwise.
 fn scheme(o: &Options, target: &Target) -> Scheme {
     Scheme {
@@ -182,7 +204,9 @@ impl Int8 {
         }
         let values = place::candidates(model, &units);
         let mut wanted: Vec<(ValueId, Measure)> = values.iter().map(|&v| (v, Measure::Histogram)).collect();
-        wanted.extend(self.moments(model, &units));
+        let moments = self.moments(model, &units);
+        let split = self.int4 > 0.0 && cx.samples.len() > 1;
+        wanted.extend(moments.iter().filter(|_| !split).cloned());
         if wanted.is_empty() {
             cx.note(
                 NoteKind::Skip,
@@ -193,7 +217,9 @@ impl Int8 {
         }
         let stats = cx.stats(model, &wanted)?;
         let elements = self.elements(model, &values, &stats, cx);
-        self.settle(model, &units, elements, &stats, cx)
+        let halves = split.then(|| cx.halves(model, moments)).transpose()?;
+        let seen = Seen { stats: &stats, halves };
+        self.settle(model, &units, elements, &seen, cx)
     }
 
     /// Writes Q/DQ pairs; where an output errs too much, again with less in integers.
@@ -202,10 +228,10 @@ impl Int8 {
         model: &mut Model,
         units: &Units,
         mut elements: BTreeMap<ValueId, u64>,
-        stats: &Stats,
+        seen: &Seen,
         cx: &mut Context,
     ) -> Result<bool> {
-        let kept = cx.notes.len();
+        let (kept, stats) = (cx.notes.len(), seen.stats);
         let mut given_up: Vec<Harm> = Vec::new();
         let mut weights = Weights::new();
         let reference = OnceCell::new();
@@ -226,8 +252,9 @@ impl Int8 {
             }
             let scales = ranges::choose(model, units, &placement, stats, (self.ranges, self.target.codes))?;
             for unit in integer(units, &placement) {
-                self.round(model, unit, &scales, stats, &mut weights)?;
+                self.round(model, unit, &scales, seen, &mut weights)?;
             }
+            let written = cx.notes.len();
             let mut quantized = model.clone();
             let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
             let before = || Reference::new(model, &settle::samples(cx), cx);
@@ -244,6 +271,12 @@ impl Int8 {
                 given_up.extend(worst);
                 continue;
             }
+            if self.int4 > 0.0 {
+                cx.notes.truncate(written);
+                self.narrow(model, (units, &placement), &scales, seen, &mut weights, cx)?;
+                quantized = model.clone();
+                self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
+            }
             let how = (self.ranges, self.target.codes);
             cx.charts
                 .extend(chart::charts(model, units, &placement, &scales, stats, how));
@@ -259,29 +292,41 @@ impl Int8 {
         model: &Model,
         unit: &Unit,
         scales: &ranges::Scales,
-        stats: &Stats,
+        seen: &Seen,
         weights: &mut Weights,
     ) -> Result<()> {
         let Some(site) = &unit.site else { return Ok(()) };
-        let input = scales.of(site.input).context("its input is quantized")?;
-        if let Entry::Vacant(place) = weights.entry((site.node, input.scale.to_bits())) {
-            let node = model.node(site.node);
-            let bias = match self.target.int_bias {
-                true => bias_of(model, site)?,
-                false => vec![0.0; site.outputs()], // no weight scale has to make room for it
-            };
-            let known = Known {
-                bias: &bias,
-                movable: node.is("Conv") || node.is("Gemm"),
-                input_scale: input.scale,
-                moments: stats.gram(site.input, &site.patch),
-            };
-            let mut scheme = self.scheme(model, site.node);
-            scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
-            let weight = weights::quantize(model, site, &known, scheme);
-            place.insert(weight.with_context(|| model.label(site.node))?);
+        let input = scales.of(site.input).context("its input is quantized")?.scale;
+        if let Entry::Vacant(place) = weights.entry((site.node, input.to_bits())) {
+            place.insert(self.rounded(model, site, input, &seen.all(site)?, None)?);
         }
         Ok(())
+    }
+
+    /// The weight of a site in integers: of the kind that its scheme says, or of another.
+    fn rounded(
+        &self,
+        model: &Model,
+        site: &Site,
+        input_scale: f32,
+        moments: &Moments,
+        kind: Option<IntKind>,
+    ) -> Result<weights::Weight> {
+        let node = model.node(site.node);
+        let bias = match self.target.int_bias {
+            true => bias_of(model, site)?,
+            false => vec![0.0; site.outputs()], // no weight scale has to make room for it
+        };
+        let known = Known {
+            bias: &bias,
+            moments,
+            movable: node.is("Conv") || node.is("Gemm"),
+            input_scale,
+        };
+        let mut scheme = self.scheme(model, site.node);
+        scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
+        scheme.kind = kind.unwrap_or(scheme.kind);
+        weights::quantize(model, site, &known, scheme).with_context(|| model.label(site.node))
     }
 
     /// Writes the Q/DQ pairs; gives what stands in place of values whose clips are gone.
@@ -348,14 +393,15 @@ impl Int8 {
 
     /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it.
     fn moments(&self, model: &Model, units: &Units) -> Vec<(ValueId, Measure)> {
-        /// Beyond this many inputs the moment costs more than the model itself.
+        /// Beyond this many inputs the moment costs more than the model itself; 4 bits are worth twice as many.
         const MOST: usize = 2304;
+        let most = if self.int4 > 0.0 { 2 * MOST } else { MOST };
         let sites = units.all.iter().filter_map(|u| u.site.as_ref());
         let mut all: Vec<(ValueId, Measure)> = Vec::new();
         for s in sites {
             let columns = s.inputs() / s.layout.groups * s.taps();
             let wanted = (s.input, Measure::Gram(s.patch.clone()));
-            let asked = columns <= MOST && self.scheme(model, s.node).rounding == Choice::Data;
+            let asked = columns <= most && self.scheme(model, s.node).rounding == Choice::Data;
             if asked && !all.contains(&wanted) {
                 all.push(wanted);
             }
@@ -398,62 +444,4 @@ impl Int8 {
         }
         all
     }
-}
-
-fn describe(
-    input: &crate::math::affine::Affine,
-    output: Option<&crate::math::affine::Affine>,
-    weight: &weights::Weight,
-) -> String {
-    let range = |a: &crate::math::affine::Affine| format!("[{:.4}, {:.4}]", a.range().0, a.range().1);
-    let out = output.map_or("float".to_owned(), range);
-    let codes = if input.kind.signed() { "s8" } else { "u8" };
-    format!("{codes} {} → {out}, weight {:.1} dB", range(input), weight.sqnr)
-}
-
-/// Says which operators with weights stay in floating point because integers would not be faster.
-fn slower(
-    model: &Model,
-    units: &Units,
-    placement: &place::Placement,
-    elements: &BTreeMap<ValueId, u64>,
-    cx: &mut Context,
-) {
-    let all = units
-        .all
-        .iter()
-        .zip(&placement.integer)
-        .filter(|(u, i)| u.is_weighted() && !**i);
-    for (u, _) in all.filter(|(u, _)| place::can_run(u, elements)) {
-        let (float, int) = u.nanoseconds(elements);
-        let what = format!(
-            "stays in floating point: integers would not be faster, conversions around it included ({:.0} µs in floating point, {:.0} µs \
-             in integers); prefer=size stores its weight in 8 bits all the same",
-            float / 1e3,
-            int / 1e3
-        );
-        cx.skip(model, u.node, what);
-    }
-}
-
-/// One line: how many operators of each kind run in integers, and what else is left.
-fn summary(model: &Model, units: &Units, placement: &place::Placement, cx: &mut Context) {
-    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for (id, n) in model.nodes() {
-        let integer = units.of_node.get(&id).is_some_and(|i| placement.integer[*i]);
-        let interesting = integer || crate::ops::quant::role(model, id).is_some();
-        if interesting && n.graph() == model.main_id() {
-            let c = counts.entry(&n.op.name).or_default();
-            c.0 += usize::from(integer);
-            c.1 += 1;
-        }
-    }
-    let (ints, floats): (Vec<_>, Vec<_>) = counts.iter().partition(|(_, c)| c.0 > 0);
-    let ints: Vec<String> = ints.iter().map(|(op, c)| format!("{} of {} {op}", c.0, c.1)).collect();
-    let floats: Vec<String> = floats.iter().map(|(op, c)| format!("{} {op}", c.1)).collect();
-    let mut what = format!("in integers: {}", ints.join(", "));
-    if !floats.is_empty() {
-        what += &format!("; in floating point: {}", floats.join(", "));
-    }
-    cx.note(NoteKind::Did, String::new(), what);
 }

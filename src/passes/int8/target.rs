@@ -51,6 +51,8 @@ pub struct Target {
     pub joins_add: bool,
     /// The time model tells how long its kernels take; else whatever can run in integers does.
     pub timed: bool,
+    /// Operators on constants are run once, while it loads a model, so that weights can be stored in 4 bits.
+    pub unpacks: bool,
     /// What it runs in integers.
     pub runs: &'static [Runs],
     /// Pairs that it joins in floating point before it looks for Q/DQ pairs: an operator, and what may follow it. Such an
@@ -127,6 +129,7 @@ pub const ORT: Target = Target {
     results: true,
     joins_add: false,
     timed: true,
+    unpacks: true,
     joins: &[("Gemm", GEMM_ACTIVATIONS)],
     runs: ORT_RUNS,
 };
@@ -200,6 +203,7 @@ const QNN: Target = Target {
 const GENERIC: Target = Target {
     name: "generic",
     timed: false,
+    unpacks: false,
     joins: &[],
     runs: GENERIC_RUNS,
     ..ORT

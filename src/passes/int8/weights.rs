@@ -7,6 +7,8 @@
 //! can take up the mean error `(W − Ŵ) E[x]`, and under its second moment where it cannot.
 //! A channel of zeros has no scale of its own; it takes the smallest one of the others.
 
+use super::nibbles;
+use super::seen::Moments;
 use crate::analysis::sites::Site;
 use crate::ir::{Model, Tensor};
 use crate::math::affine::IntKind;
@@ -14,7 +16,6 @@ use crate::math::channel::{
     best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel,
 };
 use crate::math::channel::{quantize_bias, quantize_per_channel};
-use crate::math::gram::Gram;
 use crate::math::rounding::{Codes, Rounding, energies};
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2};
@@ -23,12 +24,22 @@ use rayon::prelude::*;
 /// How weights are stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Scheme {
-    /// S8, or S7 for CPUs whose sums of two products saturate.
+    /// S8, S7 for CPUs whose sums of two products saturate, or S4, whose codes are multiples of 16 in 8 bits.
     pub kind: IntKind,
     /// One scale for each output channel.
     pub per_channel: bool,
     /// How codes are chosen.
     pub rounding: Choice,
+}
+
+impl Scheme {
+    /// An int8 code for every step of a code.
+    fn step(&self) -> f32 {
+        match self.kind {
+            IntKind::S4 => nibbles::STEP,
+            _ => 1.0,
+        }
+    }
 }
 
 /// How the codes of a weight are chosen.
@@ -45,6 +56,8 @@ pub enum Choice {
 pub struct Weight {
     /// int8, with the dimensions of the original.
     pub codes: Tensor,
+    /// All codes are multiples of 16, to be stored two to a byte.
+    pub packed: bool,
     /// One for each channel, or one for all.
     pub scales: Vec<f32>,
     /// What the bias must gain so that outputs keep their mean; empty when nothing was measured.
@@ -61,8 +74,8 @@ pub struct Known<'a> {
     pub movable: bool,
     /// The scale of the activation.
     pub input_scale: f32,
-    /// Moments of the input, one for each group.
-    pub moments: Option<&'a [Gram]>,
+    /// Moments of the input.
+    pub moments: &'a Moments<'a>,
 }
 
 /// Codes with a scale for each row, and how wrong each row is.
@@ -79,11 +92,7 @@ struct Rows {
 pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Result<Weight> {
     let mut w = site.matrix(model)?;
     w.mapv_inplace(|x| x * site.layout.scale);
-    let seconds: Vec<Array2<f64>> = match known.moments {
-        Some(m) if known.movable => m.iter().map(Gram::covariance).collect(),
-        Some(m) => m.iter().map(Gram::moment).collect(),
-        None => Vec::new(),
-    };
+    let seconds = known.moments.matrices(known.movable);
     let task = Task {
         site,
         w: &w,
@@ -94,17 +103,20 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
     let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
-    let codes = site.tensor_of(model, best.codes.mapv(f32::from).view())?;
-    let shift = match known.moments {
-        Some(m) if known.movable => shift(site, error.view(), m),
-        _ => Vec::new(),
+    let step = scheme.step();
+    let codes = site.tensor_of(model, best.codes.mapv(|q| step * f32::from(q)).view())?;
+    let scales: Vec<f32> = best.scales.iter().map(|s| s / step).collect();
+    let shift = match known.movable {
+        true => shift(site, error.view(), known.moments),
+        false => Vec::new(),
     };
     Ok(Weight {
         codes: to_i8(&codes)?,
+        packed: scheme.kind == IntKind::S4,
         scales: if scheme.per_channel {
-            best.scales
+            scales
         } else {
-            best.scales[..1].to_vec()
+            scales[..1].to_vec()
         },
         shift,
         sqnr,
@@ -125,7 +137,11 @@ impl Task<'_> {
     fn best(&self) -> Result<Rows> {
         let widest = self.safe(self.widest()?)?;
         if self.scheme.rounding == Choice::Nearest || self.seconds.is_empty() {
-            return self.nearest(widest);
+            let narrow = self.scheme.kind == IntKind::S4 && self.scheme.per_channel;
+            return match narrow {
+                true => self.nearest(self.safe(best_channel_scales(self.w.view(), None, self.scheme.kind)?)?),
+                false => self.nearest(widest),
+            };
         }
         let roundings: Vec<Option<Rounding>> = self.seconds.par_iter().map(|s| Rounding::new(s.view())).collect();
         let mut best = self.rounded(widest, &roundings)?;
@@ -176,10 +192,11 @@ impl Task<'_> {
     /// Scales with which the bias takes at most half of int32.
     fn safe(&self, scales: Vec<f32>) -> Result<Vec<f32>> {
         let twice: Vec<f32> = self.known.bias.iter().map(|b| 2.0 * b).collect();
+        let input = self.known.input_scale / self.scheme.step();
         if self.scheme.per_channel {
-            return bias_safe_scales(&twice, self.known.input_scale, &scales);
+            return bias_safe_scales(&twice, input, &scales);
         }
-        let one = bias_safe_scales(&twice, self.known.input_scale, &scales[..1])?;
+        let one = bias_safe_scales(&twice, input, &scales[..1])?;
         Ok(vec![one[0]; scales.len()])
     }
 
@@ -232,10 +249,9 @@ impl Task<'_> {
 }
 
 /// `(W − Ŵ) E[x]`.
-fn shift(site: &Site, error: ArrayView2<f32>, moments: &[Gram]) -> Vec<f32> {
+fn shift(site: &Site, error: ArrayView2<f32>, moments: &Moments) -> Vec<f32> {
     let mut all = Vec::new();
-    for (g, gram) in moments.iter().enumerate() {
-        let mean = gram.mean();
+    for (g, mean) in moments.means().enumerate() {
         let rows = error.slice(ndarray::s![site.rows(g), ..]);
         all.extend(
             rows.rows()

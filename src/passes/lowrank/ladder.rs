@@ -1,7 +1,11 @@
 //! What could be done at a site, and what it would cost there: rungs, cheapest first.
 
+use super::rewrite;
 use crate::analysis::sites::Site;
+use crate::ir::Model;
 use crate::passes::charts::{self, Chart, Curve};
+use crate::passes::trial;
+use anyhow::Result;
 use ndarray::{Array2, ArrayView2, s};
 use std::sync::Arc;
 
@@ -130,10 +134,29 @@ impl Ladder {
             rungs: self.rungs.iter().enumerate().map(rung).collect(),
         })
     }
+}
 
-    /// Weights that a rung saves.
-    pub fn saved(&self, rung: usize) -> f64 {
+impl trial::Ladder for Ladder {
+    fn rungs(&self) -> usize {
+        self.rungs.len()
+    }
+
+    fn error(&self, rung: usize) -> f64 {
+        self.rungs[rung].error
+    }
+
+    fn foreseen(&self) -> bool {
+        self.measured
+    }
+
+    /// Weights.
+    fn saved(&self, rung: usize) -> f64 {
         let size = self.site.dims().iter().product::<usize>() as f64;
         size * (1.0 - self.rungs[rung].params)
+    }
+
+    fn apply(&self, model: &mut Model, rung: usize) -> Result<()> {
+        let rung = &self.rungs[rung];
+        rewrite::replace(model, &self.site, rung.trial.as_ref().unwrap_or(&rung.chain))
     }
 }

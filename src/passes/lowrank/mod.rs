@@ -6,7 +6,7 @@
 //! choice of directions (`known`); what they count is asked of what reads the outputs (`metric`, `readers`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
-//! more than what was allowed for a layer, the most harmful changes are taken back (`trial`).
+//! more than what was allowed for a layer, the most harmful changes are taken back ([`super::trial`]).
 //!
 //! Layers with nothing between them are multiplied together first, and factors that have come to lie side by side last (`merge`).
 //!
@@ -24,16 +24,17 @@ mod plan;
 mod readers;
 mod rewrite;
 mod single;
-mod trial;
 mod wide;
 
-use super::{Context, Names, Opt, Options, Part, Pass, PassInfo};
+use super::charts::decibel;
+use super::{Context, Names, Opt, Options, Part, Pass, PassInfo, trial};
 use crate::analysis::sites::Site;
 use crate::engine::NotRun;
 use crate::ir::Model;
 use anyhow::{Result, ensure};
 use conv::{Cost, Form, Shape};
 use ladder::{Ladder, Rung};
+pub(super) use rewrite::set_bias;
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -335,8 +336,4 @@ impl Pass for LowRank {
 /// Length of the rows that a site multiplies.
 fn width(site: &Site) -> usize {
     site.inputs() * site.taps()
-}
-
-fn decibel(ratio: f64) -> f64 {
-    10.0 * ratio.max(1e-30).log10()
 }

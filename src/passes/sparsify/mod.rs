@@ -13,6 +13,7 @@
 mod layer;
 mod store;
 
+use super::charts::decibel;
 use super::noise::{Reference, SAMPLES};
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, Rule};
 use crate::analysis::sites::Site;
@@ -368,8 +369,4 @@ impl Pass for Sparsify {
         }
         store::account(model, self.sparse, cx)
     }
-}
-
-fn decibel(ratio: f64) -> f64 {
-    10.0 * ratio.max(1e-30).log10()
 }

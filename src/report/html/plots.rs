@@ -255,6 +255,7 @@ mod tests {
     fn tried(passes: &str, bytes: u64, used: f64) -> Tried {
         Tried {
             passes: passes.into(),
+            made: None,
             bytes,
             macs: None,
             used,

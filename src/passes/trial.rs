@@ -1,30 +1,47 @@
-//! What the rungs do to the outputs of the model, measured on samples that the factors were not made from.
+//! Which of many changes the outputs of a model bear, measured on samples that the changes were not made from.
 //!
-//! When the first rung of every site leaves the outputs within the limit, that is all. Else sites are tried alone; many of
-//! them in groups of neighbours, of which the most harmful are parted in two and tried again. The damage tells what a site may
-//! be charged with (errors of different sites nearly add up; that of a higher rung falls as its predicted error). Of all choices whose damages sum up to a limit, the one that saves most weights is that of a common
-//! exchange rate of weights for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
+//! Every place has a ladder of changes. When the first rung of every ladder leaves the outputs within the limit, that is all. Else places are tried alone; many of
+//! them in groups of neighbours, of which the most harmful are parted in two and tried again. The damage tells what a place may
+//! be charged with (errors of different places nearly add up; that of a higher rung falls as its predicted error). Of all choices whose damages sum up to a limit, the one that saves most is that of a common
+//! exchange rate of savings for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
 
-use super::ladder::Ladder;
-use super::rewrite;
+use super::Context;
+use super::exchange;
+use super::noise::{Reference, SAMPLES};
 use crate::data::Samples;
 use crate::ir::Model;
-use crate::passes::Context;
-use crate::passes::exchange;
-use crate::passes::noise::{Reference, SAMPLES};
 use anyhow::Result;
 use std::ops::Range;
 
-/// Samples on which sites are tried one by one.
+/// What could be done at one place; the first rung saves most and errs most.
+pub trait Ladder {
+    /// How many rungs there are: one at least.
+    fn rungs(&self) -> usize;
+    /// The predicted error of a rung, relative to the power of what is computed there.
+    fn error(&self, rung: usize) -> f64;
+    /// What a rung saves, in the same unit for all ladders.
+    fn saved(&self, rung: usize) -> f64;
+    /// True when predictions rest on samples that had no part in the choice, and say more where these are few.
+    fn foreseen(&self) -> bool {
+        false
+    }
+    /// Makes the change of a rung, for a trial.
+    ///
+    /// # Errors
+    /// When it does not fit the model.
+    fn apply(&self, model: &mut Model, rung: usize) -> Result<()>;
+}
+
+/// Samples on which places are tried one by one.
 const ALONE: usize = 12;
-/// Sites are tried in so many groups at first,
+/// Places are tried in so many groups at first,
 const GROUPS: usize = 24;
 /// and groups are parted while there are fewer than this.
 const PARTED: usize = 36;
 /// How often a smaller choice is tried.
 const ROUNDS: usize = 8;
 
-/// The rung of every site; `None`: left alone.
+/// The rung of every ladder; `None`: left alone.
 pub type Choice = Vec<Option<usize>>;
 
 /// What was chosen, and the outputs' error: in the worst of them, relative to its power.
@@ -41,7 +58,7 @@ pub struct Settled {
 ///
 /// # Errors
 /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
-pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
+pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
     let everything: Choice = vec![Some(0); ladders.len()];
     let first = error(model, ladders, &everything, (&reference, SAMPLES), cx)?;
@@ -50,11 +67,11 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
         first,
         last: first,
     };
-    // The first rungs were chosen without a look at these errors, and their predictions count few samples already; what
-    // follows is chosen by them.
+    // First rungs are chosen without a look at these errors, what follows by them. Where predictions count few samples
+    // already, the first ones need not do so twice.
     let careful = reference.careful(limit);
-    let predicted = ladders.iter().all(|l| l.measured);
-    if first <= if predicted { limit } else { careful } {
+    let foreseen = ladders.iter().all(Ladder::foreseen);
+    if first <= if foreseen { limit } else { careful } {
         return Ok(settled);
     }
     let limit = careful;
@@ -78,8 +95,8 @@ pub fn settle(model: &Model, ladders: &[Ladder], limit: f64, samples: &Samples, 
     Ok(settled)
 }
 
-/// What the first rung of every site does to the outputs.
-fn damages(model: &Model, ladders: &[Ladder], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
+/// What the first rung of every ladder does to the outputs.
+fn damages<L: Ladder>(model: &Model, ladders: &[L], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
     let tried = |group: Range<usize>| -> Result<(Range<usize>, f64)> {
         let choice = (0..ladders.len()).map(|i| group.contains(&i).then_some(0)).collect();
         let damage = error(model, ladders, &choice, (reference, ALONE), cx)?;
@@ -107,24 +124,24 @@ fn damages(model: &Model, ladders: &[Ladder], reference: &Reference, cx: &Contex
     let mut damage = vec![0.0; ladders.len()];
     for (group, sum) in groups {
         // Within a group, as predicted.
-        let each = |i: usize| ladders[i].rungs[0].error.max(f64::MIN_POSITIVE);
+        let each = |i: usize| ladders[i].error(0).max(f64::MIN_POSITIVE);
         let all: f64 = group.clone().map(each).sum();
         group.for_each(|i| damage[i] = sum * each(i) / all);
     }
     Ok(damage)
 }
 
-/// The choice that saves most weights among those whose damages sum up to `allowed` at most.
-fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
+/// The choice that saves most among those whose damages sum up to `allowed` at most.
+fn within<L: Ladder>(ladders: &[L], damage: &[f64], allowed: f64) -> Choice {
     let charge = |i: usize, rung: usize| {
-        let rungs = &ladders[i].rungs;
-        damage[i] * (rungs[rung].error / rungs[0].error.max(f64::MIN_POSITIVE)).min(1.0)
+        let error = |r: usize| ladders[i].error(r);
+        damage[i] * (error(rung) / error(0).max(f64::MIN_POSITIVE)).min(1.0)
     };
     let at = |rate: f64| -> (Choice, f64) {
         let mut sum = 0.0;
         let best = |i: usize| {
             let mut best = (None, 0.0, 0.0);
-            for rung in 0..ladders[i].rungs.len() {
+            for rung in 0..ladders[i].rungs() {
                 let gain = ladders[i].saved(rung) - rate * charge(i, rung);
                 if gain > best.1 {
                     best = (Some(rung), gain, charge(i, rung));
@@ -141,19 +158,18 @@ fn within(ladders: &[Ladder], damage: &[f64], allowed: f64) -> Choice {
 }
 
 /// The error of the worst output under a choice, on the first samples.
-fn error(
+fn error<L: Ladder>(
     model: &Model,
-    ladders: &[Ladder],
+    ladders: &[L],
     choice: &Choice,
     (reference, most): (&Reference, usize),
     cx: &Context,
 ) -> Result<f64> {
     let mut changed = model.clone();
     for (ladder, rung) in ladders.iter().zip(choice) {
-        let Some(rung) = rung.map(|r| &ladder.rungs[r]) else {
-            continue;
-        };
-        rewrite::replace(&mut changed, &ladder.site, rung.trial.as_ref().unwrap_or(&rung.chain))?;
+        if let Some(rung) = rung {
+            ladder.apply(&mut changed, *rung)?;
+        }
     }
     reference.error(&changed, most, cx)
 }

@@ -1,0 +1,193 @@
+//! Weights of 4 bits where the outputs of the model allow it; the others keep 8.
+//!
+//! Operators still compute in 8-bit integers, just as fast: a code of 4 bits stands for 16 times itself, and weights are taken apart
+//! while a runtime loads the model ([`super::nibbles`]). Noise of a weight with 4 bits is some 24 dB above that of one with 8, so which weights
+//! can bear it is measured: rounded on one half of the samples (`math::rounding`), they take the place of the float weights, and
+//! the outputs on the other half say what may stay ([`crate::passes::trial`]). What stays is rounded again with all samples.
+
+use super::units::Units;
+use super::weights::Weight;
+use super::{Int8, Seen, Weights, bias_of, integer, nibbles, place, ranges};
+use crate::analysis::sites::{Site, float_tensor};
+use crate::engine::NotRun;
+use crate::ir::{DType, Model, Tensor};
+use crate::math::affine::IntKind;
+use crate::passes::charts::decibel;
+use crate::passes::trial::{self, Ladder};
+use crate::passes::{Context, NoteKind};
+use anyhow::{Context as _, Result, ensure};
+
+/// Smaller weights would save less than the operators that take them apart are worth.
+const LEAST: usize = 4096;
+/// A weight that errs by more, relative to the power of its products, is not tried.
+const MOST: f64 = 0.2;
+
+/// Why the weight of a site cannot take 4 bits.
+pub fn refusal(site: &Site) -> Option<&'static str> {
+    let dims = site.dims();
+    if site.shared {
+        Some("other operators read it too")
+    } else if dims.iter().product::<usize>() < LEAST {
+        Some("small")
+    } else if nibbles::axis(dims).is_none() {
+        Some("no axis is of even length")
+    } else {
+        None
+    }
+}
+
+/// A weight with 4 bits, to be tried.
+pub struct Trial<'a> {
+    site: &'a Site,
+    float: Tensor,
+    bias: Option<Vec<f32>>,
+    error: f64,
+}
+
+impl<'a> Trial<'a> {
+    /// The weight as floats; `bias`, if it can move, with what the weight shifts.
+    ///
+    /// # Errors
+    /// When codes and scales do not fit the site.
+    pub fn new(site: &'a Site, weight: &Weight, bias: Option<Vec<f32>>) -> Result<Trial<'a>> {
+        Ok(Trial {
+            site,
+            float: floats(site, weight)?,
+            bias,
+            error: 10f64.powf(-weight.sqnr / 10.0),
+        })
+    }
+
+    /// Whether it is worth a trial.
+    pub fn bearable(&self) -> bool {
+        self.error <= MOST
+    }
+}
+
+impl Ladder for Trial<'_> {
+    fn rungs(&self) -> usize {
+        1
+    }
+
+    fn error(&self, _: usize) -> f64 {
+        self.error
+    }
+
+    fn saved(&self, _: usize) -> f64 {
+        (self.float.len() / 2).saturating_sub(nibbles::OVERHEAD) as f64
+    }
+
+    fn apply(&self, model: &mut Model, _: usize) -> Result<()> {
+        let graph = model.node(self.site.node).graph();
+        let name = model.fresh_name(&format!("{}_int4", model.value(self.site.weight).name));
+        let weight = model.add_const(graph, &name, self.float.clone());
+        model.set_input(self.site.node, self.site.slot, Some(weight));
+        match &self.bias {
+            Some(bias) => crate::passes::lowrank::set_bias(model, self.site, bias, DType::Float),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `s·q`, without the factor of the site.
+fn floats(site: &Site, weight: &Weight) -> Result<Tensor> {
+    let (dims, axis) = (site.dims(), site.layout.out_axis);
+    let codes = weight.codes.view::<i8>().context("codes are int8")?;
+    let n = weight.scales.len();
+    ensure!(n == 1 || n == dims[axis], "{n} scales for {} channels", dims[axis]);
+    let inner: usize = dims[axis + 1..].iter().product();
+    let scale = |i: usize| weight.scales[(i / inner) % dims[axis] % n] / site.layout.scale;
+    let data = codes.iter().enumerate().map(|(i, q)| f32::from(*q) * scale(i));
+    float_tensor(DType::Float, dims, data.collect())
+}
+
+/// Which of these may stay when outputs may err by `limit` more, relative to their power.
+///
+/// # Errors
+/// When a sample fails.
+pub fn choose(model: &Model, trials: &[Trial], limit: f64, cx: &mut Context) -> Result<Vec<bool>> {
+    let [one, other] = cx.samples.halves();
+    let samples = if other.is_empty() { one } else { other };
+    let settled = match trial::settle(model, trials, limit, &samples, cx) {
+        Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
+            cx.warn(format!(
+                "int8(int4={limit}): weights keep 8 bits, since nothing can be tried: {e:#}"
+            ));
+            return Ok(vec![false; trials.len()]);
+        }
+        other => other.context("int8: trying weights of 4 bits")?,
+    };
+    let chosen: Vec<bool> = settled.choice.iter().map(Option::is_some).collect();
+    let what = format!(
+        "weights in 4 bits: {} of {} that were tried; on samples that had no part, outputs err by {:.1} dB because of them, of the {:.1} dB allowed",
+        chosen.iter().filter(|c| **c).count(),
+        chosen.len(),
+        decibel(settled.last),
+        decibel(limit)
+    );
+    cx.note(NoteKind::Did, String::new(), what);
+    Ok(chosen)
+}
+
+impl Int8 {
+    /// Puts weights of 4 bits in the place of those that the outputs can bear.
+    ///
+    /// # Errors
+    /// When a sample fails.
+    pub(super) fn narrow(
+        &self,
+        model: &Model,
+        (units, placement): (&Units, &place::Placement),
+        scales: &ranges::Scales,
+        seen: &Seen,
+        weights: &mut Weights,
+        cx: &mut Context,
+    ) -> Result<()> {
+        let why = match self.target.unpacks {
+            _ if cx.samples.synthetic() || seen.halves.is_none() => {
+                Some("without real data, two samples at least, nobody knows the damage")
+            }
+            false => Some("the target is not known to take them apart while it loads a model"),
+            true => None,
+        };
+        if let Some(why) = why {
+            cx.warn(format!("int8(int4={}): weights keep 8 bits: {why}", self.int4));
+            return Ok(());
+        }
+        let (mut trials, mut places) = (Vec::new(), Vec::new());
+        for unit in integer(units, placement) {
+            let Some(site) = &unit.site else { continue };
+            if self.scheme(model, site.node).kind != IntKind::S8 || refusal(site).is_some() {
+                continue;
+            }
+            let input = scales.of(site.input).context("its input is quantized")?.scale;
+            let [half, _] = seen.careful(site)?;
+            let weight = self.rounded(model, site, input, &half, Some(IntKind::S4))?;
+            let bias = match weight.shift.is_empty() {
+                false => Some(
+                    bias_of(model, site)?
+                        .iter()
+                        .zip(&weight.shift)
+                        .map(|(b, s)| b + s)
+                        .collect(),
+                ),
+                true => None,
+            };
+            let trial = Trial::new(site, &weight, bias)?;
+            if trial.bearable() {
+                trials.push(trial);
+                places.push((site, input));
+            }
+        }
+        if trials.is_empty() {
+            return Ok(());
+        }
+        let chosen = choose(model, &trials, self.int4, cx)?;
+        for ((site, input), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
+            let [_, all] = seen.careful(site)?;
+            let weight = self.rounded(model, site, input, &all, Some(IntKind::S4))?;
+            weights.insert((site.node, input.to_bits()), weight);
+        }
+        Ok(())
+    }
+}

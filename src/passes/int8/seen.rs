@@ -1,0 +1,101 @@
+//! What was measured of the inputs of weights, and how far it is to be believed.
+
+use crate::analysis::sites::Site;
+use crate::analysis::stats::Stats;
+use crate::math::gram::Gram;
+use crate::math::shrink::{Shrunk, shrunk_by};
+use anyhow::Result;
+use ndarray::Array2;
+use std::borrow::Cow;
+
+/// Rounding leans on all directions, weak and strong: the λ that is best for the whole.
+const TIMES: f64 = 1.0;
+
+/// What was measured.
+pub struct Seen<'a> {
+    /// Of the values around operators.
+    pub stats: &'a Stats,
+    /// The second moments over either half of the samples, when they are not among the rest.
+    pub halves: Option<[Stats; 2]>,
+}
+
+/// Second moments of the input of a site, one for each group; none when nothing was measured.
+#[derive(Default)]
+pub struct Moments<'a> {
+    sums: Cow<'a, [Gram]>,
+    /// How far the entries off the diagonals are pulled to zero (`math::shrink`); empty: not at all.
+    doubt: Vec<f64>,
+}
+
+impl Moments<'_> {
+    /// The mean of the input, group by group.
+    pub fn means(&self) -> impl Iterator<Item = ndarray::Array1<f64>> {
+        self.sums.iter().map(Gram::mean)
+    }
+
+    /// The covariances (`centered`), or the second moments.
+    pub fn matrices(&self, centered: bool) -> Vec<Array2<f64>> {
+        let plain = |sums: &Gram| if centered { sums.covariance() } else { sums.moment() };
+        let shrunk = |(sums, doubt): (&Gram, &f64)| {
+            let shrunk = Shrunk::new(sums, *doubt);
+            if centered {
+                shrunk.covariance
+            } else {
+                shrunk.into_moment()
+            }
+        };
+        match self.doubt.is_empty() {
+            true => self.sums.iter().map(plain).collect(),
+            false => self.sums.iter().zip(&self.doubt).map(shrunk).collect(),
+        }
+    }
+}
+
+impl Seen<'_> {
+    fn halves(&self, site: &Site) -> Option<[&[Gram]; 2]> {
+        let [one, other] = self.halves.as_ref()?;
+        Some([one.gram(site.input, &site.patch)?, other.gram(site.input, &site.patch)?])
+    }
+
+    /// What all samples say.
+    ///
+    /// # Errors
+    /// When the halves do not fit together.
+    pub fn all(&self, site: &Site) -> Result<Moments<'_>> {
+        let sums = match self.halves(site) {
+            Some(halves) => Cow::Owned(both(halves)?),
+            None => Cow::Borrowed(self.stats.gram(site.input, &site.patch).unwrap_or_default()),
+        };
+        Ok(Moments {
+            sums,
+            doubt: Vec::new(),
+        })
+    }
+
+    /// For codes of few bits, whose errors are large and must cancel on other samples, too: what the first half says, and what
+    /// all samples say, each only as far as the halves agree.
+    ///
+    /// # Errors
+    /// When the halves do not fit together.
+    pub fn careful(&self, site: &Site) -> Result<[Moments<'_>; 2]> {
+        let Some(halves) = self.halves(site) else {
+            return Ok(Default::default());
+        };
+        let pairs = halves[0].iter().zip(halves[1]);
+        let doubt = pairs.map(|(a, b)| Ok(shrunk_by(TIMES, a, b)?.all.intensity));
+        let doubt: Vec<f64> = doubt.collect::<Result<_>>()?;
+        let first = Moments {
+            sums: Cow::Borrowed(halves[0]),
+            // Half the samples, twice the noise.
+            doubt: doubt.iter().map(|l| 2.0 * l / (1.0 + l)).collect(),
+        };
+        let sums = Cow::Owned(both(halves)?);
+        Ok([first, Moments { sums, doubt }])
+    }
+}
+
+fn both([one, other]: [&[Gram]; 2]) -> Result<Vec<Gram>> {
+    let mut all = one.to_vec();
+    all.iter_mut().zip(other).try_for_each(|(sum, more)| sum.merge(more))?;
+    Ok(all)
+}
