@@ -21,6 +21,10 @@ pub trait Ladder {
     fn error(&self, rung: usize) -> f64;
     /// What a rung saves, in the same unit for all ladders.
     fn saved(&self, rung: usize) -> f64;
+    /// True when predictions rest on samples that had no part in the choice, and say more where these are few.
+    fn foreseen(&self) -> bool {
+        false
+    }
     /// Makes the change of a rung, for a trial.
     ///
     /// # Errors
@@ -56,7 +60,6 @@ pub struct Settled {
 /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
 pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
-    let limit = reference.careful(limit);
     let everything: Choice = vec![Some(0); ladders.len()];
     let first = error(model, ladders, &everything, (&reference, SAMPLES), cx)?;
     let mut settled = Settled {
@@ -64,9 +67,14 @@ pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Sam
         first,
         last: first,
     };
-    if first <= limit {
+    // First rungs are chosen without a look at these errors, what follows by them. Where predictions count few samples
+    // already, the first ones need not do so twice.
+    let careful = reference.careful(limit);
+    let foreseen = ladders.iter().all(Ladder::foreseen);
+    if first <= if foreseen { limit } else { careful } {
         return Ok(settled);
     }
+    let limit = careful;
     let damage = damages(model, ladders, &reference, cx)?;
     let mut allowed = limit;
     for _ in 0..ROUNDS {

@@ -319,11 +319,12 @@ impl<'a> Ways<'a> {
             balance(&values, &mut core, &mut u);
             last = Some(u);
         }
-        let shift = self.weight.matrix.dot(mean) - &made * &self.weight.units;
-        let units = self.weight.units.view().insert_axis(Axis(1));
+        let metric = &self.weight.metric;
+        let made = metric.undo(&made.insert_axis(Axis(1)));
+        let shift = self.weight.matrix.dot(mean) - made.column(0);
         match &mut last {
-            Some(u) => *u *= &units,
-            None => core *= &units,
+            Some(u) => *u = metric.undo(u),
+            None => core = metric.undo(&core),
         }
         let layer = |m: Array2<f64>, covers: Covers| Layer {
             weight: Cut::whole(m.mapv(|x| x as f32)),

@@ -1,17 +1,21 @@
 //! One layer as two: its spectrum under the data, the rank for an error, the factors.
 
-use super::known::Known;
+use super::known::{Known, Mean};
 use super::ladder::{Chain, Covers, Cut, Layer};
+use super::metric::Metric;
+use super::readers::Readers;
 use crate::analysis::sites::Site;
 use crate::ir::Model;
 use crate::math::decompose::matmul;
-use crate::math::lowrank::{Spectrum, bias_shift};
+use crate::math::lowrank::Spectrum;
 use crate::math::shrink::powers;
 use crate::math::subspace::{Map, Power, total};
 use anyhow::Result;
 use ndarray::{Array1, Array2, Axis, s};
+use std::borrow::Cow;
 
-/// Layers of a higher order than this have only their strongest directions computed.
+/// Layers of a higher order than this have only their strongest directions computed; the metric of more outputs is taken for each
+/// alone: one of 1,536 outputs took 2 s, and the network with three of them was no better for it.
 const WHOLE: usize = 1024;
 /// How many directions are computed first; twice as many, until the error is met.
 const BLOCK: usize = 256;
@@ -20,9 +24,9 @@ const BLOCK: usize = 256;
 pub struct Weight {
     /// out × in, without the site's scale.
     pub matrix: Array2<f64>,
-    /// Every output is divided by this before errors are added up ([`loudness`]).
-    pub units: Array1<f64>,
-    /// `matrix` with its rows divided by `units`.
+    /// What errors of its outputs count.
+    pub metric: Metric,
+    /// `matrix`, after the metric.
     pub scaled: Array2<f64>,
     /// The bias as it is, when it may change.
     pub bias: Option<Vec<f32>>,
@@ -40,25 +44,42 @@ impl Weight {
     /// # Errors
     /// When it is no float tensor any more.
     pub fn new(model: &Model, site: &Site, known: Option<&Known>, centered: bool) -> Result<Weight> {
+        let matrix = site.matrix(model)?.mapv(f64::from);
+        let metric = match known {
+            Some(k) => metric(model, site, &matrix, k)?,
+            None => Metric::Each(Array1::ones(matrix.nrows())),
+        };
         Ok(Weight {
             bias: site.bias_values(model).filter(|_| centered && known.is_some()),
             scale: f64::from(site.layout.scale),
-            ..Weight::of(site.matrix(model)?.mapv(f64::from), known)
+            ..Weight::with(matrix, metric)
         })
     }
 
-    /// A map without a bias.
+    /// A map without a bias, of which nobody knows who reads it.
     pub fn of(matrix: Array2<f64>, known: Option<&Known>) -> Weight {
-        let units = match known {
-            Some(k) => loudness(&variances(&matrix, k)),
-            None => Array1::ones(matrix.nrows()),
+        let metric = match known {
+            Some(k) => Metric::of_loudness(&variances(&matrix, k)),
+            None => Metric::Each(Array1::ones(matrix.nrows())),
         };
+        Weight::with(matrix, metric)
+    }
+
+    fn with(matrix: Array2<f64>, metric: Metric) -> Weight {
         Weight {
-            scaled: &matrix / &units.view().insert_axis(Axis(1)),
-            units,
+            scaled: metric.apply(&matrix),
+            metric,
             bias: None,
             scale: 1.0,
             matrix,
+        }
+    }
+
+    /// What multiplies the vectors whose second moments are known: the weight, or nothing where those are its outputs.
+    fn seen(&self, known: &Known) -> Cow<'_, Array2<f64>> {
+        match known.outputs {
+            true => Cow::Owned(self.metric.apply(&Array2::eye(self.matrix.nrows()))),
+            false => Cow::Borrowed(&self.scaled),
         }
     }
 
@@ -72,27 +93,37 @@ impl Weight {
     }
 }
 
+/// What errors of a site's outputs count: as its readers say, or by their loudness.
+fn metric(model: &Model, site: &Site, w: &Array2<f64>, known: &Known) -> Result<Metric> {
+    let loudness = || Metric::of_loudness(&variances(w, known));
+    let Some(readers) = Readers::of(model, site) else {
+        return Ok(loudness());
+    };
+    let scale = f64::from(site.layout.scale);
+    let mut mean = known.output_mean(w) * scale;
+    if let Some(bias) = site.bias_values(model) {
+        mean += &bias.iter().map(|b| f64::from(*b)).collect::<Array1<f64>>();
+    }
+    let metric = match w.nrows() > WHOLE {
+        true => {
+            let variances = Array1::from_vec(variances(w, known)) * (scale * scale);
+            Metric::of_diagonal(&readers.each(&mean, &variances))
+        }
+        false => Metric::of(readers.metric(&mean, &(known.output(w) * (scale * scale))).view())?,
+    };
+    Ok(metric.unwrap_or_else(loudness))
+}
+
 /// The variance of every output; roughly (as if inputs were independent) where an exact one would cost more than all else.
 fn variances(w: &Array2<f64>, known: &Known) -> Vec<f64> {
+    if known.outputs {
+        return known.all.diag().to_vec();
+    }
     if w.nrows().min(w.ncols()) > WHOLE {
         let each = known.all.diag().to_owned();
         return w.mapv(|x| x * x).dot(&each).to_vec();
     }
     powers(w.view(), known.all.view())
-}
-
-/// What one output's error is divided by: the root of its standard deviation, from its variance.
-///
-/// With plain squares, an output of huge variance (transformers have such channels: one of 384 with 98 % of all variance
-/// was seen, before a normalization) hides that all others are lost. Divided by the full deviation, outputs that hardly move
-/// would count as much as any. Half-way is within 0.5 dB of plain squares where no output stands out. Outputs below a
-/// ten-thousandth of the mean variance count as if they had that.
-fn loudness(variances: &[f64]) -> Array1<f64> {
-    let mean = variances.iter().sum::<f64>() / variances.len().max(1) as f64;
-    if !(mean > 0.0 && mean.is_finite()) {
-        return Array1::ones(variances.len());
-    }
-    variances.iter().map(|v| (v / mean).max(1e-4).powf(0.25)).collect()
 }
 
 /// Directions of the output, strongest first.
@@ -117,7 +148,10 @@ impl Fit {
     /// # Errors
     /// When numbers are not finite or overflow.
     pub fn new(weight: &Weight, known: Option<&Known>, most: usize, error: f64, seed: u64) -> Result<Fit> {
-        let order = weight.scaled.nrows().min(weight.scaled.ncols());
+        let order = match known {
+            Some(k) if k.outputs => weight.scaled.nrows(),
+            _ => weight.scaled.nrows().min(weight.scaled.ncols()),
+        };
         match known {
             Some(k) if order > WHOLE => Fit::leading(weight, k, most, error, seed),
             Some(k) => Fit::whole(weight, k),
@@ -133,7 +167,8 @@ impl Fit {
     }
 
     fn whole(weight: &Weight, known: &Known) -> Result<Fit> {
-        let w = weight.scaled.view();
+        let seen = weight.seen(known);
+        let w = seen.view();
         let half = Spectrum::new(w, Some(known.half.view()))?;
         let full = half.full_rank();
         let (first, _) = half.factors(full, w);
@@ -150,7 +185,7 @@ impl Fit {
 
     /// As [`Fit::whole`], for large layers.
     fn leading(weight: &Weight, known: &Known, most: usize, error: f64, seed: u64) -> Result<Fit> {
-        let map = Map::new(weight.scaled.view())?;
+        let map = Map::new(weight.seen(known).view())?;
         let (half, unseen) = (Power::new(known.half.view())?, Power::new(known.unseen().view())?);
         let spread = Power::new(known.spread.view())?;
         let mut block = BLOCK;
@@ -207,11 +242,11 @@ impl Fit {
     /// The two layers at every one of these ranks: made from all samples, and from the first half.
     pub fn chains(&self, weight: &Weight, known: Option<&Known>, ranks: &[usize]) -> Vec<(Chain, Option<Chain>)> {
         let most = ranks.iter().copied().max().unwrap_or(0);
-        let all = self.all.pairs(weight, known.map(|k| &k.mean), most, ranks);
+        let all = self.all.pairs(weight, known.map(|k| k.shift(&k.mean)), most, ranks);
         let Some(half) = &self.half else {
             return all.into_iter().map(|chain| (chain, None)).collect();
         };
-        let trials = half.pairs(weight, known.map(|k| &k.half_mean), most, ranks);
+        let trials = half.pairs(weight, known.map(|k| k.shift(&k.half_mean)), most, ranks);
         all.into_iter().zip(trials.into_iter().map(Some)).collect()
     }
 }
@@ -237,14 +272,24 @@ impl Directions {
         }
     }
 
-    fn pairs(&self, weight: &Weight, mean: Option<&Array1<f64>>, most: usize, ranks: &[usize]) -> Vec<Chain> {
+    fn pairs(&self, weight: &Weight, mean: Option<Mean>, most: usize, ranks: &[usize]) -> Vec<Chain> {
         let mut second = self.basis.slice(s![.., ..most.min(self.basis.ncols())]).to_owned();
         let mut first = matmul(second.t(), weight.scaled.view());
-        second *= &weight.units.view().insert_axis(Axis(1));
+        let inner = match mean {
+            Some(Mean::Outputs(y)) => second
+                .t()
+                .dot(&weight.metric.apply(&y.clone().insert_axis(Axis(1))).column(0)),
+            Some(Mean::Inputs(x)) => first.dot(x),
+            None => Array1::zeros(first.nrows()),
+        };
+        second = weight.metric.undo(&second);
+        let whole = mean.map(|m| match m {
+            Mean::Outputs(y) => y.clone(),
+            Mean::Inputs(x) => weight.matrix.dot(x),
+        });
         let shift = |rank: usize| {
-            let (first, second) = (first.slice(s![..rank, ..]), second.slice(s![.., ..rank]));
-            let shift = bias_shift(weight.matrix.view(), first, second, mean?.view());
-            weight.shifted(&shift)
+            let kept = second.slice(s![.., ..rank]).dot(&inner.slice(s![..rank]));
+            weight.shifted(&(whole.as_ref()? - &kept))
         };
         let biases: Vec<Option<Vec<f32>>> = ranks.iter().map(|&r| shift(r.min(first.nrows()))).collect();
         balance(&self.values, &mut first, &mut second);
@@ -345,7 +390,7 @@ mod tests {
                 .mapv(f64::from)
         };
         let lost = |m: Array2<f64>| {
-            let d = (&weight.matrix - &m) / weight.units.view().insert_axis(Axis(1));
+            let d = weight.metric.apply(&(&weight.matrix - &m));
             total(d.view(), known.all.view())
         };
         let (a, b) = (lost(product(chains(&whole))), lost(product(chains(&leading))));

@@ -5,8 +5,11 @@
 //! `β = 1/(1 + n)`. Rows of one sample (pixels, tokens) are evidence, but not independent: n is the geometric mean of samples and rows. Inputs that calibration never showed (a class, a page turned another way) excite other
 //! directions than those that were seen; with few samples, a factorization must also be good for the weights themselves.
 
+use super::wide;
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
+use crate::ir::Model;
+use crate::math::decompose::matmul;
 use crate::math::gram::Gram;
 use crate::math::shrink::{Halved, Shrunk, for_half, shrunk_by};
 use anyhow::Result;
@@ -15,7 +18,7 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 /// The λ of the covariance, in units of that which is best for it as a whole (`math::shrink`). What low rank needs are
 /// the weaker directions, which are known less well. Measured on layers of three networks with 128 samples: 1.5 is within 0.1 dB of the
 /// best, 1 and 2 are up to 0.5 dB worse, and more can lose everything.
-const TIMES: f64 = 1.5;
+pub(super) const TIMES: f64 = 1.5;
 /// How far powers are pulled to their mean, in parts of λ. Measured likewise: up to 1 dB at high ranks.
 const EVEN: f64 = 0.25;
 
@@ -23,6 +26,15 @@ const EVEN: f64 = 0.25;
 pub struct Halves {
     /// Over either half; the second may be empty.
     pub stats: [Stats; 2],
+}
+
+/// The mean of a layer's inputs, or of its outputs before the bias.
+#[derive(Clone, Copy)]
+pub enum Mean<'a> {
+    /// `E x`.
+    Inputs(&'a Array1<f64>),
+    /// `E W x`.
+    Outputs(&'a Array1<f64>),
 }
 
 /// The input of one site.
@@ -37,7 +49,10 @@ pub struct Known {
     pub half: Array2<f64>,
     /// The covariance that errors are relative to, of the second half.
     pub spread: Array2<f64>,
-    apart: Option<Array2<f64>>,
+    /// True when all of this is of `W x` (as its outputs were measured) instead of `x`.
+    pub outputs: bool,
+    /// The second half's moment around zero, when the bias may not change.
+    pub(super) apart: Option<Array2<f64>>,
 }
 
 impl Halves {
@@ -45,11 +60,15 @@ impl Halves {
     ///
     /// # Errors
     /// When the halves do not fit together.
-    pub fn of(&self, site: &Site, weight: ArrayView2<f32>, centered: bool) -> Result<Option<Known>> {
+    pub fn of(&self, model: &Model, site: &Site, centered: bool) -> Result<Option<Known>> {
+        if wide::is_wide(site) {
+            return wide::known(&self.stats, model, site, centered);
+        }
+        let weight = site.matrix(model)?;
         let [a, b] = &self.stats;
         let samples = a.samples + b.samples;
         let grams = [gram(a, site, weight.ncols()), gram(b, site, weight.ncols())];
-        Known::of_halves(grams, samples, weight, centered)
+        Known::of_halves(grams, samples, weight.view(), centered)
     }
 }
 
@@ -126,8 +145,40 @@ impl Known {
             all: moment(all),
             half: moment(half),
             spread,
+            outputs: false,
             apart,
         })
+    }
+
+    /// The mean of `W x`.
+    pub fn output_mean(&self, w: &Array2<f64>) -> Array1<f64> {
+        match self.outputs {
+            true => self.mean.clone(),
+            false => w.dot(&self.mean),
+        }
+    }
+
+    /// The covariance of `W x`.
+    pub fn output(&self, w: &Array2<f64>) -> Array2<f64> {
+        let mut covariance = match self.outputs {
+            true => self.all.clone(),
+            false => matmul(matmul(w.view(), self.all.view()).view(), w.t()),
+        };
+        if self.apart.is_some() {
+            let mean = self.output_mean(w);
+            for (mut row, &x) in covariance.rows_mut().into_iter().zip(&mean) {
+                row.scaled_add(-x, &mean);
+            }
+        }
+        covariance
+    }
+
+    /// A mean, with what it is a mean of.
+    pub fn shift<'a>(&self, mean: &'a Array1<f64>) -> Mean<'a> {
+        match self.outputs {
+            true => Mean::Outputs(mean),
+            false => Mean::Inputs(mean),
+        }
     }
 
     /// What factors made from the first half are judged by: the second half's moment, around the mean when the bias may change.

@@ -145,6 +145,10 @@ impl trial::Ladder for Ladder {
         self.rungs[rung].error
     }
 
+    fn foreseen(&self) -> bool {
+        self.measured
+    }
+
     /// Weights.
     fn saved(&self, rung: usize) -> f64 {
         let size = self.site.dims().iter().product::<usize>() as f64;

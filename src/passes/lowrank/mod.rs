@@ -3,7 +3,7 @@
 //! Dense layers and 1×1 convolutions: `h = V x`, `y = U h + b'`, of rank `r`. The best `Ŵ = U V` under data is an eigenproblem of
 //! `W C Wᵀ`, with `C` the covariance of the layer's input; the mean error goes into the bias (`math::lowrank`). Larger
 //! kernels: the cheapest of four forms (`conv`, `math::kernel`). What is lost is predicted on samples that had no part in the
-//! choice of directions (`known`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
+//! choice of directions (`known`); what they count is asked of what reads the outputs (`metric`, `readers`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
 //! more than what was allowed for a layer, the most harmful changes are taken back ([`super::trial`]).
@@ -19,9 +19,12 @@ mod fit;
 mod known;
 mod ladder;
 mod merge;
+mod metric;
 mod plan;
+mod readers;
 mod rewrite;
 mod single;
+mod wide;
 
 use super::charts::decibel;
 use super::{Context, Names, Opt, Options, Part, Pass, PassInfo, trial};
@@ -49,6 +52,9 @@ Replaces the weight of a Gemm, a MatMul or a Conv by factors, `<node>_lr0`, `<no
 calibration data is at most `error`, a part of the variance of the layer's output. Kernels larger than 1×1 become the cheapest of: the kernel
 to few channels, then 1×1; 1×1, then the kernel; both (Tucker-2); k×1, then 1×k. Directions are chosen on one half of the samples and
 the error is measured on the other, and few samples count less: they mean higher ranks, not false promises. The factors are then made from all.
+
+What an error of an output counts is asked of the layers that read it next, through activations and pooling, where these are all that do:
+an output that they hardly look at, or that an activation cuts off, may err more. Elsewhere very loud outputs count a little less than their power.
 
 The result is tried on calibration samples as well: where the model's outputs err by more than `error`, too, the changes that do most harm for
 what they save are weakened or taken back, until they do not. With `rank=` or `ratio=` nothing is taken back.
@@ -136,7 +142,7 @@ const OPTIONS: &[Opt] = &[
     },
 ];
 
-/// Wider second moments (8·in² bytes each, several at once) are not measured: of rows, and of windows.
+/// Wider second moments (8·in² bytes each, several at once) are not measured: of rows, and of windows. Those of outputs are, then.
 const MAX_INPUTS: [usize; 2] = [8192, 4608];
 
 /// How the rank is chosen.
@@ -225,7 +231,6 @@ impl LowRank {
     fn refusal(&self, model: &Model, site: &Site) -> Option<String> {
         let (size, width) = (site.dims().iter().product::<usize>(), width(site));
         let window = site.layout.window.as_ref();
-        let most = MAX_INPUTS[usize::from(site.taps() > 1)];
         if window.is_some_and(|w| w.transposed) {
             Some("transposed convolutions are not factored".into())
         } else if site.layout.groups != 1 {
@@ -240,9 +245,10 @@ impl LowRank {
                 site.outputs(),
                 site.inputs()
             ))
-        } else if self.data && width > most {
+        } else if self.data && wide::is_wide(site) && site.outputs() > MAX_INPUTS[0] {
             Some(format!(
-                "{width} inputs are too many to measure; lowrank(data=off) does without"
+                "{}×{width} is too wide to be measured; lowrank(data=off) does without",
+                site.outputs()
             ))
         } else if self.data && model.node(site.node).graph() != model.main_id() {
             Some("it is in a sub-graph, where nothing is measured; lowrank(data=off) does without".into())

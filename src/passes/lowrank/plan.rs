@@ -4,6 +4,7 @@ use super::conv::{self, Cost, Form, Shape, Ways};
 use super::fit::{self, Fit, Weight};
 use super::known::{Halves, Known};
 use super::ladder::{Chain, Ladder, OF_OUTPUT, OF_WEIGHTS, RANK, Refused, Rung};
+use super::wide::measured_at;
 use super::{Choice, LowRank, decibel, width};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Patch};
@@ -132,7 +133,7 @@ impl LowRank {
         let cheap = |c: Cost| self.cheap(c);
         let round = |r: usize| r.next_multiple_of(self.round_to);
         let ways = match known {
-            Some(k) if site.taps() > 1 => Some(Ways::new(site, weight, k, self.round_to, cheap)?),
+            Some(k) if site.taps() > 1 && !k.outputs => Some(Ways::new(site, weight, k, self.round_to, cheap)?),
             _ => None,
         };
         let mut choices: Vec<(Form, f64)> = Vec::new();
@@ -169,7 +170,7 @@ impl LowRank {
             let centered = self.centered && fit::adjustable(model, site) && site.bias_values(model).is_some();
             let known = match halves {
                 None => None,
-                Some(h) => match h.of(site, site.matrix(model)?.view(), centered).with_context(named)? {
+                Some(h) => match h.of(model, site, centered).with_context(named)? {
                     None => {
                         return Ok(Err(Refused {
                             why: "its input could not be measured".to_owned(),
@@ -206,7 +207,7 @@ impl LowRank {
             cx.warn("lowrank: the samples are made up, so it takes plain singular values");
         }
         while measured && !rest.is_empty() {
-            let (group, after) = rest.split_at(fitting(rest));
+            let (group, after) = rest.split_at(fitting(model, rest));
             match halves(model, group, cx) {
                 Ok(halves) => ladders.extend(self.group(model, group, Some(&halves), cx)?),
                 Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
@@ -239,14 +240,15 @@ fn refused_chart(model: &Model, site: &Site, measured: bool, points: Vec<[f64; 2
 }
 
 /// How many of the next sites are measured together: as many as fit, and at least one.
-fn fitting(sites: &[Site]) -> usize {
-    let mut seen: Vec<(ValueId, &Patch)> = Vec::new();
+fn fitting(model: &Model, sites: &[Site]) -> usize {
+    let mut seen: Vec<(ValueId, Patch)> = Vec::new();
     let mut bytes = 0usize;
     for (i, site) in sites.iter().enumerate() {
-        if !seen.contains(&(site.input, &site.patch)) {
+        let (value, patch, dim) = measured_at(model, site);
+        if !seen.contains(&(value, patch.clone())) {
             // Two halves, in f64.
-            bytes = bytes.saturating_add(16 * width(site).saturating_mul(width(site)));
-            seen.push((site.input, &site.patch));
+            bytes = bytes.saturating_add(16 * dim.saturating_mul(dim));
+            seen.push((value, patch));
         }
         if i > 0 && bytes > MEASURE_BYTES {
             return i;
@@ -257,7 +259,10 @@ fn fitting(sites: &[Site]) -> usize {
 
 /// Second moments of the sites' inputs over two halves of the samples.
 fn halves(model: &Model, group: &[Site], cx: &mut Context) -> Result<Halves> {
-    let wanted = group.iter().map(|s| (s.input, Measure::Gram(s.patch.clone())));
+    let wanted = group.iter().map(|s| {
+        let (value, patch, _) = measured_at(model, s);
+        (value, Measure::Gram(patch))
+    });
     Ok(Halves {
         stats: cx.halves(model, wanted)?,
     })
