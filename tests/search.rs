@@ -36,7 +36,9 @@ fn a_budget_alone_gives_less_than_int8_alone_and_the_passes_that_it_names_give_i
     );
     let int8 = tried.iter().find(|t| t["passes"] == "int8").expect("int8 is tried");
     assert!(bytes(&small) * 10 < int8["bytes"].as_u64().expect("bytes") * 9, "{out}");
-    let passes = chosen[0]["passes"].as_str().expect("passes");
+    // With all samples the same error may mean more; then less of it is asked for.
+    let made = chosen[0]["made"].as_str();
+    let passes = made.or(chosen[0]["passes"].as_str()).expect("passes");
     let again = folder.path().join("again.onnx");
     let calib = arg(&fixture("digits.npz"));
     let (from, to) = (arg(&fixture("digits_mlp.onnx")), arg(&again));
