@@ -1,9 +1,10 @@
 //! Which of many changes the outputs of a model bear, measured on samples that the changes were not made from.
 //!
-//! Every place has a ladder of changes. When the first rung of every ladder leaves the outputs within the limit, that is all. Else places are tried alone; many of
-//! them in groups of neighbours, of which the most harmful are parted in two and tried again. The damage tells what a place may
-//! be charged with (errors of different places nearly add up; that of a higher rung falls as its predicted error). Of all choices whose damages sum up to a limit, the one that saves most is that of a common
-//! exchange rate of savings for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
+//! Every place has a ladder of changes. When the first rung of every ladder leaves the outputs within the limit, that is all. Else
+//! places are tried alone; many of them in groups of neighbours, of which the most harmful are parted in two and tried again. The
+//! damage tells what a place may be charged with (errors of different places nearly add up; that of a higher rung falls as its
+//! predicted error). Of all choices whose damages sum up to a limit, the one that saves most is that of a common exchange rate of
+//! savings for damage (Everett 1963); it is tried in turn, and the limit lowered until the outputs agree.
 
 use super::Context;
 use super::exchange;

@@ -6,7 +6,7 @@
 //! choice of directions (`known`); what they count is asked of what reads the outputs (`metric`, `readers`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
-//! more than what was allowed for a layer, the most harmful changes are taken back ([`super::trial`]).
+//! more than what was allowed for a layer, the most harmful changes are taken back (`passes::trial`).
 //!
 //! Layers with nothing between them are multiplied together first, and factors that have come to lie side by side last (`merge`).
 //!
