@@ -9,11 +9,14 @@
 //! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`
 //!    (less where decisions of few samples are counted). Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
 //!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
-//! 3. does the same with each structural pass alone: they compete for the same weights;
-//! 4. gives the smallest that fits, and more careful ones where the held-back samples disagree.
+//! 3. does the same with each structural pass alone: they compete for the same weights. In all of this a precision that can go further
+//!    for an error (4 bits in `int8`) gets the same `e`, and is tried without structural passes, too;
+//! 4. gives the smallest that fits (of results of about the same size the one that loses least), and more careful ones where
+//!    the held-back samples disagree, or where it comes too close to the budget for so few of them.
 //!
 //! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
-//! that size. The winner is made anew from all calibration samples; its list of passes alone gives the same bytes again.
+//! that size. The winner is made anew from all calibration samples, no bolder than it was measured; its list of passes alone gives
+//! the same bytes again.
 
 mod order;
 mod plan;
