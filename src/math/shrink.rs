@@ -17,7 +17,7 @@ use super::decompose::matmul;
 use super::gram::Gram;
 
 /// λ when there are no two halves to compare.
-const UNKNOWN: f64 = 0.5;
+pub const UNKNOWN: f64 = 0.5;
 
 /// Mean and covariance of rows `x`.
 #[derive(Clone, Debug)]

@@ -92,7 +92,7 @@ pub struct PassRun {
 }
 
 /// A result that a search measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Tried {
     /// The passes, as `--passes` takes them.
     pub passes: String,

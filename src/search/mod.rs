@@ -362,14 +362,11 @@ impl Search<'_> {
             // What the engine cannot run is nothing to take; the original itself it must run.
             Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Tried {
                 passes: plan.to_string(),
-                made: None,
                 bytes: self.before.bytes,
-                macs: None,
                 used: f64::INFINITY,
                 sqnr_db: f64::NAN,
-                seconds: 0.0,
-                chosen: false,
                 refused: Some(format!("{e:#}")),
+                ..Tried::default()
             },
             other => other?,
         };
@@ -388,14 +385,11 @@ impl Search<'_> {
         let outer = gaps.iter().filter(|g| !g.inner);
         Ok(Tried {
             passes: plan.to_string(),
-            made: None,
             bytes: onnx::encoded_len(&model)?,
             macs: Size::of(&model, &self.dims).macs,
             used: self.budget.used(&gaps).unwrap_or(f64::INFINITY),
             sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),
-            seconds: 0.0,
-            chosen: false,
-            refused: None,
+            ..Tried::default()
         })
     }
 

@@ -36,15 +36,9 @@ mod tests {
 
     fn tried(bytes: u64, used: f64) -> Tried {
         Tried {
-            passes: String::new(),
-            made: None,
             bytes,
-            macs: None,
             used,
-            sqnr_db: 20.0,
-            seconds: 0.0,
-            chosen: false,
-            refused: None,
+            ..Tried::default()
         }
     }
 

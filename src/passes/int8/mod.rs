@@ -298,7 +298,7 @@ impl Int8 {
         let Some(site) = &unit.site else { return Ok(()) };
         let input = scales.of(site.input).context("its input is quantized")?.scale;
         if let Entry::Vacant(place) = weights.entry((site.node, input.to_bits())) {
-            place.insert(self.rounded(model, site, input, &seen.all(site)?, None)?);
+            place.insert(self.rounded(model, site, input, &seen.all(site, Vec::new())?, None)?);
         }
         Ok(())
     }
@@ -350,8 +350,7 @@ impl Int8 {
             let output = unit.results.first().and_then(|v| scales.of(*v));
             cx.did(emitter.model, unit.node, describe(input, output, weight));
             let bias = site.bias.filter(|b| b.node == site.node);
-            let mut moved = bias_of(emitter.model, site)?;
-            moved.iter_mut().zip(&weight.shift).for_each(|(b, s)| *b += s);
+            let moved = shifted_bias(emitter.model, site, weight)?;
             let wanted = bias.is_some() || !weight.shift.is_empty();
             let slot = bias.map_or(2, |b| b.slot);
             emitter.weight(unit, weight.clone(), wanted.then_some((slot, &moved[..])), input.scale)?;
@@ -384,6 +383,13 @@ fn bias_of(model: &Model, site: &Site) -> Result<Vec<f32>> {
         Some(_) => site.bias_values(model).context("its bias is constant"),
         None => Ok(vec![0.0; site.outputs()]),
     }
+}
+
+/// The same, with what the weight shifts.
+fn shifted_bias(model: &Model, site: &Site, weight: &weights::Weight) -> Result<Vec<f32>> {
+    let mut bias = bias_of(model, site)?;
+    bias.iter_mut().zip(&weight.shift).for_each(|(b, s)| *b += s);
+    Ok(bias)
 }
 
 impl Int8 {

@@ -7,7 +7,7 @@
 
 use super::units::Units;
 use super::weights::Weight;
-use super::{Int8, Seen, Weights, bias_of, integer, nibbles, place, ranges};
+use super::{Int8, Seen, Weights, integer, nibbles, place, ranges, shifted_bias};
 use crate::analysis::sites::{Site, float_tensor};
 use crate::engine::NotRun;
 use crate::ir::{DType, Model, Tensor};
@@ -161,30 +161,22 @@ impl Int8 {
                 continue;
             }
             let input = scales.of(site.input).context("its input is quantized")?.scale;
-            let [half, _] = seen.careful(site)?;
-            let weight = self.rounded(model, site, input, &half, Some(IntKind::S4))?;
-            let bias = match weight.shift.is_empty() {
-                false => Some(
-                    bias_of(model, site)?
-                        .iter()
-                        .zip(&weight.shift)
-                        .map(|(b, s)| b + s)
-                        .collect(),
-                ),
-                true => None,
-            };
+            let doubt = seen.doubt(site)?;
+            let weight = self.rounded(model, site, input, &seen.half(site, &doubt), Some(IntKind::S4))?;
+            let movable = !weight.shift.is_empty();
+            let bias = movable.then(|| shifted_bias(model, site, &weight)).transpose()?;
             let trial = Trial::new(site, &weight, bias)?;
             if trial.bearable() {
                 trials.push(trial);
-                places.push((site, input));
+                places.push((site, input, doubt));
             }
         }
         if trials.is_empty() {
             return Ok(());
         }
         let chosen = choose(model, &trials, self.int4, cx)?;
-        for ((site, input), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
-            let [_, all] = seen.careful(site)?;
+        for ((site, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
+            let all = seen.all(site, doubt)?;
             let weight = self.rounded(model, site, input, &all, Some(IntKind::S4))?;
             weights.insert((site.node, input.to_bits()), weight);
         }

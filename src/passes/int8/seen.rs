@@ -3,7 +3,7 @@
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
 use crate::math::gram::Gram;
-use crate::math::shrink::{Shrunk, shrunk_by};
+use crate::math::shrink::{Shrunk, for_half, shrunk_by};
 use anyhow::Result;
 use ndarray::Array2;
 use std::borrow::Cow;
@@ -20,7 +20,6 @@ pub struct Seen<'a> {
 }
 
 /// Second moments of the input of a site, one for each group; none when nothing was measured.
-#[derive(Default)]
 pub struct Moments<'a> {
     sums: Cow<'a, [Gram]>,
     /// How far the entries off the diagonals are pulled to zero (`math::shrink`); empty: not at all.
@@ -57,40 +56,36 @@ impl Seen<'_> {
         Some([one.gram(site.input, &site.patch)?, other.gram(site.input, &site.patch)?])
     }
 
-    /// What all samples say.
+    /// What all samples say, with this doubt; empty: none.
     ///
     /// # Errors
     /// When the halves do not fit together.
-    pub fn all(&self, site: &Site) -> Result<Moments<'_>> {
+    pub fn all(&self, site: &Site, doubt: Vec<f64>) -> Result<Moments<'_>> {
         let sums = match self.halves(site) {
             Some(halves) => Cow::Owned(both(halves)?),
             None => Cow::Borrowed(self.stats.gram(site.input, &site.patch).unwrap_or_default()),
         };
-        Ok(Moments {
-            sums,
-            doubt: Vec::new(),
-        })
+        Ok(Moments { sums, doubt })
     }
 
-    /// For codes of few bits, whose errors are large and must cancel on other samples, too: what the first half says, and what
-    /// all samples say, each only as far as the halves agree.
+    /// How far the entries off the diagonals are to be doubted, group by group: codes of few bits make large errors, which must
+    /// cancel on other samples, too. Empty when there are no halves to compare.
     ///
     /// # Errors
     /// When the halves do not fit together.
-    pub fn careful(&self, site: &Site) -> Result<[Moments<'_>; 2]> {
-        let Some(halves) = self.halves(site) else {
-            return Ok(Default::default());
-        };
-        let pairs = halves[0].iter().zip(halves[1]);
-        let doubt = pairs.map(|(a, b)| Ok(shrunk_by(TIMES, a, b)?.all.intensity));
-        let doubt: Vec<f64> = doubt.collect::<Result<_>>()?;
-        let first = Moments {
-            sums: Cow::Borrowed(halves[0]),
-            // Half the samples, twice the noise.
-            doubt: doubt.iter().map(|l| 2.0 * l / (1.0 + l)).collect(),
-        };
-        let sums = Cow::Owned(both(halves)?);
-        Ok([first, Moments { sums, doubt }])
+    pub fn doubt(&self, site: &Site) -> Result<Vec<f64>> {
+        let pairs = self.halves(site).map(|[one, other]| one.iter().zip(other));
+        let doubt = |(a, b)| Ok(shrunk_by(TIMES, a, b)?.all.intensity);
+        pairs.into_iter().flatten().map(doubt).collect()
+    }
+
+    /// What the first half says, with the doubt that is due to it; nothing without halves.
+    pub fn half(&self, site: &Site, doubt: &[f64]) -> Moments<'_> {
+        let sums = self.halves(site).map_or(&[][..], |[one, _]| one);
+        Moments {
+            sums: Cow::Borrowed(sums),
+            doubt: doubt.iter().map(|l| for_half(*l)).collect(),
+        }
     }
 }
 

@@ -128,14 +128,14 @@ impl Known {
             None => (all.clone(), first, one.mean()),
         };
         // Around the mean that the bias is adjusted to.
-        outer(&mut spread, &(&mean - &half.mean));
+        outer(&mut spread, &(&mean - &half.mean), 1.0);
         let evidence = (samples as f64 * all.rows as f64).sqrt();
         let trust = evidence / (1.0 + evidence);
         spread *= trust;
         spread.diag_mut().scaled_add(1.0 - trust, &powers);
         let apart = (!centered).then(|| {
             let mut moment = spread.clone();
-            outer(&mut moment, &mean);
+            outer(&mut moment, &mean, 1.0);
             moment
         });
         let moment = |s: Shrunk| if centered { s.covariance } else { s.into_moment() };
@@ -165,10 +165,7 @@ impl Known {
             false => matmul(matmul(w.view(), self.all.view()).view(), w.t()),
         };
         if self.apart.is_some() {
-            let mean = self.output_mean(w);
-            for (mut row, &x) in covariance.rows_mut().into_iter().zip(&mean) {
-                row.scaled_add(-x, &mean);
-            }
+            outer(&mut covariance, &self.output_mean(w), -1.0);
         }
         covariance
     }
@@ -194,9 +191,9 @@ fn equal_parts(powers: &Array1<f64>, sizes: &Array1<f64>) -> Array1<f64> {
     sizes.mapv(|s| if s > 0.0 { mean / s } else { 0.0 })
 }
 
-/// `m += v vᵀ`.
-fn outer(m: &mut Array2<f64>, v: &Array1<f64>) {
+/// `m += by · v vᵀ`.
+pub(super) fn outer(m: &mut Array2<f64>, v: &Array1<f64>, by: f64) {
     for (mut row, &x) in m.rows_mut().into_iter().zip(v) {
-        row.scaled_add(x, v);
+        row.scaled_add(by * x, v);
     }
 }

@@ -5,14 +5,14 @@
 //! give, `T = W Wᵀ tr M / tr W Wᵀ`, by the λ that two halves of the samples tell (`math::shrink`, with `T` for the diagonal):
 //! `1 − ⟨A − T, B − T⟩ / ‖(A + B)/2 − T‖²`. Forms that part the window need `G` itself, so here there are none of them.
 
-use super::known::{Known, TIMES};
+use super::known::{Known, TIMES, outer};
 use super::{MAX_INPUTS, width};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Patch, Stats};
 use crate::ir::{Model, ValueId};
 use crate::math::decompose::matmul;
 use crate::math::gram::Gram;
-use crate::math::shrink::for_half;
+use crate::math::shrink::{UNKNOWN, for_half};
 use anyhow::Result;
 use ndarray::{Array1, Array2};
 
@@ -85,7 +85,7 @@ fn joined(halves: &[Half], white: &Array2<f64>, samples: usize, centered: bool) 
     let power = white.diag().sum();
     let target = white * if power > 0.0 { all.diag().sum() / power } else { 0.0 };
     let intensity = match halves.len() {
-        1 => 0.5,
+        1 => UNKNOWN,
         _ => (TIMES * disagreement(&one.covariance, &other.covariance, &target)).clamp(0.0, 1.0),
     };
     let pulled = |c: &Array2<f64>, by: f64| c * (1.0 - by) + &target * by;
@@ -108,13 +108,6 @@ fn joined(halves: &[Half], white: &Array2<f64>, samples: usize, centered: bool) 
         apart: (!centered).then(|| moment(spread.clone(), &other.mean)),
         spread,
     })
-}
-
-/// `m += by · v vᵀ`.
-fn outer(m: &mut Array2<f64>, v: &Array1<f64>, by: f64) {
-    for (mut row, &x) in m.rows_mut().into_iter().zip(v) {
-        row.scaled_add(by * x, v);
-    }
 }
 
 /// `1 − ⟨A − T, B − T⟩ / ‖(A + B)/2 − T‖²`; 0 when both are `T`.

@@ -255,14 +255,12 @@ mod tests {
     fn tried(passes: &str, bytes: u64, used: f64) -> Tried {
         Tried {
             passes: passes.into(),
-            made: None,
             bytes,
-            macs: None,
             used,
             sqnr_db: 20.0,
-            seconds: 0.0,
             chosen: passes == "e",
             refused: (used > 1.0).then(|| "<too much>".into()),
+            ..Tried::default()
         }
     }
 
