@@ -6,11 +6,11 @@
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
 //!    many as they were;
-//! 2. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and looks for the largest error `e` with `u ≤ FIT`
-//!    (less where decisions of few samples are counted). Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one (`u₀`: precision alone;
-//!    `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
-//! 3. does the same with each structural pass alone: they compete for the same weights. In all of this a precision that can go further
-//!    for an error (4 bits in `int8`) gets the same `e`, and is tried without structural passes, too;
+//! 2. looks for the largest error `e` with `u ≤ FIT` (less where decisions of few samples are counted) that a precision which can go further
+//!    for an error (4 bits in `int8`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
+//!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
+//! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
+//!    they compete for the same weights. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
 //! 4. gives the smallest that fits (of results of about the same size the one that loses least), and more careful ones where
 //!    the held-back samples disagree, or where it comes too close to the budget for so few of them.
 //!
@@ -20,6 +20,7 @@
 
 mod order;
 mod plan;
+mod strength;
 
 pub use plan::{Effort, Plan};
 
@@ -30,10 +31,10 @@ use crate::onnx;
 use crate::pipeline::{self, Bolder, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
-use crate::verify::{Budget, Decisions, Metric, Verdict, compare};
+use crate::verify::{Budget, Decisions, Verdict, compare};
 use anyhow::{Context, Result};
 use order::order;
-use plan::{Knob, REST, further, knobs, precisions};
+use plan::{Knob, REST, further, knobs, name, precisions};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
@@ -42,12 +43,8 @@ use std::time::Instant;
 const FIT: f64 = 0.9;
 /// Of a budget for decisions less: what they lose is known from `n` samples up to about this, divided by `√n`.
 const DOUBT: f64 = 2.5;
-/// Good enough, in parts of what may be used: not worth another measurement.
-const NEAR: f64 = 0.83;
-/// The range of errors that is searched.
-const ERRORS: (f64, f64) = (1e-5, 0.5);
-/// Where a search begins when the budget does not say.
-const FIRST: f64 = 0.01;
+/// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own.
+const LITTLE: f64 = 0.03;
 /// A result of this part of the original's size leaves little in float32.
 const SMALL: f64 = 0.3;
 /// With all samples the result is to be at least so large beside what was measured;
@@ -171,6 +168,8 @@ struct Search<'a> {
 struct Measured {
     plan: Plan,
     tried: Tried,
+    /// By structural pass: the part of the bytes or of the multiply-adds that it saved, the larger of the two.
+    saved: BTreeMap<&'static str, f64>,
 }
 
 impl Search<'_> {
@@ -185,15 +184,25 @@ impl Search<'_> {
         if base > self.fit() && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
             return Ok(());
         }
-        let mut start = self.first_error(base);
+        // All passes of a plan err alike, and what fits one of them leaves each of several a part.
+        let mut sum = self.first_error(base);
         for (round, part) in self.parts(precision.as_deref()).into_iter().enumerate() {
-            let probes = self.effort.probes(round);
-            let best = self.strength(&part, base, start, probes)?;
-            if round == 0 {
-                start = best.unwrap_or(start);
+            if round > 0 && self.idle(&part) {
+                continue;
             }
+            let start = sum / part.takers() as f64;
+            let left = self.effort.most().saturating_sub(self.tried.len());
+            let best = self.strength(&part, base, start, self.effort.probes().min(left))?;
+            sum = best.map_or(sum, |e| e * part.takers() as f64);
         }
         Ok(())
+    }
+
+    /// Whether the structural passes of a part have saved next to nothing wherever they ran.
+    fn idle(&self, part: &Plan) -> bool {
+        let one = part.only();
+        let saved = self.tried.iter().filter_map(|m| m.saved.get(one?)).copied();
+        one.is_some() && saved.reduce(f64::max).is_some_and(|most| most < LITTLE)
     }
 
     /// What is searched, in turn: all together, then what leaves something out, since all compete for the same weights.
@@ -204,8 +213,12 @@ impl Search<'_> {
         match precision.and_then(further) {
             None => std::iter::once(&knobs[..]).chain(alone).map(plan).collect(),
             Some(_) => {
-                let none: &[Knob] = &[];
-                let bold = [&knobs[..], none].into_iter().chain(alone.clone());
+                // With a target the boldest first: less might not reach it.
+                let mut bold = vec![&[][..], &knobs[..]];
+                if self.options.targets.any() {
+                    bold.reverse();
+                }
+                let bold = bold.into_iter().chain(alone.clone());
                 let plain = std::iter::once(&knobs[..]).chain(alone);
                 let plain = plain.filter(|_| self.effort == Effort::Smallest);
                 bold.map(|s| plan(s).further()).chain(plain.map(plan)).collect()
@@ -231,9 +244,12 @@ impl Search<'_> {
                     .rev()
                     .for_each(|rest| todo.push_front(format!("{p},{rest}")));
             }
+            // What is less bold would not be smaller: another strength of the same pass, or of what follows it.
+            todo.retain(|q| match rest {
+                None => name(q) != name(&p) || q.starts_with(&format!("{p},")),
+                Some(_) => name(q) != name(&p),
+            });
             best = Some((t.bytes, p, t.used));
-            // What is less bold would not be smaller.
-            todo.retain(|p| rest.is_none() || !REST.iter().any(|rest| p.ends_with(rest)));
             if small && self.effort != Effort::Smallest {
                 break;
             }
@@ -250,7 +266,7 @@ impl Search<'_> {
     /// Makes result `k` anew from all calibration samples, and verifies it. More samples promise passes more, and they would go
     /// further than what was measured: the error is lowered until the result is about as large.
     fn made_of_all(&mut self, k: usize, part: f64, input: &Path, output: &Path) -> Result<(Options, Report)> {
-        let Measured { plan, tried } = &mut self.tried[k];
+        let Measured { plan, tried, .. } = &mut self.tried[k];
         let mut plan = plan.clone();
         let mut job = self.options.clone();
         (job.keep, job.part) = (false, part);
@@ -288,69 +304,6 @@ impl Search<'_> {
         Ok(self.order().into_iter().find(|&i| careful(&self.tried[i].tried)))
     }
 
-    fn first_error(&self, base: f64) -> f64 {
-        let db = self
-            .budget
-            .conditions
-            .iter()
-            .filter(|c| c.metric == Metric::Sqnr)
-            .map(|c| c.limit);
-        let least = db.map(|db| 10f64.powf(-db / 10.0)).fold(f64::INFINITY, f64::min);
-        let parts = knobs().len().max(1) as f64;
-        let left = (self.fit() - base).max(0.1) / parts;
-        let e = if least.is_finite() { least * left } else { FIRST };
-        e.clamp(ERRORS.0, ERRORS.1)
-    }
-
-    /// Looks for the largest error of the passes of a plan that fits (or the least that meets the targets), and gives it.
-    fn strength(&mut self, part: &Plan, base: f64, start: f64, probes: usize) -> Result<Option<f64>> {
-        let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
-        let (targets, fit) = (self.options.targets.any(), self.fit());
-        let mut best = None;
-        for _ in 0..probes {
-            let k = self.measure(part.with(e))?;
-            let t = &self.tried[k].tried;
-            let used = t.used;
-            let met = self.misses(t).is_none();
-            let (good, up) = match targets {
-                true => (met, !met),
-                false => (used <= fit, used <= fit),
-            };
-            *(if up { &mut low } else { &mut high }) = Some(e);
-            if good {
-                best = Some(e);
-            }
-            let step = match (targets, up) {
-                (true, true) => 3.0,
-                (true, false) => 1.0 / 3.0,
-                _ if (NEAR * fit..=fit).contains(&used) => break,
-                _ => self.step(base, used),
-            };
-            let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
-            let next = match (low, high) {
-                (Some(l), Some(h)) if h / l < 1.25 => break,
-                (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
-                _ => guess,
-            };
-            if (next / e - 1.0).abs() < 0.1 {
-                break;
-            }
-            e = next;
-        }
-        Ok(best)
-    }
-
-    /// By which factor the error may grow, from what the last one used.
-    fn step(&self, base: f64, used: f64) -> f64 {
-        let power = |u: f64| if self.budget.about_decisions() { u * u } else { u };
-        let (left, made) = (power(0.95 * self.fit()) - power(base), power(used) - power(base));
-        match made > 0.0 && left > 0.0 {
-            true => (left / made).clamp(0.1, 6.0),
-            false if used > self.fit() => 0.1,
-            false => 6.0,
-        }
-    }
-
     /// Runs the passes of a plan on the fitting samples, measures the result on the tuning samples, and gives its place.
     fn measure(&mut self, plan: Plan) -> Result<usize> {
         let known = self.tried.iter().position(|m| m.plan == plan);
@@ -371,7 +324,8 @@ impl Search<'_> {
             other => other?,
         };
         tried.seconds = start.elapsed().as_secs_f64();
-        self.tried.push(Measured { plan, tried });
+        let saved = self.saved();
+        self.tried.push(Measured { plan, tried, saved });
         Ok(self.tried.len() - 1)
     }
 
@@ -418,6 +372,22 @@ impl Search<'_> {
             self.chain.push((request.spelled(), model));
         }
         Ok(self.chain.last().map_or(self.original, |(_, m)| m).clone())
+    }
+
+    /// What each structural pass of the last plan saved.
+    fn saved(&self) -> BTreeMap<&'static str, f64> {
+        let cost = |model: &Model| {
+            let macs = Size::of(model, &self.dims).macs.unwrap_or(0);
+            [onnx::encoded_len(model).unwrap_or(0) as f64, macs as f64]
+        };
+        let all = std::iter::once(self.original).chain(self.chain.iter().map(|(_, model)| model));
+        let of = |((request, after), before): (&(String, Model), &Model)| {
+            let (name, _) = knobs().into_iter().find(|k| request.split('(').next() == Some(k.0))?;
+            let part = |(b, a): (f64, f64)| if b > 0.0 { 1.0 - a / b } else { 0.0 };
+            let parts = cost(before).into_iter().zip(cost(after)).map(part);
+            Some((name, parts.fold(0.0, f64::max)))
+        };
+        self.chain.iter().zip(all).filter_map(of).collect()
     }
 
     /// What was measured, the best first.

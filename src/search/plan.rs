@@ -7,23 +7,30 @@ use std::fmt;
 /// How long a search may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Effort {
-    /// Precision only: two or three measurements.
+    /// Precision only: two or three measurements; six where a target has to be met.
     Fast,
-    /// Some ten measurements.
+    /// Twelve measurements at most.
     Balanced,
-    /// All precisions, and some twenty measurements.
+    /// All precisions, and twenty-four measurements at most.
     Smallest,
 }
 
 impl Effort {
-    /// Measurements for all together (round 0), and then for each of the others.
-    pub(super) fn probes(self, round: usize) -> usize {
-        match (self, round) {
-            (Effort::Fast, _) => 3,
-            (Effort::Balanced, 0) => 4,
-            (Effort::Balanced, _) => 2,
-            (Effort::Smallest, 0) => 8,
-            (Effort::Smallest, _) => 4,
+    /// Measurements for a part of the search.
+    pub(super) fn probes(self) -> usize {
+        match self {
+            Effort::Fast => 3,
+            Effort::Balanced => 4,
+            Effort::Smallest => 8,
+        }
+    }
+
+    /// Measurements in all.
+    pub(super) fn most(self) -> usize {
+        match self {
+            Effort::Fast => 6,
+            Effort::Balanced => 12,
+            Effort::Smallest => 24,
         }
     }
 }
@@ -54,13 +61,19 @@ pub(super) fn precisions() -> Vec<&'static str> {
         .collect()
 }
 
+/// The first pass of a list.
+pub(super) fn name(passes: &str) -> &str {
+    passes.split(['(', ',']).next().unwrap_or(passes)
+}
+
 /// The option that lets the first pass of a precision go further, up to an error of the outputs.
 pub(super) fn further(precision: &str) -> Option<&'static str> {
-    let name = precision.split(['(', ',']).next()?;
-    ALL.iter().find(|p| p.name == name).and_then(|p| match p.part {
-        Part::Precision { error, .. } => error,
-        _ => None,
-    })
+    ALL.iter()
+        .find(|p| p.name == name(precision))
+        .and_then(|p| match p.part {
+            Part::Precision { error, .. } => error,
+            _ => None,
+        })
 }
 
 /// For what integers leave over: weights that no pass quantizes, such as those of a GRU.
@@ -114,6 +127,19 @@ impl Plan {
     pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
         let takes = !self.structure.is_empty() || self.further.is_some();
         takes.then(|| self.with(self.error * part))
+    }
+
+    /// How many passes take the error; one at least.
+    pub(super) fn takers(&self) -> usize {
+        (self.structure.len() + usize::from(self.further.is_some())).max(1)
+    }
+
+    /// The structural pass, when there is just one.
+    pub(super) fn only(&self) -> Option<&'static str> {
+        match self.structure[..] {
+            [(name, _)] => Some(name),
+            _ => None,
+        }
     }
 
     /// The precision, as `--passes` takes it.

@@ -1,0 +1,95 @@
+//! How strong the passes of a plan may be.
+
+use super::Search;
+use super::plan::Plan;
+use crate::report::Tried;
+use crate::verify::Metric;
+use anyhow::Result;
+
+/// Good enough, in parts of what may be used: not worth another measurement.
+const NEAR: f64 = 0.83;
+/// The range of errors that is searched.
+const ERRORS: (f64, f64) = (1e-5, 0.5);
+/// Where a search begins when the budget does not say: the errors of all passes together.
+const FIRST: f64 = 0.03;
+/// What does not fit and has more than this part of the bytes of the smallest that does will not be smaller when it fits.
+const HOPELESS: f64 = 0.95;
+
+impl Search<'_> {
+    pub(super) fn first_error(&self, base: f64) -> f64 {
+        let db = self
+            .budget
+            .conditions
+            .iter()
+            .filter(|c| c.metric == Metric::Sqnr)
+            .map(|c| c.limit);
+        let least = db.map(|db| 10f64.powf(-db / 10.0)).fold(f64::INFINITY, f64::min);
+        let left = (self.fit() - base).max(0.1);
+        let e = if least.is_finite() { least * left } else { FIRST };
+        e.clamp(ERRORS.0, ERRORS.1)
+    }
+
+    /// Looks for the largest error of the passes of a plan that fits (or the least that meets the targets), and gives it.
+    pub(super) fn strength(&mut self, part: &Plan, base: f64, start: f64, probes: usize) -> Result<Option<f64>> {
+        let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
+        let (targets, fit) = (self.options.targets.any(), self.fit());
+        let mut best = None::<(f64, u64)>;
+        for _ in 0..probes {
+            let k = self.measure(part.with(e))?;
+            let t = &self.tried[k].tried;
+            let (used, bytes) = (t.used, t.bytes);
+            let met = self.misses(t).is_none();
+            let (good, up) = match targets {
+                true => (met, !met),
+                false => (used <= fit, used <= fit),
+            };
+            if !targets && !good && self.hopeless(k) || good && best.is_some_and(|b| exhausted(b, (e, bytes))) {
+                break;
+            }
+            *(if up { &mut low } else { &mut high }) = Some(e);
+            if good {
+                best = Some((e, bytes));
+            }
+            let step = match (targets, up) {
+                (true, true) => 3.0,
+                (true, false) => 1.0 / 3.0,
+                _ if (NEAR * fit..=fit).contains(&used) => break,
+                _ => self.step(base, used),
+            };
+            let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
+            let next = match (low, high) {
+                (Some(l), Some(h)) if h / l < 1.25 => break,
+                (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
+                _ => guess,
+            };
+            if (next / e - 1.0).abs() < 0.1 {
+                break;
+            }
+            e = next;
+        }
+        Ok(best.map(|b| b.0))
+    }
+
+    /// Whether a result that does not fit would be no smaller than another one even before it fits.
+    fn hopeless(&self, k: usize) -> bool {
+        let fits = |t: &&Tried| t.refused.is_none() && t.used <= self.fit();
+        let least = self.tried.iter().map(|m| &m.tried).filter(fits).map(|t| t.bytes).min();
+        least.is_some_and(|least| self.tried[k].tried.bytes as f64 > HOPELESS * least as f64)
+    }
+
+    /// By which factor the error may grow, from what the last one used.
+    fn step(&self, base: f64, used: f64) -> f64 {
+        let power = |u: f64| if self.budget.about_decisions() { u * u } else { u };
+        let (left, made) = (power(0.95 * self.fit()) - power(base), power(used) - power(base));
+        match made > 0.0 && left > 0.0 {
+            true => (left / made).clamp(0.1, 6.0),
+            false if used > self.fit() => 0.1,
+            false => 6.0,
+        }
+    }
+}
+
+/// Whether a larger error has saved next to nothing: all that a pass can do is done. Errors and bytes, the smaller error first.
+fn exhausted((little, before): (f64, u64), (much, after): (f64, u64)) -> bool {
+    much > little && after as f64 > 0.99 * before as f64
+}
