@@ -22,6 +22,7 @@
 //! | [`analysis`] | what is known of a model: statistics on data, shapes, cost |
 //! | [`math`] | numbers in, numbers out: decompositions, moments, histograms, quantization arithmetic |
 //! | [`calibrate`] | statistics that were measured elsewhere, in files; shards |
+//! | [`cache`] | numbers that were measured in earlier runs |
 //! | [`passes`] | the rewrites. A new one is a file and a line in its table |
 //! | [`pipeline`] | the main job: read, rewrite, verify, put into place |
 //! | [`search`] | which passes, how strong: the smallest result within a budget |
@@ -51,6 +52,7 @@
 #![warn(missing_docs)]
 
 pub mod analysis;
+pub mod cache;
 pub mod calibrate;
 pub mod cli;
 pub mod data;

@@ -201,3 +201,40 @@ fn bench_compares_two_models_side_by_side() {
         assert!(out.contains(word), "{word}: {out}");
     }
 }
+
+#[test]
+fn a_second_run_with_a_cache_measures_nothing_and_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = arg(&folder.path().join("kept.cache"));
+    let small = folder.path().join("small.onnx");
+    let run = |budget: &str| {
+        let (ran, report) = search(&["--budget", budget, "--cache", &cache], folder.path());
+        ran.ok();
+        let tried = report["search"].as_array().expect("a search").clone();
+        (std::fs::read(&small).expect("there"), tried)
+    };
+    let ((first, new), kept) = (run("sqnr:20dB"), std::fs::read(&cache).expect("kept"));
+    let (second, known) = run("sqnr:20dB");
+    assert_eq!(first, second);
+    assert_eq!(kept, std::fs::read(&cache).expect("kept"), "nothing new was measured");
+    assert!(new.iter().all(|t| t["cached"] == false) && known.iter().all(|t| t["cached"] == true));
+    for key in ["passes", "bytes", "macs", "used", "sqnr_db", "chosen"] {
+        let of = |all: &[Value]| all.iter().map(|t| t[key].clone()).collect::<Vec<_>>();
+        assert_eq!(of(&new), of(&known), "{key}");
+    }
+    let plain = search(&["--budget", "sqnr:20dB"], folder.path()).0.ok();
+    assert_eq!(first, std::fs::read(&small).expect("there"), "as without: {plain}");
+    let (_, other) = run("sqnr:25dB");
+    assert!(
+        other.iter().all(|t| t["cached"] == false),
+        "another budget is another search"
+    );
+    std::fs::write(&cache, "onnxzip cache 1\nnonsense\n").expect("written");
+    let (refused, _) = search(&["--budget", "sqnr:20dB", "--cache", &cache], folder.path());
+    assert_eq!(refused.code, Some(2), "{}", refused.out);
+    assert!(
+        refused.err.contains("kept.cache") && refused.err.contains("remove it"),
+        "{}",
+        refused.err
+    );
+}

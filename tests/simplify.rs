@@ -29,6 +29,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         seed: 1,
         progress: &progress::Silent,
         memo: None,
+        cache: None,
         notes: Vec::new(),
         charts: Vec::new(),
     };

@@ -79,6 +79,7 @@ pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> V
         seed,
         progress: &Silent,
         memo: None,
+        cache: None,
         notes: Vec::new(),
         charts: Vec::new(),
     };

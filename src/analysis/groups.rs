@@ -12,12 +12,14 @@ use crate::ops::infer::Dim;
 use crate::ops::ties::{self, At, Axis, Flow, Slot, Tie, bits_are_whole_bytes};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The dimensions of values as far as they are known, by [`ValueId::index`].
 pub type Dims = Vec<Option<Vec<Dim>>>;
 
-/// No more elements than this: a bound on memory for absurd shapes.
+/// No more elements than this in all, and on an axis: a bound on memory for absurd shapes.
 const MAX_ELEMENTS: usize = 1 << 26;
+const MAX_LENGTH: usize = 1 << 20;
 
 /// The units of a model, and the flows that they come from.
 pub struct Groups {
@@ -26,7 +28,7 @@ pub struct Groups {
     /// Element → element of the same unit; a unit's root points to itself.
     parent: RefCell<Vec<u32>>,
     /// Unit root → why it must stay.
-    stops: BTreeMap<usize, String>,
+    stops: BTreeMap<usize, Arc<str>>,
     /// The flow of every node, in an order of execution, inner nodes before the node that holds them.
     pub flows: Vec<(NodeId, Flow)>,
     dims: Dims,
@@ -193,7 +195,7 @@ impl Groups {
         let len = self.dims.get(v.index())?.as_ref()?.get(axis)?.known()?;
         let parent = self.parent.get_mut();
         let start = parent.len();
-        if len == 0 || len > MAX_ELEMENTS - start {
+        if len == 0 || len > MAX_LENGTH || len > MAX_ELEMENTS - start {
             return None;
         }
         parent.extend((start..start + len).map(|e| e as u32));
@@ -235,7 +237,7 @@ impl Groups {
 
     /// Why a unit must stay, if something says so.
     pub fn stopped(&self, unit: usize) -> Option<&str> {
-        self.stops.get(&unit).map(String::as_str)
+        self.stops.get(&unit).map(|why| &**why)
     }
 
     /// True when every index of an axis must stay.
@@ -260,9 +262,10 @@ impl Groups {
 
     fn stop_axis(&mut self, v: ValueId, axis: usize, why: &str) {
         if let Some((start, len)) = self.elements(v, axis) {
+            let why: Arc<str> = why.into();
             for e in start..start + len {
                 let unit = self.unit(e);
-                self.stops.entry(unit).or_insert_with(|| why.to_owned());
+                self.stops.entry(unit).or_insert_with(|| why.clone());
             }
         }
     }

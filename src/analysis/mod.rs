@@ -2,6 +2,7 @@
 
 mod claims;
 pub mod cost;
+pub mod digest;
 pub mod ends;
 pub mod groups;
 pub mod infer;

@@ -5,6 +5,7 @@ use super::pair::Data;
 use super::peak::peak;
 use super::progress::Bar;
 use super::said::{How, What};
+use crate::cache::Cache;
 use crate::onnx::{WriteOptions, check_target};
 use crate::passes::parse_list;
 use crate::pipeline::{self, Amount, Options, Targets};
@@ -14,6 +15,7 @@ use crate::verify::Budget;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,6 +56,10 @@ pub struct Args {
     /// How long to search for the passes: a few measurements, some ten, or some twenty and every precision
     #[arg(long, value_enum, conflicts_with = "passes")]
     preset: Option<Effort>,
+    /// Keep what is measured on the way in this file, for the next run with the same model and data: the result is the same,
+    /// only sooner
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -147,6 +153,8 @@ impl Job {
             "--stats goes with --passes: a search asks for other statistics at every step"
         );
         options.budget = budget;
+        let cache = args.cache.as_deref().map(Cache::open);
+        options.cache = cache.transpose().context("--cache")?.map(Arc::new);
         options.targets = targets;
         options.keep = args.keep;
         options.bench = args.bench || args.max_latency.is_some();
@@ -188,10 +196,13 @@ pub fn run(args: &Args) -> Result<u8> {
     };
     let most = |model: &PathBuf| peak(model, &job.engine, 1, &data, input).ok();
     let peak_before = if options.bench { most(input) } else { None };
-    let mut report = match job.search {
-        Some(effort) => search::optimize(input, output, options, effort, &*engine, &bar)?,
-        None => pipeline::optimize(input, output, options, &*engine, &bar)?,
+    let report = match job.search {
+        Some(effort) => search::optimize(input, output, options, effort, &*engine, &bar),
+        None => pipeline::optimize(input, output, options, &*engine, &bar),
     };
+    // What was measured is worth keeping, however it ended.
+    options.cache.as_ref().map_or(Ok(()), |c| c.save()).context("--cache")?;
+    let mut report = report?;
     if let (Some(speed), true) = (&mut report.speed, report.written) {
         (speed.before.peak_bytes, speed.after.peak_bytes) = (peak_before, most(output));
     }

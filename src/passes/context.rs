@@ -4,6 +4,7 @@ use super::charts::Chart;
 use super::opset::raise_opset;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
+use crate::cache::Cache;
 use crate::calibrate::{Memo, With};
 use crate::data::Samples;
 use crate::engine::Engine;
@@ -52,6 +53,8 @@ pub struct Context<'a> {
     pub progress: &'a dyn Progress,
     /// What was measured elsewhere.
     pub memo: Option<&'a Memo>,
+    /// What changes did to outputs in earlier trials.
+    pub cache: Option<&'a Cache>,
     /// What was said so far.
     pub notes: Vec<Note>,
     /// What the report draws.

@@ -2,12 +2,13 @@
 
 use super::Context;
 use crate::analysis::ends;
+use crate::cache::{Cache, Key};
 use crate::data::{Sample, Samples};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::compare::Gap;
 use crate::math::variation::Variation;
 use crate::parallel::in_order;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 /// Not more samples than this.
 pub const SAMPLES: usize = 64;
@@ -23,6 +24,8 @@ pub struct Reference {
     samples: Vec<Sample>,
     /// Outputs, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
+    /// Tells the model and the samples, where there is a cache.
+    key: Option<Key>,
 }
 
 impl Reference {
@@ -41,7 +44,10 @@ impl Reference {
             before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
+            key: None,
         };
+        let named = |_: &Cache| Key::new("error of outputs", &cx.engine.name()).model(model);
+        let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
         let mut kept = 0usize;
         for i in 0..samples.len().min(SAMPLES) {
@@ -51,6 +57,7 @@ impl Reference {
                 variation.add(&x.floats().unwrap_or_default());
             }
             kept += wanted.iter().map(Tensor::byte_len).sum::<usize>();
+            key = key.map(|k| k.sample(&sample));
             reference.samples.push(sample);
             reference.wanted.push(wanted);
             if kept > KEPT {
@@ -64,6 +71,7 @@ impl Reference {
             let inner = wanted.split_off(outputs.len());
             wanted.extend(inner.into_iter().zip(&saturated).filter(|(_, s)| **s).map(|(x, _)| x));
         }
+        reference.key = key;
         Ok(reference)
     }
 
@@ -79,6 +87,18 @@ impl Reference {
     /// # Errors
     /// As [`Reference::new`].
     pub fn error(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
+        let (Some(cache), Some(key)) = (cx.cache, &self.key) else {
+            return self.measured(changed, most, cx);
+        };
+        let key = key.clone().model(changed)?.number(self.samples.len().min(most));
+        let known = cache.numbers(key, || Ok(vec![self.measured(changed, most, cx)?]))?;
+        known
+            .first()
+            .copied()
+            .context("the cache holds another number of numbers: remove it")
+    }
+
+    fn measured(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
         let Some(like) = self.samples.first() else {
             return Ok(0.0);
         };

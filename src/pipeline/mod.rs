@@ -6,6 +6,7 @@ mod targets;
 pub use calibrate::{Calibrated, calibrate};
 pub use targets::{Amount, Targets};
 
+use crate::cache::Cache;
 use crate::calibrate::Memo;
 use crate::data::{Dataset, Preprocess, Samples};
 use crate::engine::{Engine, NotRun};
@@ -18,6 +19,7 @@ use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, c
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Samples that are made up when there are no real ones.
@@ -73,6 +75,8 @@ pub struct Options {
     pub seed: u64,
     /// Number of threads; results do not depend on it.
     pub threads: usize,
+    /// What trials have measured; results do not depend on it.
+    pub cache: Option<Arc<Cache>>,
     /// How to write.
     pub write: WriteOptions,
 }
@@ -98,6 +102,7 @@ impl Options {
             layers: false,
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            cache: None,
             write: WriteOptions::default(),
         }
     }
@@ -376,6 +381,7 @@ pub fn apply(
             seed: options.seed,
             progress,
             memo,
+            cache: options.cache.as_deref(),
             notes: Vec::new(),
             charts: Vec::new(),
         };

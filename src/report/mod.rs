@@ -98,6 +98,8 @@ pub struct Tried {
     pub passes: String,
     /// The passes with all calibration samples, when the same error would have meant more there.
     pub made: Option<String>,
+    /// Whether its numbers come from an earlier run.
+    pub cached: bool,
     /// Bytes of the result.
     pub bytes: u64,
     /// Multiply-accumulate operations for one sample, where they are known.

@@ -59,6 +59,10 @@ fn searched(out: &mut String, r: &Report) {
             let _ = writeln!(out, "  {:>37}  refused: {why}", "");
         }
     }
+    let cached = r.search.iter().filter(|t| t.cached).count();
+    if cached > 0 {
+        let _ = writeln!(out, "  {cached} of {} were measured by an earlier run", r.search.len());
+    }
     out.push('\n');
 }
 

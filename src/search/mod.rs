@@ -18,12 +18,14 @@
 //! that size. The winner is made anew from all calibration samples, no bolder than it was measured; its list of passes alone gives
 //! the same bytes again.
 
+mod known;
 mod order;
 mod plan;
 mod strength;
 
 pub use plan::{Effort, Plan};
 
+use crate::cache::Key;
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
 use crate::ir::Model;
@@ -35,6 +37,7 @@ use crate::verify::{Budget, Decisions, Verdict, compare};
 use anyhow::{Context, Result};
 use order::order;
 use plan::{Knob, REST, further, knobs, name, precisions};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Instant;
@@ -81,8 +84,9 @@ pub fn optimize(
     pipeline::check_budget(&budget, &original, &data)?;
     let calib = data.split().0;
     let [fit, tune] = calib.parted(3);
-    let of_original = || Decisions::of(&original, &calib, engine, options.threads, progress);
     let dims = data.dims()?;
+    options.cache.get_or_insert_default();
+    let key = known::key(&original, &budget, [&fit, &tune], &options, engine)?;
     let mut search = Search {
         before: Size {
             bytes: onnx::size_on_disk(input, &original)?,
@@ -92,7 +96,9 @@ pub fn optimize(
         fit,
         tune,
         dims,
-        decisions: budget.about_decisions().then(of_original).transpose()?,
+        decisions: OnceCell::new(),
+        calib: &calib,
+        key,
         budget,
         effort,
         options: &options,
@@ -154,7 +160,11 @@ struct Search<'a> {
     tune: Samples,
     dims: BTreeMap<String, Vec<usize>>,
     budget: Budget,
-    decisions: Option<Decisions>,
+    /// Of the original on all calibration samples.
+    decisions: OnceCell<Decisions>,
+    calib: &'a Samples,
+    /// Tells all that results depend on but the passes.
+    key: Option<Key>,
     effort: Effort,
     options: &'a Options,
     engine: &'a dyn Engine,
@@ -311,21 +321,24 @@ impl Search<'_> {
             return Ok(k);
         }
         let start = Instant::now();
-        let mut tried = match self.looked_at(&plan) {
+        let mut measured = match self.known(&plan) {
             // What the engine cannot run is nothing to take; the original itself it must run.
-            Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Tried {
-                passes: plan.to_string(),
-                bytes: self.before.bytes,
-                used: f64::INFINITY,
-                sqnr_db: f64::NAN,
-                refused: Some(format!("{e:#}")),
-                ..Tried::default()
+            Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Measured {
+                tried: Tried {
+                    passes: plan.to_string(),
+                    bytes: self.before.bytes,
+                    used: f64::INFINITY,
+                    sqnr_db: f64::NAN,
+                    refused: Some(format!("{e:#}")),
+                    ..Tried::default()
+                },
+                saved: self.saved(),
+                plan,
             },
             other => other?,
         };
-        tried.seconds = start.elapsed().as_secs_f64();
-        let saved = self.saved();
-        self.tried.push(Measured { plan, tried, saved });
+        measured.tried.seconds = start.elapsed().as_secs_f64();
+        self.tried.push(measured);
         Ok(self.tried.len() - 1)
     }
 
@@ -333,8 +346,8 @@ impl Search<'_> {
         let model = self.made(plan)?;
         let (threads, engine) = (self.options.threads, self.engine);
         let mut gaps = compare(self.original, &model, &self.tune, engine, threads, self.progress)?;
-        if let Some(decisions) = &self.decisions {
-            decisions.refine(&mut gaps);
+        if self.budget.about_decisions() {
+            self.decisions()?.refine(&mut gaps);
         }
         let outer = gaps.iter().filter(|g| !g.inner);
         Ok(Tried {
@@ -345,6 +358,15 @@ impl Search<'_> {
             sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),
             ..Tried::default()
         })
+    }
+
+    fn decisions(&self) -> Result<&Decisions> {
+        if let Some(known) = self.decisions.get() {
+            return Ok(known);
+        }
+        let (engine, threads) = (self.engine, self.options.threads);
+        let made = Decisions::of(self.original, self.calib, engine, threads, self.progress)?;
+        Ok(self.decisions.get_or_init(|| made))
     }
 
     /// The model after the passes of a plan; those that it shares with the last plan are not run again.

@@ -1,7 +1,7 @@
 //! Models that decode but cannot be right, and models that would cost the earth.
 
 use super::{Trial, assert_none_wrong};
-use crate::tool::{floats, int, ints, longs, model, model_with, node, port, with};
+use crate::tool::{arg, floats, int, ints, longs, model, model_with, node, onnxzip, port, save, with};
 use onnxzip::pb;
 
 fn refused(name: &str, m: pb::ModelProto) -> Trial {
@@ -331,4 +331,25 @@ fn nested_graphs_are_read_or_refused() {
         Trial::new("20 levels").model(&nested(20)).may(&[0]),
         survived("200 levels", nested(200)),
     ]);
+}
+
+/// A value that follows from the input is no constant; it is computed when the result is verified.
+#[test]
+fn values_too_large_to_compute_are_named_and_nothing_is_let_out_unseen() {
+    let max = with(node("ReduceMax", &["c"], &["r"]), [int("keepdims", 0)]);
+    let tiled = vec![node("Tile", &["x", "s"], &["c"]), max, node("Add", &["x", "r"], &["y"])];
+    let m = model(tiled, vec![longs("s", &[8_388_609, 1024])]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to) = (folder.path().join("in.onnx"), folder.path().join("out.onnx"));
+    save(&from, &m);
+    for passes in ["simplify", "prune"] {
+        let ran = onnxzip(["optimize", "--passes", passes, &arg(&from), &arg(&to)]);
+        assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
+        assert!(
+            ran.out.contains("8388609") && ran.out.contains("more than 4 GiB"),
+            "{}",
+            ran.out
+        );
+        assert!(!to.exists());
+    }
 }

@@ -16,6 +16,9 @@ use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::plan::eval;
 use tract_onnx::tract_hir::internal::{InferenceFact, OutletId};
 
+/// No value may take more bytes.
+const LARGEST: u128 = 4 << 30;
+
 /// A compiled graph.
 pub struct Plan {
     compiled: Compiled,
@@ -172,9 +175,31 @@ fn compile(ready: Ready) -> Result<(Compiled, Vec<Input>)> {
         model.set_input_fact(i, InferenceFact::dt_shape(dtype, &input.dims))?;
     }
     let typed = model.into_typed()?;
+    affordable(&typed)?;
     // Rewrites of products whose axes are all 1 fail in tract 0.23.9; as it was written, the graph is slower, and right.
     let compiled = typed.clone().into_optimized().and_then(Compiled::new);
     Ok((compiled.or_else(|_| Compiled::new(typed))?, inputs))
+}
+
+/// Refuses a graph one of whose values would not fit the memory: its shapes may come from a file that is not to be trusted.
+fn affordable(model: &TypedModel) -> Result<()> {
+    for node in model.nodes() {
+        for output in &node.outputs {
+            let Some(dims) = output.fact.shape.as_concrete() else {
+                continue;
+            };
+            let size = output.fact.datum_type.size_of() as u128;
+            let bytes = dims.iter().try_fold(size, |n, d| n.checked_mul(*d as u128));
+            let fits = bytes.is_some_and(|n| n <= LARGEST);
+            ensure!(
+                fits,
+                "the output of node {:?} would have dimensions {dims:?}, more than {} GiB",
+                node.name,
+                LARGEST >> 30
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Names the operators that tract does not have. It finds them by their names alone, whatever the domain.
