@@ -5,7 +5,7 @@
 //! A file is text: a line that tells the format, then a line for each key, with the bits of its numbers in hexadecimal. It is written to a
 //! temporary file and renamed; of two runs that write at a time the last one's numbers stay.
 
-use crate::analysis::digest::{of_model, of_sample};
+use crate::calibrate::key::{of_model, of_sample};
 use crate::data::Sample;
 use crate::ir::Model;
 use crate::math::hash::{Digest, Hasher};

@@ -23,9 +23,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ir", "onnx", "math", "data", "engine", "analysis", "parallel", "progress",
         ],
     ),
+    ("cache", &["ir", "onnx", "math", "data", "calibrate"]),
     (
         "passes",
         &[
+            "cache",
             "calibrate",
             "pb",
             "ir",
@@ -52,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "data",
             "engine",
             "analysis",
+            "cache",
             "calibrate",
             "passes",
             "verify",
@@ -62,7 +65,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "search",
         &[
-            "ir", "onnx", "data", "engine", "analysis", "passes", "verify", "report", "progress", "pipeline",
+            "ir", "onnx", "data", "engine", "analysis", "cache", "passes", "verify", "report", "progress", "pipeline",
         ],
     ),
     ("recipe", &["data", "passes", "pipeline", "search", "verify", "report"]),

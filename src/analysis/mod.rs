@@ -2,7 +2,6 @@
 
 mod claims;
 pub mod cost;
-pub mod digest;
 pub mod ends;
 pub mod groups;
 pub mod infer;

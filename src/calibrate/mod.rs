@@ -12,12 +12,12 @@
 //! costs no more than reading it; a shard reads its own samples and the first one.
 
 pub mod file;
+pub mod key;
 mod shard;
 mod sums;
 
 pub use shard::Shard;
 
-use crate::analysis::digest;
 use crate::analysis::stats::fold::Sums;
 use crate::analysis::stats::tree::{self, Known};
 use crate::analysis::stats::{Measure, Runner, Stats, asked};
@@ -122,7 +122,7 @@ impl Memo {
             program: concat!("onnxzip ", env!("CARGO_PKG_VERSION")).into(),
             engine: engine.into(),
             passes: passes.into(),
-            model: digest::of_model(model)?,
+            model: key::of_model(model)?,
             samples: samples as u64,
             ..Head::default()
         };
@@ -209,12 +209,12 @@ impl Memo {
         self.go_on()?;
         let names: Vec<String> = asked(model, wanted)
             .iter()
-            .map(|want| digest::spelled(model, want))
+            .map(|want| key::spelled(model, want))
             .collect();
         let mut places = vec![Places::new(); over.len()];
         let mut requests = Vec::new();
         if !names.is_empty() {
-            let model = digest::of_model(model)?;
+            let model = key::of_model(model)?;
             for (samples, places) in over.iter().zip(&mut places) {
                 let request = self.request(&model, &names, samples);
                 *places = self.places(&request, samples, with.threads)?;
@@ -311,7 +311,7 @@ impl Memo {
             let unknown = |i: &&usize| !state.digests.contains_key(&samples.number(**i));
             which.iter().filter(unknown).copied().collect()
         };
-        let work = |i: usize| Ok(digest::of_sample(&samples.get(new[i])?));
+        let work = |i: usize| Ok(key::of_sample(&samples.get(new[i])?));
         in_order(new.len(), threads, work, |i, digest| {
             self.state().digests.insert(samples.number(new[i]), digest);
             Ok(())

@@ -18,6 +18,7 @@ use crate::report::{Baseline, DataUsed, PassRun, Report, Size, layer_sizes, weig
 use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,16 +28,16 @@ const SYNTHETIC_SAMPLES: usize = 16;
 /// As many as leave one to verify with: an identity that is wrong is wrong on almost every input.
 const SAMPLES_FOR_IDENTITIES: usize = 4;
 
-/// The passes made less of the model than [`Options::at_least`]: so many bytes.
+/// The result has so many bytes, which is not within [`Options::bytes`].
 #[derive(Clone, Copy, Debug)]
-pub struct Bolder(pub u64);
+pub struct OtherSize(pub u64);
 
-impl std::fmt::Display for Bolder {
+impl std::fmt::Display for OtherSize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the result has {} bytes, fewer than it should", self.0)
+        write!(f, "the result has {} bytes, which is not what was looked for", self.0)
     }
 }
-impl std::error::Error for Bolder {}
+impl std::error::Error for OtherSize {}
 
 /// What the user asked for.
 #[derive(Clone)]
@@ -61,8 +62,8 @@ pub struct Options {
     pub baseline: Option<Baseline>,
     /// The part of the budget that may be used up; a search leaves some for what few samples do not tell.
     pub part: f64,
-    /// A smaller result is not looked at: [`Bolder`].
-    pub at_least: Option<u64>,
+    /// A result of another size is not looked at: [`OtherSize`].
+    pub bytes: RangeInclusive<u64>,
     /// Measure how fast the result is beside the original.
     pub bench: bool,
     /// Write the output even when the verdict is against it.
@@ -95,7 +96,7 @@ impl Options {
             targets: Targets::default(),
             baseline: None,
             part: 1.0,
-            at_least: None,
+            bytes: 0..=u64::MAX,
             bench: false,
             keep: false,
             verify: true,
@@ -199,7 +200,7 @@ fn side_by_side(original: &Model, changed: &Model, data: &Dataset, engine: &dyn 
 /// Rewrites and verifies a model in memory. The result stands in `model`; the caller acts on [`Report::verdict`].
 ///
 /// # Errors
-/// As [`optimize`]; [`Bolder`].
+/// As [`optimize`]; [`OtherSize`].
 pub fn rewrite(
     model: &mut Model,
     data: &Dataset,
@@ -240,9 +241,9 @@ pub fn rewrite(
     report.budget = options.budget.clone().unwrap_or_else(usual);
     let memo = memo(&original, data, options, engine)?;
     let applied = apply(model, &requests, &calib, options, (engine, progress), memo.as_ref())?;
-    if let Some(least) = options.at_least {
+    if options.bytes != (0..=u64::MAX) {
         let bytes = onnx::encoded_len(model)?;
-        anyhow::ensure!(bytes >= least, Bolder(bytes));
+        ensure!(options.bytes.contains(&bytes), OtherSize(bytes));
     }
     if let Some(memo) = &memo {
         memo.all_answered()?;

@@ -6,7 +6,7 @@
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
 //!    many as they were;
-//! 2. looks for the largest error `e` with `u ≤ FIT` (less where decisions of few samples are counted) that a precision which can go further
+//! 2. looks for the largest error `e` with `u ≤ FIT` (less where samples are few) that a precision which can go further
 //!    for an error (4 bits in `int8`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
@@ -19,6 +19,7 @@
 //! the same bytes again.
 
 mod known;
+mod made;
 mod order;
 mod plan;
 mod strength;
@@ -30,7 +31,7 @@ use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
 use crate::ir::Model;
 use crate::onnx;
-use crate::pipeline::{self, Bolder, Options};
+use crate::pipeline::{self, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, Verdict, compare};
@@ -44,22 +45,18 @@ use std::time::Instant;
 
 /// The part of the budget that may be used up on the tuning samples: the held-back ones differ.
 const FIT: f64 = 0.9;
-/// Of a budget for decisions less: what they lose is known from `n` samples up to about this, divided by `√n`.
+/// Less of it when samples are few: what they lose is known from `n` of them up to about this, divided by `√n`; of decisions,
 const DOUBT: f64 = 2.5;
+/// and of powers, which differ from sample to sample, too;
+const DOUBT_OF_POWERS: f64 = 1.2;
+/// but of powers this part may always be used.
+const LEAST: f64 = 0.5;
 /// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own.
 const LITTLE: f64 = 0.03;
 /// A result of this part of the original's size leaves little in float32.
 const SMALL: f64 = 0.3;
-/// With all samples the result is to be at least so large beside what was measured;
-const SAME: f64 = 0.95;
-/// the error is lowered so often for it.
-const LESSENED: usize = 3;
 /// How often a more careful result is tried when the held-back samples disagree.
 const SECOND_CHANCES: usize = 3;
-/// By how much the error is lessened then.
-const WEAKER: f64 = 0.55;
-/// Another result is more careful when it uses at most this part of the budget that the refused one did.
-const CAREFUL: f64 = 0.6;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
 /// [`Options::passes`] are run before all others.
@@ -115,7 +112,10 @@ pub fn optimize(
         } else {
             1.0
         };
-        let (mut job, mut report) = search.made_of_all(k, part, input, output)?;
+        let Some((mut job, mut report)) = search.made_of_all(k, chance, part, [input, output])? else {
+            k = search.best();
+            continue;
+        };
         let next = match &report.verdict {
             Verdict::Outside(why) if chance < SECOND_CHANCES => {
                 search.tried[k].tried.refused = Some(why.clone());
@@ -130,7 +130,7 @@ pub fn optimize(
         let inside = search.budget.used(&report.gaps).is_some_and(|used| used <= 1.0);
         if inside && matches!(report.verdict, Verdict::Outside(_)) {
             // Nothing is more careful: it is the budget alone that counts.
-            (job.part, job.at_least) = (1.0, None);
+            (job.part, job.bytes) = (1.0, 0..=u64::MAX);
             report = pipeline::optimize(input, output, &job, engine, progress)?;
         }
         if options.keep && !report.written {
@@ -147,9 +147,10 @@ pub fn optimize(
 
 /// The part of a budget that may be used up on so many samples.
 fn usable(budget: &Budget, samples: usize) -> f64 {
+    let part = |doubt: f64| 1.0 - doubt / (samples.max(1) as f64).sqrt();
     match budget.about_decisions() {
-        true => (1.0 - DOUBT / (samples.max(1) as f64).sqrt()).max(0.0),
-        false => 1.0,
+        true => part(DOUBT).max(0.0),
+        false => part(DOUBT_OF_POWERS).max(LEAST),
     }
 }
 
@@ -271,47 +272,6 @@ impl Search<'_> {
                 Ok((None, self.tried[k].tried.used))
             }
         }
-    }
-
-    /// Makes result `k` anew from all calibration samples, and verifies it. More samples promise passes more, and they would go
-    /// further than what was measured: the error is lowered until the result is about as large.
-    fn made_of_all(&mut self, k: usize, part: f64, input: &Path, output: &Path) -> Result<(Options, Report)> {
-        let Measured { plan, tried, .. } = &mut self.tried[k];
-        let mut plan = plan.clone();
-        let mut job = self.options.clone();
-        (job.keep, job.part) = (false, part);
-        let mut left = LESSENED;
-        loop {
-            job.passes = plan.requests(&self.options.passes)?;
-            let as_large = left > 0 && plan.weaker(1.0).is_some() && !self.options.targets.any();
-            job.at_least = as_large.then_some((SAME * tried.bytes as f64) as u64);
-            let made = pipeline::optimize(input, output, &job, self.engine, self.progress);
-            match made.as_ref().err().and_then(|e| e.downcast_ref::<Bolder>()) {
-                Some(Bolder(bytes)) => {
-                    let part = (*bytes as f64 / tried.bytes as f64).powi(2);
-                    plan = plan.weaker(part.clamp(0.2, 0.9)).unwrap_or(plan);
-                    tried.made = Some(plan.to_string());
-                    left -= 1;
-                }
-                None => return Ok((job, made?)),
-            }
-        }
-    }
-
-    /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
-    /// two of these, and where there is nothing to lessen) what uses much less of the budget.
-    fn more_careful(&mut self, k: usize, chance: usize) -> Result<Option<usize>> {
-        let refused = &self.tried[k];
-        if let Some(plan) = refused.plan.weaker(WEAKER).filter(|_| chance + 1 < SECOND_CHANCES) {
-            let next = self.measure(plan)?;
-            let t = &self.tried[next].tried;
-            if t.refused.is_none() && self.misses(t).is_none() {
-                return Ok(Some(next));
-            }
-        }
-        let refused = &self.tried[k].tried;
-        let careful = |t: &Tried| t.refused.is_none() && t.used <= CAREFUL * refused.used && self.misses(t).is_none();
-        Ok(self.order().into_iter().find(|&i| careful(&self.tried[i].tried)))
     }
 
     /// Runs the passes of a plan on the fitting samples, measures the result on the tuning samples, and gives its place.

@@ -29,9 +29,13 @@ pub const ALONE: usize = 8;
 /// Rates of savings for errors, as powers of e.
 pub const EXPONENTS: [f64; 2] = [-20.0, 40.0];
 /// How often a choice is tried.
-const ROUNDS: usize = 7;
-/// An error from this part of the limit on is near enough.
+const ROUNDS: usize = 10;
+/// An error from this part of the limit on is near enough,
 const NEAR: f64 = 0.85;
+/// and so is an allowance, when one so many times as large was too much.
+const CLOSE: f64 = 1.15;
+/// An output that errs by this part of its power is lost: how far the allowance went too far cannot be told from it.
+const LOST: f64 = 0.3;
 
 /// What damage to its readers does to the outputs of the model, for one group.
 #[derive(Clone, Copy, Default)]
@@ -225,10 +229,10 @@ impl Bench<'_> {
                 high = allowed;
             }
             tried = Some((choice, error));
-            if good && (error >= NEAR * limit || everything) {
+            if good && (error >= NEAR * limit || everything) || high < CLOSE * low {
                 break;
             }
-            allowed = next(allowed, error / limit, low, high);
+            allowed = next(allowed, (error, limit), low, high);
         }
         cx.progress.finish();
         Ok(best)
@@ -336,14 +340,54 @@ impl Bench<'_> {
 /// Readers that were fitted before, with what they had lost.
 pub type Known = BTreeMap<NodeId, (BTreeSet<usize>, Fitted)>;
 
-/// The next allowance, after one whose error was `ratio` of the limit.
-fn next(allowed: f64, ratio: f64, low: f64, high: f64) -> f64 {
-    let guess = allowed * (0.93 / ratio.max(1e-6)).clamp(0.1, 8.0);
-    let inside = |x: f64| x > low && x < high;
-    match (inside(guess), low > 0.0, high.is_finite()) {
-        (true, ..) => guess,
-        (_, true, true) => (low * high).sqrt(),
-        (_, true, false) => low * 4.0,
-        _ => high / 4.0,
+/// The next allowance, after one of this error. `low` was good, if it is above zero, and `high` was too much, if it is finite.
+fn next(allowed: f64, (error, limit): (f64, f64), low: f64, high: f64) -> f64 {
+    let guess = match error > LOST && error > 2.0 * limit {
+        true => allowed / 50.0,
+        false => allowed * (0.93 * limit / error.max(1e-6 * limit)).clamp(0.1, 8.0),
+    };
+    match (low > 0.0, high.is_finite()) {
+        (true, true) => {
+            // Many small damages may come to a cliff together: near the ends of a bracket a guess is worth less than its middle.
+            let at = (guess / low).ln() / (high / low).ln();
+            let inside = (0.1..0.9).contains(&at);
+            if inside { guess } else { (low * high).sqrt() }
+        }
+        (true, false) => guess.max(low * 1.2),
+        (false, _) => guess.min(high / 1.2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounds until an allowance between that of `right` and the part of it that is near enough is tried.
+    fn rounds(limit: f64, right: f64, error: impl Fn(f64) -> f64) -> usize {
+        let (mut allowed, mut low, mut high) = (limit, 0.0f64, f64::INFINITY);
+        for round in 1..=ROUNDS {
+            if (0.8 * right..=right).contains(&allowed) {
+                return round;
+            }
+            let e = error(allowed);
+            *(if e <= limit { &mut low } else { &mut high }) = allowed;
+            allowed = next(allowed, (e, limit), low, high);
+        }
+        usize::MAX
+    }
+
+    #[test]
+    fn an_allowance_is_found_when_damages_add_up_and_when_they_come_to_a_cliff() {
+        for times in [0.02, 0.3, 1.1, 5.0, 40.0] {
+            assert!(rounds(0.01, 0.01 / times, |a| a * times) <= 4, "{times}");
+            assert!(
+                rounds(0.01, 0.01 / times, |a| a * times * (a / 0.01 * times).sqrt()) <= 6,
+                "{times}"
+            );
+        }
+        for cliff in [3e-6, 2e-5, 4e-4] {
+            let found = rounds(0.05, cliff, |a| if a <= cliff { a } else { 1.3 });
+            assert!(found <= ROUNDS, "{cliff}");
+        }
     }
 }

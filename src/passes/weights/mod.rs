@@ -27,8 +27,11 @@ pub const INFO: PassInfo = PassInfo {
     summary: "weight-only quantization: 8 or 4 bits, per channel or in blocks, activations stay in floating point",
     doc: include_str!("doc.md"),
     lossy: true,
-    // Convolutions whose weights are dequantized in every run are slower than before.
-    part: Part::Aside,
+    // Folded: convolutions whose weights are dequantized in every run are slower than before.
+    part: Part::Precision {
+        ways: &["weights(form=folded)"],
+        error: None,
+    },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
 };

@@ -1,6 +1,6 @@
 //! What tells models, measures and samples apart, on any machine.
 
-use super::stats::Measure;
+use crate::analysis::stats::Measure;
 use crate::data::Sample;
 use crate::ir::{Model, ValueId};
 use crate::math::hash::{Digest, Hasher};

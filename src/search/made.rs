@@ -1,0 +1,97 @@
+//! The result of a search, made of all calibration samples.
+
+use super::plan::precisions;
+use super::{Measured, Plan, SECOND_CHANCES, Search};
+use crate::pipeline::{self, Options, OtherSize};
+use crate::report::{Report, Tried};
+use anyhow::Result;
+use std::path::Path;
+
+/// With all samples the result is to be at least so large beside what was measured;
+const SAME: f64 = 0.95;
+/// the error is lowered so often for it.
+const LESSENED: usize = 3;
+/// By how much the error is lessened then.
+const WEAKER: f64 = 0.55;
+/// Another result is more careful when it uses at most this part of the budget that the refused one did.
+const CAREFUL: f64 = 0.6;
+/// A result that becomes larger than this beside what was measured, and than another result, gives way to that.
+const GROWN: f64 = 1.1;
+
+impl Search<'_> {
+    /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one, which is
+    /// `best` now. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as large.
+    pub(super) fn made_of_all(
+        &mut self,
+        k: usize,
+        chance: usize,
+        part: f64,
+        paths: [&Path; 2],
+    ) -> Result<Option<(Options, Report)>> {
+        let targets = self.options.targets.any();
+        let other = if targets || chance > 0 { None } else { self.second(k) };
+        let Measured { plan, tried, .. } = &mut self.tried[k];
+        let mut plan = plan.clone();
+        let mut job = self.options.clone();
+        (job.keep, job.part) = (false, part);
+        let mut left = LESSENED;
+        loop {
+            job.passes = plan.requests(&self.options.passes)?;
+            let measured = tried.bytes as f64;
+            let as_large = left > 0 && plan.weaker(1.0).is_some() && !targets;
+            let least = if as_large { (SAME * measured) as u64 } else { 0 };
+            let most = other.map_or(u64::MAX, |bytes| bytes.max((GROWN * measured) as u64));
+            job.bytes = least..=most;
+            let made = pipeline::optimize(paths[0], paths[1], &job, self.engine, self.progress);
+            match made.as_ref().err().and_then(|e| e.downcast_ref::<OtherSize>()) {
+                Some(OtherSize(bytes)) if *bytes > most => {
+                    tried.bytes = *bytes;
+                    return Ok(None);
+                }
+                Some(OtherSize(bytes)) => {
+                    let part = (*bytes as f64 / measured).powi(2);
+                    plan = plan.weaker(part.clamp(0.2, 0.9)).unwrap_or(plan);
+                    tried.made = Some(plan.to_string());
+                    left -= 1;
+                }
+                None => return Ok(Some((job, made?))),
+            }
+        }
+    }
+
+    /// The bytes of the smallest other result that fits.
+    fn second(&self, k: usize) -> Option<u64> {
+        let fits = |t: &Tried| t.refused.is_none() && t.used <= self.fit();
+        let others = self.tried.iter().enumerate().filter(|(i, m)| *i != k && fits(&m.tried));
+        others.map(|(_, m)| m.tried.bytes).min()
+    }
+
+    /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
+    /// two of these, and where there is nothing to lessen) what uses much less of the budget.
+    pub(super) fn more_careful(&mut self, k: usize, chance: usize) -> Result<Option<usize>> {
+        let refused = &self.tried[k];
+        if let Some(plan) = refused.plan.weaker(WEAKER).filter(|_| chance + 1 < SECOND_CHANCES) {
+            let next = self.measure(plan)?;
+            let t = &self.tried[next].tried;
+            if t.refused.is_none() && self.misses(t).is_none() {
+                return Ok(Some(next));
+            }
+        }
+        let much = self.tried[k].tried.used;
+        let careful = |this: &Self, i: usize| {
+            let t = &this.tried[i].tried;
+            t.refused.is_none() && t.used <= CAREFUL * much && this.misses(t).is_none()
+        };
+        if let Some(next) = self.order().into_iter().find(|&i| careful(self, i)) {
+            return Ok(Some(next));
+        }
+        // A precision that was not needed before may be what is left.
+        for precision in precisions() {
+            let next = self.measure(Plan::new(&[], 0.0, Some(precision)))?;
+            if careful(self, next) {
+                return Ok(Some(next));
+            }
+        }
+        Ok(None)
+    }
+}
