@@ -14,7 +14,7 @@ use crate::ir::{Model, check::check};
 use crate::onnx::{self, WriteOptions};
 use crate::passes::{Context, Request, Rule, find};
 use crate::progress::Progress;
-use crate::report::{Baseline, DataUsed, PassRun, Report, Size, layer_sizes, weights};
+use crate::report::{Baseline, DataUsed, PassRun, Report, Size, credit, layer_sizes, weights};
 use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
@@ -257,6 +257,7 @@ pub fn rewrite(
     report.passes = applied.runs;
     (report.weights_before, report.weights_after) = (weights(&original), weights(model));
     report.layer_sizes = layer_sizes(&original, model, &dims);
+    credit(&mut report.layer_sizes, &report.passes);
     report.seed = options.seed;
     report.external_data = options.write.external_data;
     report.after = Size::of(model, &dims);

@@ -4,9 +4,11 @@
 //! out of a layer has the layer's name, `_` and something more; scales and zero points belong to the layer that reads what
 //! they quantize; what nothing of the original explains stands alone.
 
+use super::PassRun;
 use crate::analysis::cost::{Cost, cost};
 use crate::analysis::infer::infer_for;
 use crate::ir::{Model, NodeId, Use};
+use crate::passes::NoteKind;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -27,6 +29,8 @@ pub struct LayerSize {
     pub macs_after: Option<u64>,
     /// True when no node of this name, or made out of it, is in the result.
     pub gone: bool,
+    /// The names of the passes that say they changed it, in their order.
+    pub passes: Vec<String>,
 }
 
 /// The layers of the original, and then those of the result that are new, for inputs of these dimensions.
@@ -57,6 +61,23 @@ pub fn layer_sizes(original: &Model, changed: &Model, inputs: &BTreeMap<String, 
         size.gone = false;
     }
     all
+}
+
+/// Puts down to every layer the passes that changed it, or what was made out of it.
+pub fn credit(layers: &mut [LayerSize], runs: &[PassRun]) {
+    let known: BTreeMap<String, usize> = layers.iter().enumerate().map(|(i, l)| (l.node.clone(), i)).collect();
+    for run in runs {
+        let name = run.pass.split('(').next().unwrap_or(&run.pass);
+        for note in run.notes.iter().filter(|n| n.kind == NoteKind::Did) {
+            let Some(layer) = maker(&known, &note.node).map(|node| known[&node]) else {
+                continue;
+            };
+            let passes = &mut layers[layer].passes;
+            if passes.last().is_none_or(|last| last != name) {
+                passes.push(name.to_owned());
+            }
+        }
+    }
 }
 
 /// Chains of Q/DQ nodes that are followed.
@@ -97,6 +118,7 @@ fn place<'a>(
             macs_before: Some(0),
             macs_after: Some(0),
             gone: false,
+            passes: Vec::new(),
         });
     }
     &mut all[at]
@@ -120,6 +142,46 @@ fn maker(known: &BTreeMap<String, usize>, label: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes::Note;
+
+    #[test]
+    fn passes_are_credited_to_the_layers_that_they_changed_and_to_no_others() {
+        let layer = |node: &str| LayerSize {
+            node: node.into(),
+            op: "Gemm".into(),
+            bytes_before: 1,
+            bytes_after: 1,
+            macs_before: None,
+            macs_after: None,
+            gone: false,
+            passes: Vec::new(),
+        };
+        let run = |pass: &str, notes: &[(NoteKind, &str)]| PassRun {
+            pass: pass.into(),
+            changed: true,
+            seconds: 0.0,
+            notes: notes
+                .iter()
+                .map(|(kind, node)| Note {
+                    kind: *kind,
+                    node: (*node).into(),
+                    what: String::new(),
+                })
+                .collect(),
+            charts: Vec::new(),
+        };
+        let mut layers = [layer("a"), layer("a_b"), layer("c")];
+        let did = NoteKind::Did;
+        credit(
+            &mut layers,
+            &[
+                run("lowrank(error=0.1)", &[(did, "a_b"), (NoteKind::Skip, "c"), (did, "")]),
+                run("int8", &[(did, "a"), (did, "a_b_lr0"), (did, "a_b_lr1"), (did, "new")]),
+            ],
+        );
+        let passes: Vec<String> = layers.iter().map(|l| l.passes.join(" ")).collect();
+        assert_eq!(passes, ["int8", "lowrank int8", ""]);
+    }
 
     #[test]
     fn what_a_pass_made_is_put_down_to_the_layer_of_the_longest_name() {

@@ -10,7 +10,7 @@ pub mod text;
 mod weights;
 
 pub use baseline::Baseline;
-pub use layers::{LayerSize, layer_sizes};
+pub use layers::{LayerSize, credit, layer_sizes};
 pub use speed::bench;
 pub use weights::{WeightSize, weights};
 

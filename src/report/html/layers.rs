@@ -42,12 +42,13 @@ pub fn sizes(out: &mut String, r: &Report) {
             bytes(l.bytes_before).into(),
             after.into(),
             work.into(),
+            l.passes.join(", ").into(),
             Cell::bars(&bars),
         ];
         (false, cells)
     });
     *out += &folded(
-        &["layer", "operator", "before", "after", "MACs", ""],
+        &["layer", "operator", "before", "after", "MACs", "changed by", ""],
         rows.collect(),
         SHOWN,
         "layers",
