@@ -11,8 +11,10 @@ use std::path::Path;
 const SAME: f64 = 0.95;
 /// the error is lowered so often for it.
 const LESSENED: usize = 3;
-/// By how much the error is lessened then.
-const WEAKER: f64 = 0.55;
+/// When the held-back samples disagree, the error is lessened to a part within these bounds;
+const WEAKER: [f64; 2] = [0.1, 0.8];
+/// to this where they do not say how much of the budget was used.
+const HALF: f64 = 0.5;
 /// Another result is more careful when it uses at most this part of the budget that the refused one did.
 const CAREFUL: f64 = 0.6;
 /// A result that becomes larger than this beside what was measured, and than another result, gives way to that.
@@ -66,11 +68,17 @@ impl Search<'_> {
         others.map(|(_, m)| m.tried.bytes).min()
     }
 
+    /// To which part the error is to fall when the held-back samples say that so much of the budget was used, and `part` may be.
+    pub(super) fn lessened(&self, used: Option<f64>, part: f64) -> f64 {
+        let share = used.map_or(HALF, |used| self.power(0.95 * part / used));
+        share.clamp(WEAKER[0], WEAKER[1])
+    }
+
     /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
-    /// two of these, and where there is nothing to lessen) what uses much less of the budget.
-    pub(super) fn more_careful(&mut self, k: usize, chance: usize) -> Result<Option<usize>> {
+    /// some of these, and where there is nothing to lessen) what uses much less of the budget.
+    pub(super) fn more_careful(&mut self, k: usize, chance: usize, weaker: f64) -> Result<Option<usize>> {
         let refused = &self.tried[k];
-        if let Some(plan) = refused.plan.weaker(WEAKER).filter(|_| chance + 1 < SECOND_CHANCES) {
+        if let Some(plan) = refused.plan.weaker(weaker).filter(|_| chance + 1 < SECOND_CHANCES) {
             let next = self.measure(plan)?;
             let t = &self.tried[next].tried;
             if t.refused.is_none() && self.misses(t).is_none() {

@@ -56,7 +56,7 @@ const LITTLE: f64 = 0.03;
 /// A result of this part of the original's size leaves little in float32.
 const SMALL: f64 = 0.3;
 /// How often a more careful result is tried when the held-back samples disagree.
-const SECOND_CHANCES: usize = 3;
+const SECOND_CHANCES: usize = 5;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
 /// [`Options::passes`] are run before all others.
@@ -119,7 +119,8 @@ pub fn optimize(
         let next = match &report.verdict {
             Verdict::Outside(why) if chance < SECOND_CHANCES => {
                 search.tried[k].tried.refused = Some(why.clone());
-                search.more_careful(k, chance)?
+                let weaker = search.lessened(search.budget.used(&report.gaps), part);
+                search.more_careful(k, chance, weaker)?
             }
             _ => None,
         };

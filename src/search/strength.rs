@@ -77,10 +77,19 @@ impl Search<'_> {
         least.is_some_and(|least| self.tried[k].tried.bytes as f64 > HOPELESS * least as f64)
     }
 
+    /// A use of the budget as a power of noise.
+    pub(super) fn power(&self, used: f64) -> f64 {
+        if self.budget.about_decisions() {
+            used * used
+        } else {
+            used
+        }
+    }
+
     /// By which factor the error may grow, from what the last one used.
     fn step(&self, base: f64, used: f64) -> f64 {
-        let power = |u: f64| if self.budget.about_decisions() { u * u } else { u };
-        let (left, made) = (power(0.95 * self.fit()) - power(base), power(used) - power(base));
+        let base = self.power(base);
+        let (left, made) = (self.power(0.95 * self.fit()) - base, self.power(used) - base);
         match made > 0.0 && left > 0.0 {
             true => (left / made).clamp(0.1, 6.0),
             false if used > self.fit() => 0.1,
@@ -89,7 +98,20 @@ impl Search<'_> {
     }
 }
 
-/// Whether a larger error has saved next to nothing: all that a pass can do is done. Errors and bytes, the smaller error first.
+/// Whether a much larger error has saved next to nothing: all that a pass can do is done. Errors and bytes, the smaller error first.
 fn exhausted((little, before): (f64, u64), (much, after): (f64, u64)) -> bool {
-    much > little && after as f64 > 0.99 * before as f64
+    much > 3.0 * little && after as f64 > 0.99 * before as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_exhausted_when_a_much_larger_error_saves_nothing() {
+        assert!(exhausted((0.01, 1000), (0.06, 1000)));
+        assert!(!exhausted((0.01, 1000), (0.06, 900)));
+        assert!(!exhausted((0.01, 1000), (0.02, 1001)), "it may just have had no luck");
+        assert!(!exhausted((0.06, 900), (0.01, 1000)));
+    }
 }
