@@ -3,7 +3,7 @@
 use super::plan::precisions;
 use super::{Measured, Plan, SECOND_CHANCES, Search};
 use crate::pipeline::{self, Options, OtherSize};
-use crate::report::{Report, Tried};
+use crate::report::Report;
 use anyhow::Result;
 use std::path::Path;
 
@@ -63,8 +63,8 @@ impl Search<'_> {
 
     /// The bytes of the smallest other result that fits.
     fn second(&self, k: usize) -> Option<u64> {
-        let fits = |t: &Tried| t.refused.is_none() && t.used <= self.fit();
-        let others = self.tried.iter().enumerate().filter(|(i, m)| *i != k && fits(&m.tried));
+        let others = self.tried.iter().enumerate();
+        let others = others.filter(|(i, m)| *i != k && self.fits(&m.tried));
         others.map(|(_, m)| m.tried.bytes).min()
     }
 

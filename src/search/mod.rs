@@ -1,11 +1,11 @@
 //! Which passes, and how strong: the smallest result within a budget.
 //!
 //! The calibration samples are parted once more: passes look at two thirds, results are measured on the rest (the tuning
-//! samples); the held-back ones are asked once, at the end. The budget's use `u` of a result is what it loses on the tuning
+//! samples); the held-back ones are asked at the end only. The budget's use `u` of a result is what it loses on the tuning
 //! samples as a part of what may be lost ([`Budget::used`]). The search
 //!
-//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in float16 where it leaves
-//!    many as they were;
+//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits or in float16
+//!    where it leaves many as they were;
 //! 2. looks for the largest error `e` with `u ≤ FIT` (less where samples are few) that a precision which can go further
 //!    for an error (4 bits in `int8`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
@@ -190,6 +190,11 @@ impl Search<'_> {
         FIT * usable(&self.budget, self.tune.len())
     }
 
+    /// Whether a result may be taken, as far as the tuning samples tell.
+    fn fits(&self, t: &Tried) -> bool {
+        t.refused.is_none() && t.used <= self.fit()
+    }
+
     /// Measures as many results as the effort allows.
     fn run(&mut self) -> Result<()> {
         let (precision, base) = self.precision()?;
@@ -239,7 +244,7 @@ impl Search<'_> {
     }
 
     /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
-    /// leaves much as it was; then the smallest, and what it leaves in float16.
+    /// leaves much as it was; then the smallest, with what it leaves in 8 bits or in float16.
     fn precision(&mut self) -> Result<(Option<String>, f64)> {
         let (mut best, fit) = (None::<(u64, String, f64)>, self.fit());
         let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();

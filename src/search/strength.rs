@@ -2,7 +2,6 @@
 
 use super::Search;
 use super::plan::Plan;
-use crate::report::Tried;
 use crate::verify::Metric;
 use anyhow::Result;
 
@@ -16,6 +15,7 @@ const FIRST: f64 = 0.03;
 const HOPELESS: f64 = 0.95;
 
 impl Search<'_> {
+    /// Where a search begins: what the passes may err together.
     pub(super) fn first_error(&self, base: f64) -> f64 {
         let db = self
             .budget
@@ -72,8 +72,8 @@ impl Search<'_> {
 
     /// Whether a result that does not fit would be no smaller than another one even before it fits.
     fn hopeless(&self, k: usize) -> bool {
-        let fits = |t: &&Tried| t.refused.is_none() && t.used <= self.fit();
-        let least = self.tried.iter().map(|m| &m.tried).filter(fits).map(|t| t.bytes).min();
+        let all = self.tried.iter().map(|m| &m.tried);
+        let least = all.filter(|t| self.fits(t)).map(|t| t.bytes).min();
         least.is_some_and(|least| self.tried[k].tried.bytes as f64 > HOPELESS * least as f64)
     }
 
