@@ -67,6 +67,15 @@ fn a_branch_of_a_residual_sum_goes_as_a_whole_when_it_hardly_varies() {
 }
 
 #[test]
+fn channels_of_a_sum_go_together_with_a_branch_that_is_tied_to_them() {
+    let mut n = residual(1e-4);
+    let data = samples(&n.model, 8, &numbers(64 * 8));
+    let notes = run_on(&data, "prune(error=0.3)", &mut n.model);
+    assert!(said(&notes, NoteKind::Did, "its branch goes as a whole"), "{notes:?}");
+    assert!(n.dims("w")[1] < 12, "{notes:?}");
+}
+
+#[test]
 fn a_branch_that_says_much_stays() {
     let mut n = residual(1.0);
     let data = samples(&n.model, 8, &numbers(64 * 8));

@@ -343,6 +343,8 @@ impl Account {
     }
 
     fn report(&self, model: &Model, cx: &mut Context, groups: &Groups, facts: &Facts, survey: &Survey) {
+        // Others went with their branch.
+        let there: BTreeSet<NodeId> = groups.flows.iter().map(|(id, _)| *id).collect();
         let mut stay: BTreeMap<NodeId, BTreeMap<String, usize>> = BTreeMap::new();
         for (id, elements) in exact::zero_rows(model, groups, facts) {
             for e in elements {
@@ -360,6 +362,7 @@ impl Account {
                     .get(id)
                     .into_iter()
                     .flatten()
+                    .filter(|n| there.contains(n))
                     .map(|n| model.label(*n))
                     .collect();
                 cx.did(model, *id, format!("{before} → {now} channels{}", listed(&names)));
