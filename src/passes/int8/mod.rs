@@ -25,19 +25,16 @@ mod time;
 mod units;
 mod weights;
 
-use super::noise::Reference;
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
-use account::{describe, slower, summary};
+use account::{describe, summary};
 use anyhow::{Context as _, Result, anyhow, ensure};
-use once_cell::unsync::OnceCell;
 use place::Prefer;
 use ranges::Method;
 use seen::{Moments, Seen};
-use settle::{Harm, Pair};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
@@ -173,9 +170,6 @@ fn scheme(o: &Options, target: &Target) -> Scheme {
 /// A value more of whose nonzero elements would become zero is not quantized.
 const MOST_LOST: f64 = 0.5;
 
-/// How often less is put into integers because an output errs too much.
-const ROUNDS: u32 = 9;
-
 /// The first default-domain opset with per-channel Q/DQ.
 const OPSET: i64 = 13;
 
@@ -216,74 +210,15 @@ impl Int8 {
             return Ok(false);
         }
         let stats = cx.stats(model, &wanted)?;
-        let elements = self.elements(model, &values, &stats, cx);
+        let ranges = ranges::all(self.ranges, &values, &stats);
+        let elements = elements(model, &values, &ranges, &stats, cx);
         let halves = split.then(|| cx.halves(model, moments)).transpose()?;
-        let seen = Seen { stats: &stats, halves };
+        let seen = Seen {
+            stats: &stats,
+            ranges,
+            halves,
+        };
         self.settle(model, &units, elements, &seen, cx)
-    }
-
-    /// Writes Q/DQ pairs; where an output errs too much, again with less in integers.
-    fn settle(
-        &self,
-        model: &mut Model,
-        units: &Units,
-        mut elements: BTreeMap<ValueId, u64>,
-        seen: &Seen,
-        cx: &mut Context,
-    ) -> Result<bool> {
-        let (kept, stats) = (cx.notes.len(), seen.stats);
-        let mut given_up: Vec<Harm> = Vec::new();
-        let mut weights = Weights::new();
-        let reference = OnceCell::new();
-        for round in 0.. {
-            cx.notes.truncate(kept);
-            let placement = place::choose(model, units, &elements, (self.prefer, self.target.timed));
-            for harm in &given_up {
-                let what = format!(
-                    "its inputs stay in floating point: integers would add {:.2e} to its relative error",
-                    harm.added
-                );
-                cx.skip(model, harm.node, what);
-            }
-            slower(model, units, &placement, &elements, cx);
-            if !integer(units, &placement).any(Unit::is_weighted) {
-                cx.leave("no operator with a weight can run in integers");
-                return Ok(false);
-            }
-            let scales = ranges::choose(model, units, &placement, stats, (self.ranges, self.target.codes))?;
-            for unit in integer(units, &placement) {
-                self.round(model, unit, &scales, seen, &mut weights)?;
-            }
-            let written = cx.notes.len();
-            let mut quantized = model.clone();
-            let moved = self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
-            let before = || Reference::new(model, &settle::samples(cx), cx);
-            if round < ROUNDS && reference.get_or_try_init(before)?.error(&quantized, usize::MAX, cx)? > self.error {
-                let pair = Pair {
-                    float: model,
-                    quantized: &quantized,
-                    moved: &moved,
-                };
-                let worst = pair.worst(units, &placement, round, cx)?;
-                for (_, v) in worst.iter().flat_map(|h| &units.all[h.unit].inputs) {
-                    elements.remove(v);
-                }
-                given_up.extend(worst);
-                continue;
-            }
-            if self.int4 > 0.0 {
-                cx.notes.truncate(written);
-                self.narrow(model, (units, &placement), &scales, seen, &mut weights, cx)?;
-                quantized = model.clone();
-                self.write(&mut quantized, units, &placement, &scales, &weights, cx)?;
-            }
-            let how = (self.ranges, self.target.codes);
-            cx.charts
-                .extend(chart::charts(model, units, &placement, &scales, stats, how));
-            *model = quantized;
-            break;
-        }
-        Ok(true)
     }
 
     /// Rounds the weight of a unit, if it has one that was not rounded for this scale of its input.
@@ -329,7 +264,7 @@ impl Int8 {
         weights::quantize(model, site, &known, scheme).with_context(|| model.label(site.node))
     }
 
-    /// Writes the Q/DQ pairs; gives what stands in place of values whose clips are gone.
+    /// Writes the Q/DQ pairs.
     fn write(
         &self,
         model: &mut Model,
@@ -338,7 +273,7 @@ impl Int8 {
         scales: &ranges::Scales,
         weights: &Weights,
         cx: &mut Context,
-    ) -> Result<BTreeMap<ValueId, ValueId>> {
+    ) -> Result<()> {
         let mut emitter = emit::Emitter::new(model, self.target, units, placement, scales);
         for unit in integer(units, placement) {
             emitter.constants(unit)?;
@@ -360,7 +295,7 @@ impl Int8 {
             emitter.pair(v, *moved.get(&v).unwrap_or(&v))?;
         }
         summary(emitter.model, units, placement, cx);
-        Ok(moved)
+        Ok(())
     }
 }
 
@@ -414,40 +349,39 @@ impl Int8 {
         }
         all
     }
+}
 
-    /// Elements per sample of the values that can be quantized.
-    fn elements(
-        &self,
-        model: &Model,
-        values: &BTreeSet<ValueId>,
-        stats: &Stats,
-        cx: &mut Context,
-    ) -> BTreeMap<ValueId, u64> {
-        let mut all = BTreeMap::new();
-        for v in values {
-            let Some(spread) = stats.spread(*v) else { continue };
-            let h = spread.all();
-            let name = model.value(*v).name.clone();
-            if h.range.nan > 0 || h.range.infinite > 0 {
-                cx.note(
-                    NoteKind::Skip,
-                    name,
-                    "NaN or infinite on the calibration data: stays in floating point",
-                );
-                continue;
-            }
-            let lost = self.ranges.lost(spread);
-            if lost > MOST_LOST {
-                let (low, high) = h.minmax().unwrap_or_default();
-                let what = format!(
-                    "outliers stretch its range to [{low:.4}, {high:.4}], {:.0} % of the rest would become zero: stays in floating point",
-                    lost * 100.0
-                );
-                cx.note(NoteKind::Skip, name, what);
-                continue;
-            }
-            all.insert(*v, h.range.count / stats.samples.max(1) as u64);
+/// Elements per sample of the values that can be quantized.
+fn elements(
+    model: &Model,
+    values: &BTreeSet<ValueId>,
+    ranges: &BTreeMap<ValueId, ranges::Chosen>,
+    stats: &Stats,
+    cx: &mut Context,
+) -> BTreeMap<ValueId, u64> {
+    let mut all = BTreeMap::new();
+    for v in values {
+        let Some(h) = stats.histogram(*v) else { continue };
+        let name = model.value(*v).name.clone();
+        if h.range.nan > 0 || h.range.infinite > 0 {
+            cx.note(
+                NoteKind::Skip,
+                name,
+                "NaN or infinite on the calibration data: stays in floating point",
+            );
+            continue;
         }
-        all
+        let Some(chosen) = ranges.get(v) else { continue };
+        if chosen.lost > MOST_LOST {
+            let (low, high) = h.minmax().unwrap_or_default();
+            let what = format!(
+                "outliers stretch its range to [{low:.4}, {high:.4}], {:.0} % of the rest would become zero: stays in floating point",
+                chosen.lost * 100.0
+            );
+            cx.note(NoteKind::Skip, name, what);
+            continue;
+        }
+        all.insert(*v, h.range.count / stats.samples.max(1) as u64);
     }
+    all
 }

@@ -13,7 +13,8 @@ use crate::math::affine::{Affine, IntKind};
 use crate::math::histogram::Histogram;
 use crate::math::spread::Spread;
 use crate::ops::quant::Role;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -50,14 +51,33 @@ impl FromStr for Method {
     }
 }
 
-impl Method {
-    /// The share of a value's nonzero elements that become the code of zero: they lie within half a step of it. A few
+/// What a method makes of a distribution.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    /// The range that codes are to cover.
+    pub range: (f32, f32),
+    /// The share of the nonzero elements that become the code of zero: they lie within half a step of it. A few
     /// outliers stretch the range of residual streams in transformers so far that nearly all else is lost (Dettmers et
     /// al. 2022, "LLM.int8()"), while the squared error, which the outliers dominate, looks harmless.
-    pub fn lost(self, spread: &Spread) -> f64 {
-        let Some((low, high)) = self.range(spread) else {
-            return 0.0;
-        };
+    pub lost: f64,
+}
+
+/// What a method makes of all values that were measured: a long search through each distribution.
+pub fn all(method: Method, values: &BTreeSet<ValueId>, stats: &Stats) -> BTreeMap<ValueId, Chosen> {
+    let of = |v: &ValueId| Some((*v, method.choose(stats.spread(*v)?)?));
+    let found: Vec<_> = values.par_iter().filter_map(of).collect();
+    found.into_iter().collect()
+}
+
+impl Method {
+    /// `None` when nothing was seen.
+    fn choose(self, spread: &Spread) -> Option<Chosen> {
+        let range = self.range(spread)?;
+        let lost = Self::lost(spread, range);
+        Some(Chosen { range, lost })
+    }
+
+    fn lost(spread: &Spread, (low, high): (f32, f32)) -> f64 {
         let h = spread.usual().map_or(spread.all(), Cow::Owned); // its bins are finer
         let half = f64::from(high - low) / 255.0 / 2.0;
         let (first, counts) = h.bins();
@@ -137,8 +157,8 @@ pub fn choose(
     model: &Model,
     units: &Units,
     placement: &Placement,
-    stats: &Stats,
-    (method, codes): (Method, Codes),
+    chosen: &BTreeMap<ValueId, Chosen>,
+    codes: Codes,
 ) -> Result<Scales> {
     let mut scales = Scales {
         roots: scale_roots(units, placement),
@@ -147,7 +167,7 @@ pub fn choose(
     };
     let roots: BTreeSet<ValueId> = scales.roots.values().copied().collect();
     for root in roots {
-        let affine = of_root(model, units, placement, stats, (method, codes), root)?;
+        let affine = of_root(model, units, placement, chosen, codes, root)?;
         scales.affine.insert(root, affine);
     }
     for i in (0..units.all.len()).rev().filter(|&i| placement.integer[i]) {
@@ -162,8 +182,8 @@ fn of_root(
     model: &Model,
     units: &Units,
     placement: &Placement,
-    stats: &Stats,
-    (method, codes): (Method, Codes),
+    chosen: &BTreeMap<ValueId, Chosen>,
+    codes: Codes,
     root: ValueId,
 ) -> Result<Affine> {
     let unit = maker(units, placement, root);
@@ -171,10 +191,8 @@ fn of_root(
         return codes.cover(low, high);
     }
     let name = &model.value(root).name;
-    let Some((min, max)) = stats.spread(root).and_then(|s| method.range(s)) else {
-        bail!("{name} was not measured");
-    };
-    cover(codes, unit, (min, max))
+    let known = chosen.get(&root).with_context(|| format!("{name} was not measured"))?;
+    cover(codes, unit, known.range)
 }
 
 /// The operator in integers that makes a value.

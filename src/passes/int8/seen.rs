@@ -1,12 +1,15 @@
 //! What was measured of the inputs of weights, and how far it is to be believed.
 
+use super::ranges::Chosen;
 use crate::analysis::sites::Site;
 use crate::analysis::stats::Stats;
+use crate::ir::ValueId;
 use crate::math::gram::Gram;
 use crate::math::shrink::{Shrunk, for_half, shrunk_by};
 use anyhow::Result;
 use ndarray::Array2;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// Rounding leans on all directions, weak and strong: the λ that is best for the whole.
 const TIMES: f64 = 1.0;
@@ -15,6 +18,8 @@ const TIMES: f64 = 1.0;
 pub struct Seen<'a> {
     /// Of the values around operators.
     pub stats: &'a Stats,
+    /// Which range of each codes are to cover.
+    pub ranges: BTreeMap<ValueId, Chosen>,
     /// The second moments over either half of the samples, when they are not among the rest.
     pub halves: Option<[Stats; 2]>,
 }
