@@ -407,3 +407,40 @@ fn a_declared_type_of_a_value_that_is_gone_does_no_harm() {
     n.0.sweep();
     assert_eq!(n.simplified(), ["Relu"]);
 }
+
+#[test]
+fn weights_that_an_exporter_has_listed_as_inputs_are_constants_unless_some_are_not_listed() {
+    let net = |listed: bool, another: bool| {
+        let mut n = Net::new(13);
+        let x = n.input(&[-1, 2]);
+        let mut weight = |name: &str, dims: &[usize], data: Vec<f32>| {
+            let main = n.0.main_id();
+            let listed_dims: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+            match listed {
+                true => {
+                    let input = n.0.add_input(main, Net::info(name, Some(&listed_dims)));
+                    n.0.set_default(input, Tensor::new(dims, data));
+                    input
+                }
+                false => n.0.add_const(main, name, Tensor::new(dims, data)),
+            }
+        };
+        let w = weight("w", &[2, 2], vec![1.0, 2.0, 3.0, 4.0]);
+        let b = weight("b", &[2], vec![5.0, 6.0]);
+        let y = n.op("MatMul", &[x, w], vec![]);
+        let mut y = n.op("Add", &[y, b], vec![]);
+        if another {
+            let scale = n.floats(&[2], &[2.0, 2.0]);
+            y = n.op("Mul", &[y, scale], vec![]);
+        }
+        n.output(y);
+        n
+    };
+    let mut all = net(true, false);
+    assert_eq!(all.simplified(), ["Gemm"]);
+    assert_eq!(all.0.main().inputs().len(), 1, "x alone");
+    let mut some = net(true, true);
+    assert_eq!(some.simplified(), ["Gemm", "Mul"], "callers may give other weights");
+    assert_eq!(some.0.main().inputs().len(), 3);
+    assert_eq!(net(false, true).simplified(), ["Gemm"]);
+}

@@ -75,6 +75,12 @@ impl Attr {
         a.proto.f = Some(f);
         a
     }
+    /// A list of floats.
+    pub fn floats(name: &str, floats: Vec<f32>) -> Attr {
+        let mut a = Attr::new(name, AttributeType::Floats);
+        a.proto.floats = floats;
+        a
+    }
     /// A string attribute.
     pub fn string(name: &str, s: &str) -> Attr {
         let mut a = Attr::new(name, AttributeType::String);

@@ -10,6 +10,8 @@
 //! * [`REVERSE`]: one axis backwards; makes reverse recurrences out of forward ones.
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
+//! * [`RESIZE`]: Resize of operator set 13 in a model of any; tract has no Upsample, and takes the nearest element of
+//!   Resize of operator set 10 to be the one that is next, where ONNX Runtime rounds down as Upsample did.
 
 use crate::ops::half as narrow;
 use tract_onnx::model::{Onnx, ParsingContext};
@@ -32,6 +34,9 @@ pub const SHAPE: &str = "onnxzip.Shape";
 pub const SIZE: &str = "onnxzip.Size";
 /// Cast to int64.
 pub const CAST64: &str = "onnxzip.Cast";
+
+/// Resize as of operator set 13.
+pub const RESIZE: &str = "onnxzip.Resize";
 
 /// Makes tract know them.
 pub fn register(onnx: &mut Onnx) {
@@ -64,6 +69,12 @@ pub fn register(onnx: &mut Onnx) {
         ))
     });
     r.insert(CAST64, |_, n| built(n, Kind::Cast));
+    r.insert(RESIZE, |cx, n| {
+        let own = cx.framework.op_register.0.get("Resize").context("no Resize")?;
+        let mut newer = cx.clone();
+        newer.onnx_operator_set_version = 13;
+        own(&newer, n)
+    });
 }
 
 fn built(n: &NodeProto, kind: Kind) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {

@@ -5,6 +5,7 @@
 //!   dropped: claims that a rewrite made obsolete would be believed.
 //! * Inputs have the dimensions of the sample.
 //! * float16 and bfloat16 become float, and values that are declared so are rounded to it after each operator; every tensor is raw data (tract reads typed unsigned data from the wrong field).
+//! * Upsample and the first Resize become a later Resize.
 //! * A reverse recurrence, which tract runs forward, becomes a forward one between two reversals of the sequence.
 
 use super::graph::{Flat, plain_node};
@@ -97,6 +98,7 @@ pub struct Ready {
 /// Finishes a graph without local functions. `exact`: shapes are int64, not symbolic dimensions.
 pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     dequantize::rewrite(&mut flat)?;
+    resize(&mut flat);
     let inputs = inputs_like(&mut flat.graph, like)?;
     flat.graph.node = forward(std::mem::take(&mut flat.graph.node));
     round_narrow(&mut flat.graph);
@@ -187,6 +189,47 @@ fn round_narrow(graph: &mut pb::GraphProto) {
         out.extend(after);
     }
     graph.node = out;
+}
+
+/// Upsample, and Resize of operator set 10, become Resize of operator set 13 with the rules that they had.
+fn resize(flat: &mut Flat) {
+    let version = flat
+        .rest
+        .opset_import
+        .iter()
+        .find(|o| matches!(o.domain(), "" | "ai.onnx"));
+    let version = version.map_or(1, |o| o.version());
+    for n in &mut flat.graph.node {
+        let old = match n.op_type() {
+            "Upsample" => (7..10).contains(&version),
+            "Resize" => version == 10,
+            _ => false,
+        };
+        if !old {
+            continue;
+        }
+        let scales = match n.attribute.iter().find(|a| a.name() == "scales") {
+            Some(a) => {
+                let name = format!("{}/scales", n.output.join(" "));
+                let tensor = Tensor::new(&[a.floats.len()], a.floats.clone());
+                flat.tensors.insert(name.clone(), tensor);
+                Some(name)
+            }
+            None => n.input.get(1).cloned(),
+        };
+        let (Some(x), Some(scales)) = (n.input.first(), scales) else {
+            continue;
+        };
+        n.input = vec![x.clone(), String::new(), scales];
+        n.attribute.retain(|a| a.name() == "mode");
+        let rules = [
+            ("coordinate_transformation_mode", "asymmetric"),
+            ("nearest_mode", "floor"),
+        ];
+        n.attribute
+            .extend(rules.map(|(name, value)| crate::ir::Attr::string(name, value).proto));
+        n.op_type = Some(ops::RESIZE.into());
+    }
 }
 
 /// LSTM, GRU and RNN with direction "reverse" between reversals of X and Y; states are the same either way.

@@ -250,6 +250,31 @@ fn tract_still_makes_a_wrong_table_of_softmax_between_codes() {
     assert!(got.iter().zip(SOFTMAX).any(|(a, b)| (a - b).abs() > 0.1), "{got:?}");
 }
 
+#[test]
+fn upsample_and_the_first_resize_round_down() {
+    let resized = |op: &str, opset: i64, mode: &str, times: f32| {
+        let mut b = Builder::new(opset);
+        let x = b.input("x", DType::Float, &[1, 1, 1, 2]);
+        let scales = vec![1.0, 1.0, 1.0, times];
+        let mut attrs = vec![Attr::string("mode", mode)];
+        let mut inputs = vec![x];
+        match opset < 9 {
+            true => attrs.push(Attr::floats("scales", scales)),
+            false => inputs.push(b.constant("scales", Tensor::new(&[4], scales))),
+        }
+        let y = b.op(op, &inputs, attrs);
+        floats(&run(&b, &[y], &sample(&[("x", Tensor::new(&[1, 1, 1, 2], vec![0f32, 1.0]))]))[0])
+    };
+    for (op, opset) in [("Upsample", 7), ("Upsample", 9), ("Resize", 10)] {
+        assert_eq!(
+            resized(op, opset, "nearest", 3.0),
+            [0., 0., 0., 1., 1., 1.],
+            "{op} {opset}"
+        );
+        assert_eq!(resized(op, opset, "linear", 2.0), [0., 0.5, 1., 1.], "{op} {opset}");
+    }
+}
+
 fn recurrence(op: &str, gates: usize, direction: &str) -> (Builder, Vec<ValueId>) {
     let mut b = Builder::new(14);
     let directions = if direction == "bidirectional" { 2 } else { 1 };

@@ -2,6 +2,7 @@
 //! types of initializers and ports, which repeat what stands there, and the same type declared twice.
 
 use super::work::Work;
+use crate::data::{Sample, Samples};
 use crate::ir::{GraphId, Info, Model, NodeId, Origin, ValueId};
 use crate::onnx::default_domain;
 use crate::pb::{FunctionProto, ValueInfoProto};
@@ -183,6 +184,25 @@ pub(super) fn default_inputs(m: &mut Model) {
         return;
     }
     m.raise_ir(4);
+}
+
+/// Exporters for IR version 3 went on to list every initializer as an input when that had come to mean that callers may override it
+/// (PyTorch: `keep_initializers_as_inputs`). Nobody does, and as long as weights may change nothing can be folded or quantized: where
+/// all are listed, a matrix or a kernel among them, and the samples give none, they become constants. Gives their number.
+pub(super) fn exporters_inputs(m: &mut Model, samples: &Samples) -> usize {
+    let main = m.main_id();
+    let inputs = m.graph(main).inputs().iter().map(|p| p.value);
+    let listed: Vec<ValueId> = inputs.filter(|v| m.value(*v).tensor().is_some()).collect();
+    let other = m
+        .values()
+        .any(|(_, v)| v.graph() == main && v.origin() == Origin::Const && v.tensor().is_some());
+    let weight = |v: &ValueId| m.value(*v).tensor().is_some_and(|t| t.dims().len() > 1);
+    let given = |s: &Sample| listed.iter().any(|v| s.contains_key(&m.value(*v).name));
+    if other || listed.len() < 2 || !listed.iter().any(weight) || samples.get(0).is_ok_and(|s| given(&s)) {
+        return 0;
+    }
+    m.inputs_with_defaults_to_consts(main);
+    listed.len()
 }
 
 fn declared_types(m: &mut Model) {

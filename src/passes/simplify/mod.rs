@@ -66,7 +66,7 @@ Nothing to do: Identity, Dropout, and every operator that hands on its input unc
 Repetition: equal computations and byte-equal initializers are shared.
 Dead: what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
 
-It leaves alone: the model's inputs and outputs, random operators, operators of other domains, models with training information.";
+It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, operators of other domains, models with training information.";
 
 const OPTIONS: &[Opt] = &[
     Opt {
@@ -74,6 +74,12 @@ const OPTIONS: &[Opt] = &[
         default: "off",
         values: "off|on",
         doc: "recognise HardSwish, Gelu, Swish and LayerNormalization that are spelled out, where the operator set has them",
+    },
+    Opt {
+        name: "inputs",
+        default: "auto",
+        values: "auto|keep",
+        doc: "initializers that are inputs, too: constants where an exporter has listed every one of them; or inputs with a default that callers may override, as the file says",
     },
     Opt {
         name: "shapes",
@@ -114,14 +120,28 @@ const LOCAL: &[Local] = &[
 
 const WHOLE: &[Whole] = &[fold::known_integers, cse::share, dedup::share, dead::remove];
 
+/// What becomes of initializers that are inputs, too.
+#[derive(PartialEq, Eq)]
+enum Defaults {
+    /// Constants, where an exporter listed them all.
+    Auto,
+    /// Callers may give others.
+    Keep,
+}
+
 struct Simplify {
     fuse: bool,
+    defaults: Defaults,
     all_shapes: bool,
 }
 
 fn build(options: &Options) -> Result<Simplify> {
     Ok(Simplify {
         fuse: options.text("fuse") == "on",
+        defaults: match options.text("inputs") {
+            "keep" => Defaults::Keep,
+            _ => Defaults::Auto,
+        },
         all_shapes: options.text("shapes") == "all",
     })
 }
@@ -140,6 +160,15 @@ impl Pass for Simplify {
             return Ok(());
         }
         dead::default_inputs(model);
+        if self.defaults == Defaults::Auto {
+            let listed = dead::exporters_inputs(model, cx.samples);
+            if listed > 0 {
+                let what = format!(
+                    "all {listed} initializers are listed as inputs, as exporters for old runtimes do: they are constants now; inputs=keep leaves them"
+                );
+                cx.note(NoteKind::Did, String::new(), what);
+            }
+        }
         let mut rules = LOCAL.to_vec();
         if self.fuse {
             rules.insert(0, fuse::recognize); // before other rules fold a layer's factors into its neighbours
