@@ -58,7 +58,8 @@ impl Search<'_> {
         }
     }
 
-    fn measured(&self, plan: &Plan, tried: Tried) -> Measured {
+    /// With what the structural passes saved.
+    pub(super) fn measured(&self, plan: &Plan, tried: Tried) -> Measured {
         Measured {
             plan: plan.clone(),
             tried,

@@ -1,12 +1,15 @@
 //! The result of a search, made of all calibration samples.
 
 use super::plan::precisions;
-use super::{Measured, Plan, SECOND_CHANCES, Search};
+use super::{Measured, Plan, Search, usable};
 use crate::pipeline::{self, Options, OtherSize};
 use crate::report::Report;
+use crate::verify::Verdict;
 use anyhow::Result;
 use std::path::Path;
 
+/// How often a more careful result is tried when the held-back samples disagree.
+const SECOND_CHANCES: usize = 5;
 /// With all samples the result is to be at least so large beside what was measured;
 const SAME: f64 = 0.95;
 /// the error is lowered so often for it.
@@ -21,9 +24,49 @@ const CAREFUL: f64 = 0.6;
 const GROWN: f64 = 1.1;
 
 impl Search<'_> {
+    /// The best result, made of all calibration samples, or a more careful one where the held-back samples refuse it: its place, and
+    /// its report.
+    pub(super) fn verified(&mut self, paths: [&Path; 2], held_back: usize) -> Result<(usize, Report)> {
+        let (mut k, mut chance) = (self.best(), 0);
+        loop {
+            let part = match chance < SECOND_CHANCES {
+                true => usable(&self.budget, held_back),
+                false => 1.0,
+            };
+            let Some((mut job, mut report)) = self.made_of_all(k, chance, part, paths)? else {
+                k = self.best();
+                continue;
+            };
+            let next = match &report.verdict {
+                Verdict::Outside(why) if chance < SECOND_CHANCES => {
+                    self.tried[k].tried.refused = Some(why.clone());
+                    let weaker = self.lessened(self.budget.used(&report.gaps), part);
+                    self.more_careful(k, chance, weaker)?
+                }
+                _ => None,
+            };
+            if let Some(next) = next {
+                (k, chance) = (next, chance + 1);
+                continue;
+            }
+            let again = |job: &Options| pipeline::optimize(paths[0], paths[1], job, self.engine, self.progress);
+            let inside = self.budget.used(&report.gaps).is_some_and(|used| used <= 1.0);
+            if inside && matches!(report.verdict, Verdict::Outside(_)) {
+                // Nothing is more careful: it is the budget alone that counts.
+                (job.part, job.bytes) = (1.0, 0..=u64::MAX);
+                report = again(&job)?;
+            }
+            if self.options.keep && !report.written {
+                job.keep = true;
+                report = again(&job)?;
+            }
+            return Ok((k, report));
+        }
+    }
+
     /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one, which is
     /// `best` now. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as large.
-    pub(super) fn made_of_all(
+    fn made_of_all(
         &mut self,
         k: usize,
         chance: usize,
@@ -69,14 +112,14 @@ impl Search<'_> {
     }
 
     /// To which part the error is to fall when the held-back samples say that so much of the budget was used, and `part` may be.
-    pub(super) fn lessened(&self, used: Option<f64>, part: f64) -> f64 {
+    fn lessened(&self, used: Option<f64>, part: f64) -> f64 {
         let share = used.map_or(HALF, |used| self.power(0.95 * part / used));
         share.clamp(WEAKER[0], WEAKER[1])
     }
 
     /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
     /// some of these, and where there is nothing to lessen) what uses much less of the budget.
-    pub(super) fn more_careful(&mut self, k: usize, chance: usize, weaker: f64) -> Result<Option<usize>> {
+    fn more_careful(&mut self, k: usize, chance: usize, weaker: f64) -> Result<Option<usize>> {
         let refused = &self.tried[k];
         if let Some(plan) = refused.plan.weaker(weaker).filter(|_| chance + 1 < SECOND_CHANCES) {
             let next = self.measure(plan)?;

@@ -5,7 +5,7 @@
 //! samples as a part of what may be lost ([`Budget::used`]). The search
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits or in float16
-//!    where it leaves many as they were;
+//!    where it leaves many as they were; one that can go further (2.) and has room for it before a slightly smaller one that cannot;
 //! 2. looks for the largest error `e` with `u ≤ FIT` (less where samples are few) that a precision which can go further
 //!    for an error (4 bits in `int8`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
@@ -22,6 +22,7 @@ mod known;
 mod made;
 mod order;
 mod plan;
+mod precision;
 mod strength;
 
 pub use plan::{Effort, Plan};
@@ -34,12 +35,12 @@ use crate::onnx;
 use crate::pipeline::{self, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
-use crate::verify::{Budget, Decisions, Verdict, compare};
+use crate::verify::{Budget, Decisions, compare};
 use anyhow::{Context, Result};
 use order::order;
-use plan::{Knob, REST, further, knobs, name, precisions};
+use plan::{Knob, further, knobs};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -53,14 +54,6 @@ const DOUBT_OF_POWERS: f64 = 1.2;
 const LEAST: f64 = 0.5;
 /// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own, and a precision that does is none.
 const LITTLE: f64 = 0.03;
-/// A result of this part of the original's size leaves little in float32.
-const SMALL: f64 = 0.3;
-/// A precision that uses at most this part of what may be used
-const ROOM: f64 = 0.5;
-/// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster.
-const FURTHER: f64 = 0.75;
-/// How often a more careful result is tried when the held-back samples disagree.
-const SECOND_CHANCES: usize = 5;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
 /// [`Options::passes`] are run before all others.
@@ -109,45 +102,12 @@ pub fn optimize(
         tried: Vec::new(),
     };
     search.run().with_context(|| format!("{}", input.display()))?;
-    let (mut k, mut chance) = (search.best(), 0);
-    loop {
-        let part = if chance < SECOND_CHANCES {
-            usable(&search.budget, data.split().1.len())
-        } else {
-            1.0
-        };
-        let Some((mut job, mut report)) = search.made_of_all(k, chance, part, [input, output])? else {
-            k = search.best();
-            continue;
-        };
-        let next = match &report.verdict {
-            Verdict::Outside(why) if chance < SECOND_CHANCES => {
-                search.tried[k].tried.refused = Some(why.clone());
-                let weaker = search.lessened(search.budget.used(&report.gaps), part);
-                search.more_careful(k, chance, weaker)?
-            }
-            _ => None,
-        };
-        if let Some(next) = next {
-            (k, chance) = (next, chance + 1);
-            continue;
-        }
-        let inside = search.budget.used(&report.gaps).is_some_and(|used| used <= 1.0);
-        if inside && matches!(report.verdict, Verdict::Outside(_)) {
-            // Nothing is more careful: it is the budget alone that counts.
-            (job.part, job.bytes) = (1.0, 0..=u64::MAX);
-            report = pipeline::optimize(input, output, &job, engine, progress)?;
-        }
-        if options.keep && !report.written {
-            job.keep = true;
-            report = pipeline::optimize(input, output, &job, engine, progress)?;
-        }
-        search.tried[k].tried.chosen = true;
-        report.tuning_samples = search.tune.len();
-        report.search = search.tried.into_iter().map(|m| m.tried).collect();
-        report.seconds = start.elapsed().as_secs_f64();
-        return Ok(report);
-    }
+    let (k, mut report) = search.verified([input, output], data.split().1.len())?;
+    search.tried[k].tried.chosen = true;
+    report.tuning_samples = search.tune.len();
+    report.search = search.tried.into_iter().map(|m| m.tried).collect();
+    report.seconds = start.elapsed().as_secs_f64();
+    Ok(report)
 }
 
 /// The part of a budget that may be used up on so many samples.
@@ -157,12 +117,6 @@ fn usable(budget: &Budget, samples: usize) -> f64 {
         true => part(DOUBT).max(0.0),
         false => part(DOUBT_OF_POWERS).max(LEAST),
     }
-}
-
-/// Whether two precisions differ only in how they store what the first pass of both leaves.
-fn leaves_the_same<'a>(p: &'a str, q: &'a str) -> bool {
-    let first = |p: &'a str| REST.iter().find_map(|rest| p.strip_suffix(rest));
-    first(p).is_some() && first(p) == first(q)
 }
 
 struct Search<'a> {
@@ -253,51 +207,6 @@ impl Search<'_> {
         }
     }
 
-    /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
-    /// leaves much as it was; then the smallest, with what it leaves in 8 bits or in float16. What can go further and has the room for it counts as smaller.
-    fn precision(&mut self) -> Result<(Option<String>, f64)> {
-        let (mut best, fit) = (None::<(f64, String, f64)>, self.fit());
-        let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();
-        while let Some(p) = todo.pop_front() {
-            let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
-            let t = &self.tried[k].tried;
-            let rest = REST.iter().position(|rest| p.ends_with(rest));
-            if rest.is_none() && t.bytes as f64 > (1.0 - LITTLE) * self.before.bytes as f64 {
-                continue;
-            }
-            let room = further(&p).is_some() && t.used <= ROOM * fit;
-            let cost = t.bytes as f64 * if room { FURTHER } else { 1.0 };
-            if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= cost) {
-                if rest.is_some() {
-                    todo.retain(|q| !leaves_the_same(q, &p)); // nothing is left to store
-                }
-                continue;
-            }
-            let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
-            if !small && rest.is_none() {
-                REST.iter()
-                    .rev()
-                    .for_each(|rest| todo.push_front(format!("{p},{rest}")));
-            }
-            // What is less bold would not be smaller: another strength of the same pass, or of what follows it.
-            todo.retain(|q| match rest {
-                None => name(q) != name(&p) || q.starts_with(&format!("{p},")),
-                Some(_) => name(q) != name(&p),
-            });
-            best = Some((cost, p, t.used));
-            if small && self.effort != Effort::Smallest {
-                break;
-            }
-        }
-        match best {
-            Some((_, p, used)) => Ok((Some(p), used)),
-            None => {
-                let k = self.measure(Plan::new(&[], 0.0, None))?;
-                Ok((None, self.tried[k].tried.used))
-            }
-        }
-    }
-
     /// Runs the passes of a plan on the fitting samples, measures the result on the tuning samples, and gives its place.
     fn measure(&mut self, plan: Plan) -> Result<usize> {
         let known = self.tried.iter().position(|m| m.plan == plan);
@@ -307,18 +216,17 @@ impl Search<'_> {
         let start = Instant::now();
         let mut measured = match self.known(&plan) {
             // What the engine cannot run is nothing to take; the original itself it must run.
-            Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => Measured {
-                tried: Tried {
+            Err(e) if plan.weaker(1.0).is_some() && e.chain().any(|c| c.is::<NotRun>()) => {
+                let tried = Tried {
                     passes: plan.to_string(),
                     bytes: self.before.bytes,
                     used: f64::INFINITY,
                     sqnr_db: f64::NAN,
                     refused: Some(format!("{e:#}")),
                     ..Tried::default()
-                },
-                saved: self.saved(),
-                plan,
-            },
+                };
+                self.measured(&plan, tried)
+            }
             other => other?,
         };
         measured.tried.seconds = start.elapsed().as_secs_f64();

@@ -1,0 +1,66 @@
+//! Which precision the other passes are searched with.
+
+use super::plan::{Effort, Plan, REST, further, name, precisions};
+use super::{LITTLE, Search};
+use anyhow::Result;
+use std::collections::VecDeque;
+
+/// A result of this part of the original's size leaves little in float32.
+const SMALL: f64 = 0.3;
+/// A precision that uses at most this part of what may be used
+const ROOM: f64 = 0.5;
+/// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster.
+const FURTHER: f64 = 0.75;
+
+impl Search<'_> {
+    /// The precision to search with (none when none fits alone), and what it uses of the budget: the first that fits, unless it
+    /// leaves much as it was; then the smallest, with what it leaves in 8 bits or in float16. What can go further and has the room for it counts as smaller.
+    pub(super) fn precision(&mut self) -> Result<(Option<String>, f64)> {
+        let (mut best, fit) = (None::<(f64, String, f64)>, self.fit());
+        let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();
+        while let Some(p) = todo.pop_front() {
+            let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
+            let t = &self.tried[k].tried;
+            let rest = REST.iter().any(|rest| p.ends_with(rest));
+            if !rest && t.bytes as f64 > (1.0 - LITTLE) * self.before.bytes as f64 {
+                continue;
+            }
+            let room = further(&p).is_some() && t.used <= ROOM * fit;
+            let cost = t.bytes as f64 * if room { FURTHER } else { 1.0 };
+            if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= cost) {
+                if rest {
+                    todo.retain(|q| !leaves_the_same(q, &p)); // nothing is left to store
+                }
+                continue;
+            }
+            let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
+            if !small && !rest {
+                REST.iter()
+                    .rev()
+                    .for_each(|rest| todo.push_front(format!("{p},{rest}")));
+            }
+            // What is less bold would not be smaller: another strength of the same pass, or of what follows it.
+            todo.retain(|q| match rest {
+                false => name(q) != name(&p) || q.starts_with(&format!("{p},")),
+                true => name(q) != name(&p),
+            });
+            best = Some((cost, p, t.used));
+            if small && self.effort != Effort::Smallest {
+                break;
+            }
+        }
+        match best {
+            Some((_, p, used)) => Ok((Some(p), used)),
+            None => {
+                let k = self.measure(Plan::new(&[], 0.0, None))?;
+                Ok((None, self.tried[k].tried.used))
+            }
+        }
+    }
+}
+
+/// Whether two precisions differ only in how they store what the first pass of both leaves.
+fn leaves_the_same<'a>(p: &'a str, q: &'a str) -> bool {
+    let first = |p: &'a str| REST.iter().find_map(|rest| p.strip_suffix(rest));
+    first(p).is_some() && first(p) == first(q)
+}
