@@ -191,3 +191,30 @@ fn a_hidden_unit_goes_with_its_rows_of_all_gates_when_no_gate_reads_it() {
         assert_eq!((n.dims("r"), n.dims("v")), (vec![1, gates * 3, 3], vec![3, 3]), "{op}");
     }
 }
+
+#[test]
+fn a_shape_keeps_a_number_for_every_axis() {
+    let mut n = Net::new(13);
+    let x = n.input(&[2, 6]);
+    let w = n.param_without("a", &[6, 4], 1, &[1]);
+    let h = n.op("MatMul", &[x, w], vec![]);
+    let v = n.param("v", &[4, 6]);
+    let y = n.op("MatMul", &[h, v], vec![]);
+    let shape = n.op("Shape", &[x], vec![]);
+    let one = |n: &mut Net, name: &str, i: i64| n.tensor(name, Tensor::new(&[1], vec![i]));
+    let (start, end) = (one(&mut n, "start", 1), one(&mut n, "end", 2));
+    let columns = n.op("Slice", &[shape, start, end], vec![]);
+    let rows = one(&mut n, "rows", -1);
+    let target = n.op("Concat", &[columns, rows], vec![Attr::int("axis", 0)]);
+    let y = n.op("Reshape", &[y, target], vec![]);
+    n.output("y", y);
+    n.prune("prune(round_to=1)");
+    assert_eq!(n.dims("a"), [6, 3]);
+    let bound = |name: &str| {
+        n.model
+            .values()
+            .find(|(_, v)| v.name == name)
+            .and_then(|(_, v)| v.tensor()?.ints())
+    };
+    assert_eq!((bound("start"), bound("end")), (Some(vec![1]), Some(vec![2])));
+}

@@ -264,6 +264,7 @@ fn expand(at: &At, flow: &mut Flow) -> Option<()> {
 /// Only the axes that somebody looks at keep their length.
 fn shape(at: &At, flow: &mut Flow) -> Option<()> {
     flow.rest_is_free = true;
+    flow.stop((Out(0), 0), "a shape has a number for every axis");
     let rank = at.dims(In(0))?.len();
     let clamp = |i: i64| (if i < 0 { i + rank as i64 } else { i }).clamp(0, rank as i64) as usize;
     let (start, end) = (
