@@ -129,15 +129,20 @@ impl Session for Running {
     }
 }
 
+/// What went wrong with a sample; a panic is not the sample's fault.
 fn failed(e: anyhow::Error) -> anyhow::Error {
-    anyhow!("tract: {}", short(&e))
+    let why = format!("tract: {}", short(&e));
+    match e.is::<NotRun>() {
+        true => NotRun(why).into(),
+        false => anyhow!(why),
+    }
 }
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls into tract: a panic there becomes an error, and is not printed.
+/// Calls into tract: a panic there becomes [`NotRun`], and is not printed.
 fn quietly<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -151,7 +156,7 @@ fn quietly<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
     let outer = QUIET.with(|q| q.replace(true));
     let result = catch_unwind(AssertUnwindSafe(f));
     QUIET.with(|q| q.set(outer));
-    result.unwrap_or_else(|p| Err(anyhow!("panicked: {}", panic_text(&*p))))
+    result.unwrap_or_else(|p| Err(NotRun(format!("panicked: {}", panic_text(&*p))).into()))
 }
 
 /// An error's chain in one short line.

@@ -435,6 +435,8 @@ fn local_functions_are_spliced_in_with_their_attributes() {
 fn a_panic_inside_is_an_error_and_is_not_printed() {
     let e = quietly(|| -> Result<()> { panic!("deep inside") }).expect_err("it panicked");
     assert_eq!(e.to_string(), "panicked: deep inside");
+    let NotRun(why) = failed(e).downcast().expect("another engine may run it");
+    assert_eq!(why, "tract: panicked: deep inside");
 }
 
 #[test]
