@@ -52,7 +52,7 @@ const DOUBT: f64 = 2.5;
 const DOUBT_OF_POWERS: f64 = 1.2;
 /// but of powers this part may always be used.
 const LEAST: f64 = 0.5;
-/// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own, and a precision that does is none.
+/// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own.
 const LITTLE: f64 = 0.03;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.

@@ -1,12 +1,14 @@
 //! Which precision the other passes are searched with.
 
+use super::Search;
 use super::plan::{Effort, Plan, REST, further, name, precisions};
-use super::{LITTLE, Search};
 use anyhow::Result;
 use std::collections::VecDeque;
 
 /// A result of this part of the original's size leaves little in float32.
 const SMALL: f64 = 0.3;
+/// A precision that leaves so much, `simplify` included, has found next to nothing to do.
+const NEARLY_ALL: f64 = 0.9;
 /// A precision that uses at most this part of what may be used
 const ROOM: f64 = 0.5;
 /// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster.
@@ -22,7 +24,7 @@ impl Search<'_> {
             let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
             let rest = REST.iter().any(|rest| p.ends_with(rest));
-            if !rest && t.bytes as f64 > (1.0 - LITTLE) * self.before.bytes as f64 {
+            if !rest && t.bytes as f64 > NEARLY_ALL * self.before.bytes as f64 {
                 continue;
             }
             let room = further(&p).is_some() && t.used <= ROOM * fit;
