@@ -216,6 +216,7 @@ pub(super) fn all_finite(values: &[f32]) -> Result<()> {
 
 /// Rounds to whole numbers, ties to even, for `|x| < 2²²`: adding 1.5·2²³ leaves no bits for the fraction. The same as
 /// `f32::round_ties_even`, which is a call on CPUs without SSE 4.1, where this is a vector loop.
+#[inline(always)]
 pub(super) fn round_half_even(x: f32) -> f32 {
     const WHOLE: f32 = 12_582_912.0;
     (x + WHOLE) - WHOLE

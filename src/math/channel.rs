@@ -13,6 +13,7 @@ use ndarray::{Array2, ArrayView2, Zip};
 use rayon::prelude::*;
 
 use super::affine::{Affine, IntKind, all_finite, round_half_even};
+use super::vector::widest;
 
 /// Scales tried beside the one of the largest weight.
 const TRIES: u32 = 100;
@@ -43,11 +44,12 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
         let bad = h.iter().find(|h| !(h.is_finite() && **h >= 0.0));
         ensure!(bad.is_none(), "an importance is {}", bad.unwrap_or(&0.0));
     }
-    let widest = scale_of(row.iter(), kind)?;
-    let (mut best, mut least) = (widest, squared_error(row, importance, widest, kind, f64::INFINITY));
+    let first = scale_of(row.iter(), kind)?;
+    let squared_error = |scale, enough| widest(|| squared_error(row, importance, scale, kind, enough));
+    let (mut best, mut least) = (first, squared_error(first, f64::INFINITY));
     for i in 1..=TRIES {
         let factor = 1.0 - (1.0 - SMALLEST) * f64::from(i) / f64::from(TRIES);
-        let scale = (f64::from(widest) * factor) as f32;
+        let scale = (f64::from(first) * factor) as f32;
         if scale < f32::MIN_POSITIVE || least == 0.0 {
             break;
         }
@@ -55,7 +57,7 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
         if i % 4 == 1 && cut_off(row, importance, scale, kind) > least {
             break;
         }
-        let error = squared_error(row, importance, scale, kind, least);
+        let error = squared_error(scale, least);
         if error < least {
             (best, least) = (scale, error);
         }
@@ -73,6 +75,7 @@ fn cut_off(row: &[f32], importance: Option<&[f64]>, scale: f32, kind: IntKind) -
 }
 
 /// `Σ h (w − s q)²` in f64, four strands; may stop as soon as it is above `enough`.
+#[inline(always)]
 fn squared_error(row: &[f32], importance: Option<&[f64]>, scale: f32, kind: IntKind, enough: f64) -> f64 {
     const PART: usize = 256;
     let (low, high) = limits(kind);

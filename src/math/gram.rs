@@ -15,6 +15,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 use rayon::prelude::*;
 
 use super::decompose::transposed;
+use super::vector::{all_finite, largest, sum_of, widest};
 
 /// Rows multiplied in f32 before they are added to the f64 sums.
 pub const ROWS: usize = 1024;
@@ -143,8 +144,7 @@ impl Gram {
             .zip(self.sum.as_slice_mut().expect("own"))
             .with_min_len(16)
             .for_each(|((column, scale), sum)| {
-                *sum += sum_of(column);
-                *scale = normalize(column);
+                (*sum, *scale) = widest(|| (*sum + sum_of(column, |x| x), normalize(column)));
             });
         let all = MatRef::from_row_major_slice(&columns, dim, rows);
         self.bands.par_iter_mut().enumerate().for_each(|(i, band)| {
@@ -160,12 +160,14 @@ impl Gram {
                 1.0,
                 Par::Seq,
             );
-            for (r, (row, product)) in band.chunks_mut(width).zip(product.chunks(width)).enumerate() {
-                let scale = scales[start + r];
-                for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {
-                    *sum += f64::from(x) * (scale * other);
+            widest(|| {
+                for (r, (row, product)) in band.chunks_mut(width).zip(product.chunks(width)).enumerate() {
+                    let scale = scales[start + r];
+                    for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {
+                        *sum += f64::from(x) * (scale * other);
+                    }
                 }
-            }
+            });
         });
     }
 
@@ -242,30 +244,14 @@ pub(super) fn centered(mut moment: Array2<f64>, mean: ArrayView1<f64>) -> Array2
     moment
 }
 
-fn all_finite(data: &[f32]) -> bool {
-    data.chunks(1024)
-        .all(|part| part.iter().fold(true, |all, x| all & x.is_finite()))
-}
-
 fn finite_row(row: &ArrayView1<f32>) -> bool {
     row.iter().all(|x| x.is_finite())
 }
 
-/// Sum in f64, in eight strands: a fixed order that the compiler may still vectorize.
-fn sum_of(data: &[f32]) -> f64 {
-    let mut strands = [0.0f64; 8];
-    let (parts, rest) = data.as_chunks::<8>();
-    for part in parts {
-        for (strand, &x) in strands.iter_mut().zip(part) {
-            *strand += f64::from(x);
-        }
-    }
-    strands.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
-}
-
 /// Divides by the power of two that brings the largest size into `[1, 2)`, which is returned; 1 for a column of zeros.
+#[inline(always)]
 fn normalize(column: &mut [f32]) -> f64 {
-    let largest = column.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let largest = largest(column);
     if largest == 0.0 {
         return 1.0;
     }

@@ -9,6 +9,8 @@
 //! hold zero anyway). One value of 1e30 among ordinary ones therefore leaves these in two bins: look at
 //! `Histogram::resolution` before trusting a percentile. Exact zeros are counted apart, since they quantize without error.
 
+use super::vector::widest;
+
 /// Number of bins.
 pub const BINS: usize = 2048;
 /// The least exponent of a bin width: its reciprocal is still a finite f32.
@@ -87,7 +89,6 @@ impl Range {
 struct Scan {
     min: f32,
     max: f32,
-    zeros: u64,
     count: u64,
 }
 
@@ -96,7 +97,6 @@ impl Default for Scan {
         Scan {
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
-            zeros: 0,
             count: 0,
         }
     }
@@ -107,13 +107,11 @@ impl Scan {
     /// with the other bits of negative numbers turned over, f32 sort like i32, NaN and infinities at both ends.
     fn of(values: &[f32]) -> Option<Scan> {
         let turn = |bits: i32| bits ^ ((bits >> 31) & i32::MAX);
-        let (mut min, mut max, mut zeros) = (i32::MAX, i32::MIN, 0u32);
-        for &x in values {
+        let ends = |(min, max): (i32, i32), x: &f32| {
             let key = turn(x.to_bits() as i32);
-            min = min.min(key);
-            max = max.max(key);
-            zeros += u32::from(x == 0.0);
-        }
+            (min.min(key), max.max(key))
+        };
+        let (min, max) = widest(|| values.iter().fold((i32::MAX, i32::MIN), ends));
         // `+ 0.0` turns −0 into 0, so that it makes no difference which of them came first.
         let back = |key: i32| f32::from_bits(turn(key) as u32) + 0.0;
         match values.is_empty() {
@@ -121,7 +119,6 @@ impl Scan {
             false => (back(min).is_finite() && back(max).is_finite()).then(|| Scan {
                 min: back(min),
                 max: back(max),
-                zeros: u64::from(zeros),
                 count: values.len() as u64,
             }),
         }
@@ -206,26 +203,29 @@ impl Histogram {
             self.widen(exponent);
         }
         self.range.take(scan);
-        self.zeros += scan.zeros;
         self.counted += scan.count;
         let inverse = power_of_two(-self.exponent);
         let (parts, rest) = values.as_chunks::<64>();
         // Places first, counts after: the former is a vector loop, and four tallies take turns in the latter, since in a run
         // of equal values each increment would wait for the one before.
-        match <&mut [[u32; BINS]; 4]>::try_from(tally) {
-            Ok(tally) => {
-                for places in parts.iter().map(|part| part.map(|x| place(x, inverse))) {
-                    for group in places.as_chunks::<4>().0 {
-                        (0..4).for_each(|i| tally[i][group[i] as usize % BINS] += 1);
+        widest(|| {
+            self.zeros += u64::from(values.iter().map(|&x| u32::from(x == 0.0)).sum::<u32>());
+            let places = parts.iter().map(|part| part.map(|x| place(x, inverse)));
+            match <&mut [[u32; BINS]; 4]>::try_from(tally) {
+                Ok(tally) => {
+                    for places in places {
+                        for group in places.as_chunks::<4>().0 {
+                            (0..4).for_each(|i| tally[i][group[i] as usize % BINS] += 1);
+                        }
+                    }
+                }
+                Err(_) => {
+                    for places in places {
+                        places.iter().for_each(|&place| self.counts[place as usize] += 1);
                     }
                 }
             }
-            Err(_) => {
-                for places in parts.iter().map(|part| part.map(|x| place(x, inverse))) {
-                    places.iter().for_each(|&place| self.counts[place as usize] += 1);
-                }
-            }
-        }
+        });
         rest.iter().for_each(|&x| self.counts[place(x, inverse) as usize] += 1);
     }
 
@@ -356,7 +356,8 @@ fn index(x: f32, inverse: f32) -> i32 {
 }
 
 /// Where the count of the bin of `x` is kept: `index` modulo [`BINS`], for an `x` within the range of the bins. Adding 2²³
-/// rounds to a whole number whose low bits are in the mantissa; unlike `as`, which saturates, this is done four at a time.
+/// rounds to a whole number whose low bits are in the mantissa; unlike `as`, which saturates, this is a vector instruction.
+#[inline(always)]
 fn place(x: f32, inverse: f32) -> u32 {
     const WHOLE: f32 = 8388608.0;
     let x = x + 0.0;

@@ -48,3 +48,5 @@ pub mod subspace;
 pub mod timing;
 /// How much values change from sample to sample.
 pub mod variation;
+/// Loops compiled for the vector instructions of the machine that runs them.
+pub mod vector;

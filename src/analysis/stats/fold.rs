@@ -9,6 +9,7 @@ use super::{Measure, Patch, tree};
 use crate::ir::{DType, Tensor, ValueId};
 use crate::math::histogram::{Histogram, Range};
 use crate::math::spread::Spread;
+use crate::math::vector::count_nan;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
@@ -134,7 +135,7 @@ pub fn part(measure: &Measure, t: &Tensor, sample: usize, samples: usize) -> Res
             let (dim, _) = rows::shape(t.dims(), patch)?;
             let most = rows::most_rows(dim, samples);
             let rows = rows::cut(&x, t.dims(), patch, sample, most)?;
-            no_nan(rows.data.iter().filter(|x| x.is_nan()).count() as u64)?;
+            no_nan(count_nan(&rows.data))?;
             Part::Rows(rows)
         }
     };

@@ -32,7 +32,9 @@ impl Rows {
         if chosen.len() < rows {
             let at = |group: usize, row: &usize| (group * rows + row) * self.dim;
             let places = (0..self.groups).flat_map(|group| chosen.iter().map(move |row| at(group, row)));
-            self.data = places.flat_map(|at| &self.data[at..at + self.dim]).copied().collect();
+            let mut data = Vec::with_capacity(self.groups * chosen.len() * self.dim);
+            places.for_each(|at| data.extend_from_slice(&self.data[at..at + self.dim]));
+            self.data = data;
         }
     }
 }
@@ -113,7 +115,10 @@ pub fn some(x: &[f32], most: usize, sample: usize) -> Cow<'_, [f32]> {
         return Cow::Borrowed(x);
     }
     let runs = choose(x.len() / RUN, most / RUN, sample);
-    runs.into_iter().flat_map(|at| &x[at * RUN..][..RUN]).copied().collect()
+    let mut some = Vec::with_capacity(runs.len() * RUN);
+    runs.into_iter()
+        .for_each(|at| some.extend_from_slice(&x[at * RUN..][..RUN]));
+    Cow::Owned(some)
 }
 
 /// At most `most` of the positions `0..total`, ascending.

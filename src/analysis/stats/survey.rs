@@ -9,6 +9,7 @@ use crate::data::{Sample, Samples};
 use crate::engine::Session;
 use crate::ir::{DType, Model, Use, ValueId};
 use crate::math::hash::splitmix;
+use crate::math::vector::{sum_of, widest};
 use crate::parallel::in_order;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -142,15 +143,10 @@ pub fn power(x: &[f32], sample: usize) -> f64 {
     mean_square(&rows::some(x, 1 << 14, sample))
 }
 
-/// The mean of the squares of finite numbers; 0 for none. Numbers are summed in eight strands.
+/// The mean of the squares of finite numbers; 0 for none.
 fn mean_square(x: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
-    let (parts, rest) = x.as_chunks::<8>();
-    let mut strands = [0.0f64; 8];
-    for part in parts {
-        (0..8).for_each(|i| strands[i] += square(part[i]));
-    }
-    let sum = strands.iter().sum::<f64>() + rest.iter().map(|x| square(*x)).sum::<f64>();
+    let sum = widest(|| sum_of(x, |x| x * x));
     let (sum, count) = match sum.is_finite() {
         true => (sum, x.len()),
         false => {
