@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("onnx", &["pb", "ir"]),
     ("ops", &["pb", "ir", "math"]),
     ("data", &["pb", "ir", "onnx", "math"]),
-    ("engine", &["pb", "ir", "onnx", "ops", "data", "parallel"]),
+    ("engine", &["pb", "ir", "onnx", "ops", "math", "data", "parallel"]),
     (
         "analysis",
         &["pb", "ir", "ops", "math", "data", "engine", "parallel", "progress"],

@@ -45,7 +45,7 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
         ensure!(bad.is_none(), "an importance is {}", bad.unwrap_or(&0.0));
     }
     let first = scale_of(row.iter(), kind)?;
-    let squared_error = |scale, enough| widest(|| squared_error(row, importance, scale, kind, enough));
+    let squared_error = |scale, enough| widest!(squared_error(row, importance, scale, kind, enough));
     let (mut best, mut least) = (first, squared_error(first, f64::INFINITY));
     for i in 1..=TRIES {
         let factor = 1.0 - (1.0 - SMALLEST) * f64::from(i) / f64::from(TRIES);

@@ -144,7 +144,7 @@ impl Gram {
             .zip(self.sum.as_slice_mut().expect("own"))
             .with_min_len(16)
             .for_each(|((column, scale), sum)| {
-                (*sum, *scale) = widest(|| (*sum + sum_of(column, |x| x), normalize(column)));
+                (*sum, *scale) = widest!((*sum + sum_of(column, |x| x), normalize(column)));
             });
         let all = MatRef::from_row_major_slice(&columns, dim, rows);
         self.bands.par_iter_mut().enumerate().for_each(|(i, band)| {
@@ -160,7 +160,7 @@ impl Gram {
                 1.0,
                 Par::Seq,
             );
-            widest(|| {
+            widest!({
                 for (r, (row, product)) in band.chunks_mut(width).zip(product.chunks(width)).enumerate() {
                     let scale = scales[start + r];
                     for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {

@@ -111,7 +111,7 @@ impl Scan {
             let key = turn(x.to_bits() as i32);
             (min.min(key), max.max(key))
         };
-        let (min, max) = widest(|| values.iter().fold((i32::MAX, i32::MIN), ends));
+        let (min, max) = widest!(values.iter().fold((i32::MAX, i32::MIN), ends));
         // `+ 0.0` turns −0 into 0, so that it makes no difference which of them came first.
         let back = |key: i32| f32::from_bits(turn(key) as u32) + 0.0;
         match values.is_empty() {
@@ -208,7 +208,7 @@ impl Histogram {
         let (parts, rest) = values.as_chunks::<64>();
         // Places first, counts after: the former is a vector loop, and four tallies take turns in the latter, since in a run
         // of equal values each increment would wait for the one before.
-        widest(|| {
+        widest!({
             self.zeros += u64::from(values.iter().map(|&x| u32::from(x == 0.0)).sum::<u32>());
             let places = parts.iter().map(|part| part.map(|x| place(x, inverse)));
             match <&mut [[u32; BINS]; 4]>::try_from(tally) {

@@ -4,16 +4,22 @@
 //! of all activations are worth more: `pulp` compiles them once more for AVX2 and picks at run time. Results are
 //! the same bit for bit, since the compiler neither reorders sums of floats nor fuses products with sums.
 
-/// Runs `f` with the widest instructions there are. Only what is inlined into `f` gains.
-#[inline(always)]
-pub fn widest<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// Computes an expression with the widest vector instructions there are. Functions that it calls have to be
+/// `#[inline(always)]` to gain.
+macro_rules! widest {
+    ($e:expr) => {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || $e,
+        )
+    };
 }
+pub(crate) use widest;
 
 /// True when no number is NaN or infinite.
 pub fn all_finite(x: &[f32]) -> bool {
     // Without a branch within a part, so that it is a vector loop.
-    widest(|| {
+    widest!({
         x.chunks(1024)
             .all(|part| part.iter().fold(true, |all, x| all & x.is_finite()))
     })
@@ -22,7 +28,7 @@ pub fn all_finite(x: &[f32]) -> bool {
 /// How many numbers are NaN.
 pub fn count_nan(x: &[f32]) -> u64 {
     let of = |part: &[f32]| u64::from(part.iter().map(|x| u32::from(x.is_nan())).sum::<u32>());
-    widest(|| x.chunks(1 << 20).map(of).sum())
+    widest!(x.chunks(1 << 20).map(of).sum())
 }
 
 /// The largest size of finite numbers; 0 for none. Without their signs, f32 sort like their bits.
@@ -65,7 +71,7 @@ mod tests {
         let plain = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         assert_eq!((largest(&x), largest(&[]), largest(&[-0.0])), (plain, 0.0, 0.0));
         let sum: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
-        assert!((widest(|| sum_of(&x, |x| x * x)) - sum).abs() < 1e-6 * sum);
-        assert_eq!(sum_of(&x, |x| x), widest(|| sum_of(&x, |x| x)));
+        assert!((widest!(sum_of(&x, |x| x * x)) - sum).abs() < 1e-6 * sum);
+        assert_eq!(sum_of(&x, |x| x), widest!(sum_of(&x, |x| x)));
     }
 }

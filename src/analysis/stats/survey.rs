@@ -146,7 +146,7 @@ pub fn power(x: &[f32], sample: usize) -> f64 {
 /// The mean of the squares of finite numbers; 0 for none.
 fn mean_square(x: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
-    let sum = widest(|| sum_of(x, |x| x * x));
+    let sum = widest!(sum_of(x, |x| x * x));
     let (sum, count) = match sum.is_finite() {
         true => (sum, x.len()),
         false => {

@@ -13,6 +13,7 @@
 //! * [`RESIZE`]: Resize of operator set 13 in a model of any; tract has no Upsample, and takes the nearest element of
 //!   Resize of operator set 10 to be the one that is next, where ONNX Runtime rounds down as Upsample did.
 
+use crate::math::vector::widest;
 use crate::ops::half as narrow;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -100,6 +101,22 @@ struct Own {
     axis: i64,
 }
 
+impl Own {
+    /// `f` of every element, its scale and its zero point.
+    fn mapped(&self, x: &Tensor, params: &[TValue], f: impl Fn(f32, f32, f32) -> f32) -> TractResult<Tensor> {
+        let grid = Grid::new(x.shape(), self.axis, params)?;
+        let mut x = x.cast_to::<f32>()?.into_owned();
+        let mut data = x.try_as_plain_ram_mut()?;
+        let data = data.as_slice_mut::<f32>()?;
+        widest!(for (i, run) in data.chunks_exact_mut(grid.inner.max(1)).enumerate() {
+            let i = i % grid.scales.len();
+            let (scale, zero) = (grid.scales[i], grid.zeros[i]);
+            run.iter_mut().for_each(|x| *x = f(*x, scale, zero));
+        });
+        Ok(x)
+    }
+}
+
 impl Expansion for Own {
     fn name(&self) -> StaticName {
         format!("{:?}", self.kind).into()
@@ -159,33 +176,15 @@ impl EvalOp for Own {
         let x = inputs.remove(0);
         let out = match &self.kind {
             Kind::Fake(lo, hi) => {
-                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
-                let mut x = x.cast_to::<f32>()?.into_owned();
                 let (lo, hi) = (f32::from_bits(*lo), f32::from_bits(*hi));
-                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
-                    let (lo, hi) = (lo - z, hi - z);
-                    run.iter_mut().for_each(|x| *x = round_within(*x / s, lo, hi) * s);
-                });
-                x
+                self.mapped(&x, &inputs, |x, s, z| round_within(x / s, lo - z, hi - z) * s)?
             }
             Kind::Quantize(to) => {
-                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
-                let mut x = x.cast_to::<f32>()?.into_owned();
                 let (lo, hi) = bounds(*to);
-                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
-                    let (lo, hi) = (lo - z, hi - z);
-                    run.iter_mut().for_each(|x| *x = round_within(*x / s, lo, hi) + z);
-                });
-                x.cast_to_dt(*to)?.into_owned()
+                let codes = self.mapped(&x, &inputs, |x, s, z| round_within(x / s, lo - z, hi - z) + z)?;
+                codes.cast_to_dt(*to)?.into_owned()
             }
-            Kind::Dequantize => {
-                let grid = Grid::new(x.shape(), self.axis, &inputs)?;
-                let mut x = x.cast_to::<f32>()?.into_owned();
-                grid.runs(x.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, |run, s, z| {
-                    run.iter_mut().for_each(|x| *x = (*x - z) * s);
-                });
-                x
-            }
+            Kind::Dequantize => self.mapped(&x, &inputs, |x, s, z| (x - z) * s)?,
             Kind::Reverse => reversed(&x, self.axis)?,
             Kind::Round(wide) => {
                 let mut x = x.cast_to::<f32>()?.into_owned();
@@ -258,16 +257,6 @@ impl Grid {
             shape[axis as usize + 1..].iter().product()
         };
         Ok(Grid { scales, zeros, inner })
-    }
-
-    fn runs(&self, x: &mut [f32], f: impl Fn(&mut [f32], f32, f32)) {
-        if x.is_empty() {
-            return;
-        }
-        for (i, run) in x.chunks_exact_mut(self.inner).enumerate() {
-            let i = i % self.scales.len();
-            f(run, self.scales[i], self.zeros[i]);
-        }
     }
 }
 
