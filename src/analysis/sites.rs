@@ -244,8 +244,8 @@ impl Site {
         group * each..(group + 1) * each
     }
 
-    /// Length of a row `x`.
-    fn columns(&self) -> usize {
+    /// Length of a row `x`: columns of the matrix.
+    pub fn columns(&self) -> usize {
         match &self.layout.window {
             Some(w) if !w.transposed => self.dims[1..].iter().product(),
             Some(_) => self.dims[0] / self.layout.groups,

@@ -60,8 +60,9 @@ impl Rounding {
         order.sort_by(|&a, &b| diagonal[a].total_cmp(&diagonal[b]).then(a.cmp(&b)));
         let mut damping = DAMPING;
         while damping <= 1.0 {
+            // Columns are filled one by one, and rows of the moment are contiguous: it is symmetric.
             let mut factor = Mat::from_fn(n, n, |i, j| {
-                second[[order[i], order[j]]] / mean + if i == j { damping } else { 0.0 }
+                second[[order[j], order[i]]] / mean + if i == j { damping } else { 0.0 }
             });
             let params = Spec::default();
             let need = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, params);

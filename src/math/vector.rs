@@ -7,12 +7,17 @@
 /// Computes an expression with the widest vector instructions there are. Functions that it calls have to be
 /// `#[inline(always)]` to gain.
 macro_rules! widest {
-    ($e:expr) => {
+    ($e:expr) => {{
+        // What is called once only has no second body that the compiler might leave out of line.
+        let once = Vec::<()>::new();
         pulp::Arch::new().dispatch(
             #[inline(always)]
-            || $e,
+            || {
+                drop(once);
+                $e
+            },
         )
-    };
+    }};
 }
 pub(crate) use widest;
 

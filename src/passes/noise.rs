@@ -49,21 +49,24 @@ impl Reference {
         let named = |_: &Cache| Key::new("error of outputs", &cx.engine.name()).model(model);
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
-        let mut kept = 0usize;
-        for i in 0..samples.len().min(SAMPLES) {
+        let run = |i: usize| {
             let sample = samples.get(i)?;
             let wanted = session.run(&sample)?;
+            Ok((sample, wanted))
+        };
+        let mut keep = |(sample, wanted): (Sample, Vec<Tensor>)| {
             for (variation, x) in variations.iter_mut().zip(&wanted) {
                 variation.add(&x.floats().unwrap_or_default());
             }
-            kept += wanted.iter().map(Tensor::byte_len).sum::<usize>();
-            key = key.map(|k| k.sample(&sample));
+            key = key.take().map(|k| k.sample(&sample));
             reference.samples.push(sample);
             reference.wanted.push(wanted);
-            if kept > KEPT {
-                break;
-            }
-        }
+        };
+        let first = run(0)?;
+        let bytes: usize = first.1.iter().map(Tensor::byte_len).sum();
+        let count = samples.len().min(SAMPLES).min(KEPT / bytes.max(1) + 1);
+        keep(first);
+        in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| Ok(keep(ran)))?;
         let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
         let kept = ends.iter().zip(&saturated).filter(|(_, s)| **s);
         reference.before = kept.map(|(e, _)| e.0).collect();

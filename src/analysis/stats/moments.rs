@@ -1,7 +1,7 @@
 //! Sums of second moments, run by run ([`super::tree`]).
 //!
 //! Adding a product of rows costs as much as the sums are long, however few the rows. So rows wait: short ones until there are as
-//! many as numbers in a row, long ones until [`ROWS`] are there or the run of samples ends. Where all rows of a run are
+//! many as numbers in a row (64 at least), long ones until [`ROWS`] are there or the run of samples ends. Where all rows of a run are
 //! multiplied at once, their product is the sum of the run, and goes into the whole at once; only where there are more, the run
 //! has sums of its own.
 
@@ -101,9 +101,9 @@ impl Moments {
     }
 }
 
-/// From how many rows on a product is added.
+/// From how many rows on a product is added. A depthwise convolution has a thousand short moments, and each product its price.
 fn worth_adding(dim: usize) -> usize {
-    if dim < 256 { dim } else { ROWS }
+    if dim < 256 { dim.max(64) } else { ROWS }
 }
 
 fn flush(gram: &mut Gram, waiting: &mut Vec<f32>) -> Result<()> {

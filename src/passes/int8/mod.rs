@@ -34,8 +34,8 @@ use account::{describe, summary};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
+use rayon::prelude::*;
 use seen::{Moments, Seen};
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
 use units::{Unit, Units};
@@ -170,6 +170,9 @@ fn scheme(o: &Options, target: &Target) -> Scheme {
 /// A value more of whose nonzero elements would become zero is not quantized.
 const MOST_LOST: f64 = 0.5;
 
+/// Moments of more than so many numbers in a row are factored one at a time.
+const LONG: usize = 640;
+
 /// The first default-domain opset with per-channel Q/DQ.
 const OPSET: i64 = 13;
 
@@ -221,19 +224,31 @@ impl Int8 {
         self.settle(model, &units, elements, &seen, cx)
     }
 
-    /// Rounds the weight of a unit, if it has one that was not rounded for this scale of its input.
-    fn round(
+    /// Rounds the weights of units that were not rounded for this scale of their input.
+    fn round<'a>(
         &self,
         model: &Model,
-        unit: &Unit,
+        units: impl Iterator<Item = &'a Unit>,
         scales: &ranges::Scales,
         seen: &Seen,
         weights: &mut Weights,
     ) -> Result<()> {
-        let Some(site) = &unit.site else { return Ok(()) };
-        let input = scales.of(site.input).context("its input is quantized")?.scale;
-        if let Entry::Vacant(place) = weights.entry((site.node, input.to_bits())) {
-            place.insert(self.rounded(model, site, input, &seen.all(site, Vec::new())?, None)?);
+        let mut missing: BTreeMap<(NodeId, u32), (&Site, f32)> = BTreeMap::new();
+        for site in units.filter_map(|u| u.site.as_ref()) {
+            let input = scales.of(site.input).context("its input is quantized")?.scale;
+            missing.insert((site.node, input.to_bits()), (site, input));
+        }
+        missing.retain(|key, _| !weights.contains_key(key));
+        let round = |(key, (site, input)): ((NodeId, u32), (&Site, f32))| {
+            let moments = seen.all(site, Vec::new())?;
+            Ok((key, self.rounded(model, site, input, &moments, None)?))
+        };
+        // Long ones keep all threads busy by themselves, and several of them at once would take much memory.
+        let (long, short): (Vec<_>, Vec<_>) = missing.into_iter().partition(|m| m.1.0.columns() > LONG);
+        let rounded: Result<Vec<_>> = short.into_par_iter().map(round).collect();
+        weights.extend(rounded?);
+        for one in long {
+            weights.extend([round(one)?]);
         }
         Ok(())
     }
@@ -340,7 +355,7 @@ impl Int8 {
         let sites = units.all.iter().filter_map(|u| u.site.as_ref());
         let mut all: Vec<(ValueId, Measure)> = Vec::new();
         for s in sites {
-            let columns = s.inputs() / s.layout.groups * s.taps();
+            let columns = s.columns();
             let wanted = (s.input, Measure::Gram(s.patch.clone()));
             let asked = columns <= most && self.scheme(model, s.node).rounding == Choice::Data;
             if asked && !all.contains(&wanted) {

@@ -127,9 +127,7 @@ impl Int8 {
             return Ok(None);
         }
         let scales = ranges::choose(model, units, &placement, &seen.ranges, self.target.codes)?;
-        for unit in integer(units, &placement) {
-            self.round(model, unit, &scales, seen, weights)?;
-        }
+        self.round(model, integer(units, &placement), &scales, seen, weights)?;
         let written = cx.notes.len();
         let mut quantized = model.clone();
         self.write(&mut quantized, units, &placement, &scales, weights, cx)?;
