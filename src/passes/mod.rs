@@ -8,6 +8,7 @@ pub mod charts;
 mod context;
 mod exchange;
 mod names;
+mod nibbles;
 mod noise;
 mod options;
 mod rules;

@@ -38,7 +38,7 @@ use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, compare};
 use anyhow::{Context, Result};
 use order::order;
-use plan::{Knob, further, knobs};
+use plan::{Knob, REST, further, knobs};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -191,9 +191,9 @@ impl Search<'_> {
         let knobs = knobs();
         let plan = |structure: &[Knob]| Plan::new(structure, 0.0, precision);
         let alone = knobs.chunks(1).filter(|_| knobs.len() > 1);
-        match precision.and_then(further) {
-            None => std::iter::once(&knobs[..]).chain(alone).map(plan).collect(),
-            Some(_) => {
+        match precision.is_some_and(|p| further(p) > 0) {
+            false => std::iter::once(&knobs[..]).chain(alone).map(plan).collect(),
+            true => {
                 // With a target the boldest first: less might not reach it.
                 let mut bold = vec![&[][..], &knobs[..]];
                 if self.options.targets.any() {
@@ -201,8 +201,12 @@ impl Search<'_> {
                 }
                 let bold = bold.into_iter().chain(alone.clone());
                 let plain = std::iter::once(&knobs[..]).chain(alone);
-                let plain = plain.filter(|_| self.effort == Effort::Smallest);
-                bold.map(|s| plan(s).further()).chain(plain.map(plan)).collect()
+                // What computes in integers errs by that, too: what only stores them may store more in 4 bits, but runs no faster.
+                let stored = REST.iter().filter(|p| further(p) > 0 && precision != Some(p));
+                let stored = stored.map(|p| Plan::new(&[], 0.0, Some(p)).further());
+                let more = stored.chain(plain.map(plan));
+                let more = more.filter(|_| self.effort == Effort::Smallest);
+                bold.map(|s| plan(s).further()).chain(more).collect()
             }
         }
     }

@@ -66,14 +66,30 @@ pub(super) fn name(passes: &str) -> &str {
     passes.split(['(', ',']).next().unwrap_or(passes)
 }
 
-/// The option that lets the first pass of a precision go further, up to an error of the outputs.
-pub(super) fn further(precision: &str) -> Option<&'static str> {
-    ALL.iter()
-        .find(|p| p.name == name(precision))
-        .and_then(|p| match p.part {
-            Part::Precision { error, .. } => error,
-            _ => None,
-        })
+/// The passes of a precision, each with its options.
+fn passes(precision: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0usize;
+    precision.split(move |c| {
+        depth = match c {
+            '(' => depth + 1,
+            ')' => depth.saturating_sub(1),
+            _ => depth,
+        };
+        c == ',' && depth == 0
+    })
+}
+
+/// How many passes of a precision can go further, up to an error of the outputs.
+pub(super) fn further(precision: &str) -> usize {
+    passes(precision).filter_map(option).count()
+}
+
+/// The option that lets a pass go further.
+fn option(pass: &str) -> Option<&'static str> {
+    ALL.iter().find(|p| p.name == name(pass)).and_then(|p| match p.part {
+        Part::Precision { error, .. } => error,
+        _ => None,
+    })
 }
 
 /// For what integers leave over: weights that no pass quantizes, such as those of a GRU.
@@ -87,8 +103,8 @@ pub struct Plan {
     /// In parts of the outputs' power.
     error: f64,
     precision: Option<String>,
-    /// The option of the precision that takes the error, too.
-    further: Option<&'static str>,
+    /// The passes of the precision take the error, too, where they can.
+    further: bool,
 }
 
 impl Plan {
@@ -104,7 +120,7 @@ impl Plan {
                 false => 0.0,
             },
             precision: precision.map(str::to_owned),
-            further: None,
+            further: false,
         }
     }
 
@@ -119,19 +135,20 @@ impl Plan {
 
     /// The precision goes further, by the same error, if it can.
     pub(super) fn further(self) -> Plan {
-        let further = self.precision.as_deref().and_then(further);
+        let further = self.precision.as_deref().is_some_and(|p| further(p) > 0);
         Plan { further, ..self }
     }
 
     /// The same passes with this part of the error; `None` where none takes it.
     pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
-        let takes = !self.structure.is_empty() || self.further.is_some();
+        let takes = !self.structure.is_empty() || self.further;
         takes.then(|| self.with(self.error * part))
     }
 
     /// How many passes take the error; one at least.
     pub(super) fn takers(&self) -> usize {
-        (self.structure.len() + usize::from(self.further.is_some())).max(1)
+        let precision = self.precision.as_deref().filter(|_| self.further);
+        (self.structure.len() + precision.map_or(0, further)).max(1)
     }
 
     /// The structural pass, when there is just one.
@@ -144,16 +161,17 @@ impl Plan {
 
     /// The precision, as `--passes` takes it.
     fn precision(&self) -> Option<String> {
-        let mut precision = self.precision.clone()?;
-        if let Some(option) = self.further {
-            let name = precision.find(['(', ',']).unwrap_or(precision.len());
-            let option = format!("{option}={}", self.error);
-            match precision[name..].starts_with('(') {
-                true => precision.insert_str(name + 1, &format!("{option},")),
-                false => precision.insert_str(name, &format!("({option})")),
-            }
+        let all: Vec<String> = passes(self.precision.as_deref()?).map(|p| self.pass(p)).collect();
+        Some(all.join(","))
+    }
+
+    /// A pass of the precision, with the error if it takes it.
+    fn pass(&self, pass: &str) -> String {
+        match (option(pass), pass.split_once('(')) {
+            (Some(option), Some((name, rest))) if self.further => format!("{name}({option}={},{rest}", self.error),
+            (Some(option), None) if self.further => format!("{pass}({option}={})", self.error),
+            _ => pass.to_owned(),
         }
-        Some(precision)
     }
 
     /// The passes, after those that come first in any case.
@@ -200,6 +218,10 @@ mod tests {
         assert_eq!(
             further("int8(error=0.01),fp16(only=weights)"),
             "int8(int4=0.02,error=0.01),fp16(only=weights)"
+        );
+        assert_eq!(
+            further("int8,weights(form=folded)"),
+            "int8(int4=0.02),weights(int4=0.02,form=folded)"
         );
         assert_eq!(further("fp16(only=weights)"), "fp16(only=weights)");
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");

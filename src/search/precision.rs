@@ -1,7 +1,7 @@
 //! Which precision the other passes are searched with.
 
-use super::Search;
 use super::plan::{Effort, Plan, REST, further, name, precisions};
+use super::{Measured, Search};
 use anyhow::Result;
 use std::collections::VecDeque;
 
@@ -11,7 +11,8 @@ const SMALL: f64 = 0.3;
 const NEARLY_ALL: f64 = 0.9;
 /// A precision that uses at most this part of what may be used
 const ROOM: f64 = 0.5;
-/// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster.
+/// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster
+/// than what only stores them ([`REST`]).
 const FURTHER: f64 = 0.75;
 
 impl Search<'_> {
@@ -23,11 +24,18 @@ impl Search<'_> {
         while let Some(p) = todo.pop_front() {
             let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
+            // A limit that did not bind before binds no more: the same pass with another gives the same.
+            let same =
+                |m: &Measured| name(&m.tried.passes) == name(&p) && (m.tried.bytes, m.tried.used) == (t.bytes, t.used);
+            if t.used > fit && self.tried[..k].iter().any(same) {
+                todo.retain(|q| name(q) != name(&p));
+                continue;
+            }
             let rest = REST.iter().any(|rest| p.ends_with(rest));
             if !rest && t.bytes as f64 > NEARLY_ALL * self.before.bytes as f64 {
                 continue;
             }
-            let room = further(&p).is_some() && t.used <= ROOM * fit;
+            let room = further(&p) > 0 && !REST.contains(&&*p) && t.used <= ROOM * fit;
             let cost = t.bytes as f64 * if room { FURTHER } else { 1.0 };
             if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= cost) {
                 if rest {

@@ -31,6 +31,49 @@ fn eight_bits_are_near_lossless_and_four_bits_close() {
     }
 }
 
+/// `x [1, 64] → MatMul → Relu → MatMul → y [1, 48]`, weights large enough for 4 bits.
+fn wide() -> Model {
+    let nodes = vec![
+        named("fc1", node("MatMul", &["x", "w1"], &["h"])),
+        named("relu", node("Relu", &["h"], &["r"])),
+        named("fc2", node("MatMul", &["r", "w2"], &["y"])),
+    ];
+    let weights = vec![weight("w1", &[64, 96], 1), weight("w2", &[96, 48], 3)];
+    read(&model_with(nodes, weights, port("x", &[1, 64]), port("y", &[1, 48])))
+}
+
+#[test]
+fn folded_weights_take_4_bits_as_far_as_the_outputs_bear_it() {
+    let original = wide();
+    let folded = |int4: &str| {
+        let mut m = original.clone();
+        run(&mut m, &format!("weights(form=folded{int4})"));
+        (sqnr(&original, &m), bytes(&m), count(&m, "BitShift"))
+    };
+    let (fine, eight, none) = folded("");
+    let (coarse, four, both) = folded(",int4=0.2");
+    let (strict, same, kept) = folded(",int4=0.000001");
+    assert_eq!((none, both, kept), (0, 6, 0), "three for each weight");
+    assert!(
+        coarse > 14.0 && fine > coarse + 15.0,
+        "{fine} dB with 8 bits, {coarse} with 4"
+    );
+    assert!(eight - four > (64 * 96 + 96 * 48) / 2 - 2048, "{eight} → {four} bytes");
+    assert_eq!((strict, same), (fine, eight));
+    // One of the two: the limit lies between what they do alone.
+    let (between, _, one) = folded(",int4=0.005");
+    assert!(one == 3 && between > coarse + 1.0, "{one} BitShifts, {between} dB");
+}
+
+#[test]
+fn without_data_folded_weights_keep_8_bits_and_say_so() {
+    let mut m = wide();
+    let data = Dataset::synthetic(&m, 3, 8);
+    let notes = run_on(&mut m, "weights(form=folded,int4=0.2)", &data);
+    assert_eq!(count(&m, "BitShift"), 0);
+    assert!(notes.iter().any(|n| n.what.contains("without real data")), "{notes:?}");
+}
+
 #[test]
 fn rounding_under_the_data_beats_the_nearest_codes() {
     for pass in ["weights(bits=4", "weights(bits=4,form=matmulnbits", "dynamic(weights=7"] {
@@ -334,6 +377,8 @@ fn bad_options_are_refused_with_a_way_out() {
     for (list, says) in [
         ("weights(block=7)", "power of two"),
         ("weights(form=matmulnbits,block=0)", "MatMulNBits has blocks"),
+        ("weights(int4=0.01)", "goes with form=folded"),
+        ("weights(form=folded,int4=1)", "give a number from 0 to below 1"),
         ("weights(bits=3)", "choose one of 8, 4"),
         ("dynamic(weights=4)", "choose one of 8, 7"),
         ("fp16(type=float8)", "choose one of"),

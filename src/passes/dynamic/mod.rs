@@ -10,7 +10,7 @@ mod lstm;
 
 use super::int8::tables;
 use super::weights::find::{self, Weight};
-use super::weights::fit::{Data, Fitted, Scheme, fit};
+use super::weights::fit::{self, Data, Fitted, Scheme};
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
@@ -187,7 +187,7 @@ impl Dynamic {
     fn fit(&self, model: &Model, w: &Weight, view: &super::weights::view::View, data: Option<&Data>) -> Result<Fitted> {
         let label = model.label(w.nodes[0]);
         let scheme = scheme(&self.options.at(&label));
-        fit(model, w, view, scheme, data).with_context(|| label)
+        fit::fit(model, w, view, scheme, data.map(Data::all)).with_context(|| label)
     }
 
     fn one(&self, emitter: &mut Emitter, w: &Weight, data: Option<&Data>, cx: &mut Context) -> Result<bool> {

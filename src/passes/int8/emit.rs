@@ -9,7 +9,6 @@
 //! float value would keep the runtime from fusing the Q. Of a value that is made in floating point only integer units read
 //! the DQ. Readers of the shape alone read the codes.
 
-use super::nibbles;
 use super::place::Placement;
 use super::ranges::Scales;
 use super::target::{Codes, Target};
@@ -17,6 +16,7 @@ use super::units::{Unit, Units, is_shape};
 use super::weights::{Weight, quantize_bias_for};
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, Use, ValueId};
 use crate::math::affine::Affine;
+use crate::passes::nibbles;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -159,7 +159,7 @@ impl<'a> Emitter<'a> {
         let n = weight.scales.len();
         let quantized = format!("{name}_quantized");
         let codes = match weight.packed {
-            true => nibbles::packed(self.model, &quantized, &weight.codes)?,
+            true => nibbles::packed(self.model, self.model.main_id(), &quantized, &weight.codes)?,
             false => self.constant(&quantized, weight.codes),
         };
         let (scale, zero) = match axis {

@@ -13,7 +13,6 @@ mod chart;
 mod cut;
 mod emit;
 mod narrow;
-mod nibbles;
 mod place;
 mod prepare;
 mod ranges;

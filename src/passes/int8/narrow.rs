@@ -7,32 +7,20 @@
 
 use super::units::Units;
 use super::weights::Weight;
-use super::{Int8, Seen, Weights, integer, nibbles, place, ranges, shifted_bias};
+use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
 use crate::analysis::sites::{Site, float_tensor};
-use crate::engine::NotRun;
 use crate::ir::{DType, Model, Tensor};
 use crate::math::affine::IntKind;
-use crate::passes::charts::decibel;
-use crate::passes::trial::{self, Ladder};
-use crate::passes::{Context, NoteKind};
+use crate::passes::Context;
+use crate::passes::nibbles::{self, choose};
+use crate::passes::trial::Ladder;
 use anyhow::{Context as _, Result, ensure};
-
-/// Smaller weights would save less than the operators that take them apart are worth.
-const LEAST: usize = 4096;
-/// A weight that errs by more, relative to the power of its products, is not tried.
-const MOST: f64 = 0.2;
 
 /// Why the weight of a site cannot take 4 bits.
 pub fn refusal(site: &Site) -> Option<&'static str> {
-    let dims = site.dims();
-    if site.shared {
-        Some("other operators read it too")
-    } else if dims.iter().product::<usize>() < LEAST {
-        Some("small")
-    } else if nibbles::axis(dims).is_none() {
-        Some("no axis is of even length")
-    } else {
-        None
+    match site.shared {
+        true => Some("other operators read it too"),
+        false => nibbles::refusal(site.dims()),
     }
 }
 
@@ -60,7 +48,7 @@ impl<'a> Trial<'a> {
 
     /// Whether it is worth a trial.
     pub fn bearable(&self) -> bool {
-        self.error <= MOST
+        self.error <= nibbles::MOST
     }
 }
 
@@ -74,7 +62,7 @@ impl Ladder for Trial<'_> {
     }
 
     fn saved(&self, _: usize) -> f64 {
-        (self.float.len() / 2).saturating_sub(nibbles::OVERHEAD) as f64
+        nibbles::saved(self.float.len())
     }
 
     fn apply(&self, model: &mut Model, _: usize) -> Result<()> {
@@ -99,34 +87,6 @@ fn floats(site: &Site, weight: &Weight) -> Result<Tensor> {
     let scale = |i: usize| weight.scales[(i / inner) % dims[axis] % n] / site.layout.scale;
     let data = codes.iter().enumerate().map(|(i, q)| f32::from(*q) * scale(i));
     float_tensor(DType::Float, dims, data.collect())
-}
-
-/// Which of these may stay when outputs may err by `limit` more, relative to their power.
-///
-/// # Errors
-/// When a sample fails.
-pub fn choose(model: &Model, trials: &[Trial], limit: f64, cx: &mut Context) -> Result<Vec<bool>> {
-    let [one, other] = cx.samples.halves();
-    let samples = if other.is_empty() { one } else { other };
-    let settled = match trial::settle(model, trials, limit, &samples, cx) {
-        Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
-            cx.warn(format!(
-                "int8(int4={limit}): weights keep 8 bits, since nothing can be tried: {e:#}"
-            ));
-            return Ok(vec![false; trials.len()]);
-        }
-        other => other.context("int8: trying weights of 4 bits")?,
-    };
-    let chosen: Vec<bool> = settled.choice.iter().map(Option::is_some).collect();
-    let what = format!(
-        "weights in 4 bits: {} of {} that were tried; on samples that had no part, outputs err by {:.1} dB because of them, of the {:.1} dB allowed",
-        chosen.iter().filter(|c| **c).count(),
-        chosen.len(),
-        decibel(settled.last),
-        decibel(limit)
-    );
-    cx.note(NoteKind::Did, String::new(), what);
-    Ok(chosen)
 }
 
 impl Int8 {
@@ -174,7 +134,7 @@ impl Int8 {
         if trials.is_empty() {
             return Ok(());
         }
-        let chosen = choose(model, &trials, self.int4, cx)?;
+        let chosen = choose(model, &trials, self.int4, "int8", cx)?;
         for ((site, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
             let all = seen.all(site, doubt)?;
             let weight = self.rounded(model, site, input, &all, Some(IntKind::S4))?;

@@ -7,7 +7,6 @@
 //! can take up the mean error `(W − Ŵ) E[x]`, and under its second moment where it cannot.
 //! A channel of zeros has no scale of its own; it takes the smallest one of the others.
 
-use super::nibbles;
 use super::seen::Moments;
 use crate::analysis::sites::Site;
 use crate::ir::{Model, Tensor};
@@ -17,6 +16,7 @@ use crate::math::channel::{
 };
 use crate::math::channel::{quantize_bias, quantize_per_channel};
 use crate::math::rounding::{Codes, Rounding, energies};
+use crate::passes::nibbles;
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;

@@ -7,6 +7,7 @@ use super::view::View;
 use crate::analysis::sites::float_tensor;
 use crate::ir::{Attr, DType, Model, Tensor, ValueId};
 use crate::math::affine::IntKind;
+use crate::passes::nibbles;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
 
@@ -108,7 +109,7 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// Puts `Mul(Cast(codes), scales)` in the place of a weight: no input of the model is read, so a runtime computes it once,
+    /// Puts `Mul(Cast(codes), scales)` in the place of a weight (codes of 4 bits two to a byte, [`nibbles`]): no input of the model is read, so a runtime computes it once,
     /// while it loads the model, and multiplies with floats as before.
     ///
     /// # Errors
@@ -116,11 +117,19 @@ impl<'a> Emitter<'a> {
     pub fn folded(&mut self, w: &Weight, view: &View, fitted: &Fitted) -> Result<()> {
         let name = self.model.value(w.value).name.clone();
         let graph = self.model.value(w.value).graph();
-        let codes = integers(IntKind::S8, &w.dims, &view.tensor(&w.dims, &fitted.codes)?)?;
-        let codes = self.constant(w.value, &format!("{name}_quantized"), codes);
+        let quantized = format!("{name}_quantized");
+        let codes = view.tensor(&w.dims, &fitted.codes)?;
+        let (codes, step) = match fitted.kind {
+            IntKind::S4 => {
+                let apart: Vec<i8> = codes.iter().map(|q| q << nibbles::BITS).collect();
+                let apart = Tensor::new(&w.dims, apart);
+                (nibbles::packed(self.model, graph, &quantized, &apart)?, nibbles::STEP)
+            }
+            _ => (self.constant(w.value, &quantized, Tensor::new(&w.dims, codes)), 1.0),
+        };
         let mut dims = vec![1; w.dims.len() - w.axis];
         dims[0] = w.dims[w.axis];
-        let scale = Tensor::new(&dims, fitted.grid.scales.iter().copied().collect());
+        let scale = Tensor::new(&dims, fitted.grid.scales.iter().map(|s| s / step).collect());
         let scale = self.constant(w.value, &format!("{name}_scale"), scale);
         let to = vec![Attr::int("to", DType::Float as i64)];
         let node = self.node_name(format!("{name}_Cast"));

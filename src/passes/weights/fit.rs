@@ -10,10 +10,11 @@ use super::find::Weight;
 use super::view::View;
 use crate::analysis::stats::Stats;
 use crate::ir::Model;
+use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
 use crate::math::rounding::{Rounding, energies};
-use crate::math::shrink::{Shrunk, shrunk};
+use crate::math::shrink::{Shrunk, for_half, shrunk};
 use crate::passes::Context;
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2, Axis, s};
@@ -22,7 +23,7 @@ use ndarray::{Array2, ArrayView2, Axis, s};
 #[derive(Clone, Copy, Debug)]
 pub struct Scheme {
     /// Signed codes: S8 or S4.
-    pub kind: crate::math::affine::IntKind,
+    pub kind: IntKind,
     /// Weights that share a scale; 0: all of an output.
     pub block: usize,
     /// Zero points.
@@ -34,7 +35,7 @@ pub struct Scheme {
 impl Scheme {
     /// The first default operator set that can dequantize it.
     pub fn opset(self) -> i64 {
-        match self.block == 0 && self.kind == crate::math::affine::IntKind::S8 {
+        match self.block == 0 && self.kind == IntKind::S8 {
             true => 13,
             false => 21,
         }
@@ -43,6 +44,8 @@ impl Scheme {
 
 /// A weight in integers.
 pub struct Fitted {
+    /// Of the codes.
+    pub kind: IntKind,
     /// rows × columns of the view.
     pub codes: Array2<i8>,
     /// Parameters.
@@ -56,6 +59,14 @@ pub struct Fitted {
 /// Second moments over two halves of the samples; the second half may be empty.
 pub struct Data([Stats; 2]);
 
+/// What of the data codes are rounded by.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    halves: &'a [Stats; 2],
+    /// The first half alone; the other only says how far it is to be believed.
+    first: bool,
+}
+
 impl Data {
     /// Measures the inputs of weights; `None` when there is nothing to measure, or no real data to measure with.
     ///
@@ -67,6 +78,22 @@ impl Data {
         }
         let wanted = weights.iter().flat_map(|w| w.measures(model));
         Ok(Some(Data(cx.halves(model, wanted)?)))
+    }
+
+    /// All samples.
+    pub fn all(&self) -> Seen<'_> {
+        Seen {
+            halves: &self.0,
+            first: false,
+        }
+    }
+
+    /// The first half.
+    pub fn half(&self) -> Seen<'_> {
+        Seen {
+            halves: &self.0,
+            first: true,
+        }
     }
 }
 
@@ -81,7 +108,7 @@ struct Known {
 ///
 /// # Errors
 /// When the weight is not finite.
-pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<&Data>) -> Result<Fitted> {
+pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<Seen>) -> Result<Fitted> {
     let tensor = model.constant(w.value).context("a constant")?;
     let floats = tensor.floats().context("float32")?;
     let matrix = view.matrix(&w.dims, &floats)?;
@@ -105,6 +132,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         let power = |m: &Array2<f32>| m.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
         let sqnr = decibels(power(&matrix), power(&(&matrix - &grid.values(codes.view()))));
         return Ok(Fitted {
+            kind: scheme.kind,
             codes,
             grid,
             shift: Vec::new(),
@@ -141,6 +169,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
     }
     let (codes, grid) = joined(&parts)?;
     Ok(Fitted {
+        kind: scheme.kind,
         codes,
         grid,
         shift,
@@ -153,9 +182,9 @@ fn decibels(signal: f64, noise: f64) -> f64 {
 }
 
 /// The moments of a weight: those of its sites added up, when their rows mean the same.
-fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
+fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
-    for (sums, stats) in halves.iter_mut().zip(&data.0).filter(|(_, s)| s.samples > 0) {
+    for (sums, stats) in halves.iter_mut().zip(data.halves).filter(|(_, s)| s.samples > 0) {
         for site in &w.sites {
             let grams = stats.gram(site.input, &site.patch)?;
             match sums {
@@ -172,7 +201,14 @@ fn known(model: &Model, w: &Weight, data: &Data) -> Option<Known> {
     let [one, other] = halves;
     let one = one?;
     let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
-    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(|(a, b)| Ok(shrunk(a, b)?.all)).collect();
+    let both = |(a, b): (&Gram, &Gram)| {
+        let all = shrunk(a, b)?.all;
+        Ok(match data.first {
+            true => Shrunk::new(a, for_half(all.intensity)),
+            false => all,
+        })
+    };
+    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(both).collect();
     let all = Some(all.ok()?);
     let [site] = &w.sites[..] else {
         return Some(Known {

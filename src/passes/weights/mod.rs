@@ -9,6 +9,7 @@
 pub(super) mod emit;
 pub(super) mod find;
 pub(super) mod fit;
+mod narrow;
 mod nbits;
 pub(super) mod view;
 
@@ -20,6 +21,7 @@ use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
 use fit::{Data, Scheme, fit};
+use std::collections::BTreeSet;
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -30,7 +32,7 @@ pub const INFO: PassInfo = PassInfo {
     // Folded: convolutions whose weights are dequantized in every run are slower than before.
     part: Part::Precision {
         ways: &["weights(form=folded)"],
-        error: None,
+        error: Some("int4"),
     },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
@@ -60,6 +62,12 @@ const OPTIONS: &[Opt] = &[
         default: "qdq",
         values: "qdq|matmulnbits|folded",
         doc: "DequantizeLinear, MatMulNBits of ONNX Runtime for MatMul and Gemm, or Cast and Mul, which runtimes compute while they load: as fast as before, as much memory as before, a smaller file",
+    },
+    Opt {
+        name: "int4",
+        default: "0",
+        values: "a part of the output's power, such as 0.01",
+        doc: "with form=folded: weights are stored in 4 bits as long as the outputs err by no more because of it",
     },
     Opt {
         name: "compute",
@@ -106,6 +114,8 @@ struct Weights {
     /// For what may differ from node to node.
     options: Options,
     form: Form,
+    /// What weights of 4 bits may cost; 0: none.
+    int4: f64,
     int8: bool,
     data: bool,
     tables: bool,
@@ -133,7 +143,16 @@ fn build(o: &Options) -> Result<Weights> {
     );
     ensure!(
         form != Form::Folded || !four && block == 0 && o.text("symmetric") != "off",
-        "weights(form=folded): 8 bits and one scale for each output channel, without zero points; int8(int4=…) stores 4 bits"
+        "weights(form=folded): 8 bits and one scale for each output channel, without zero points; int4=… stores 4 bits where the outputs bear it"
+    );
+    let int4: f64 = o.get("int4")?;
+    ensure!(
+        (0.0..1.0).contains(&int4),
+        "weights(int4={int4}): give a number from 0 to below 1, such as 0.01"
+    );
+    ensure!(
+        int4 == 0.0 || form == Form::Folded,
+        "weights(int4={int4}) goes with form=folded; bits=4 stores all weights in 4 bits"
     );
     let zeros = match o.text("symmetric") {
         "on" => false,
@@ -149,6 +168,7 @@ fn build(o: &Options) -> Result<Weights> {
         },
         options: o.clone(),
         form,
+        int4,
         int8: o.text("compute") == "int8",
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
@@ -192,16 +212,27 @@ impl Weights {
         if weights.is_empty() {
             return Ok(false);
         }
-        let data = if self.data {
-            Data::measure(model, &weights, cx)?
-        } else {
-            None
+        let data = match self.data || self.int4 > 0.0 {
+            true => Data::measure(model, &weights, cx)?,
+            false => None,
         };
+        let four = match (&data, self.int4 > 0.0) {
+            (_, false) => BTreeSet::new(),
+            (Some(data), true) => narrow::choose_four(model, weights.iter(), data, self.int4, cx)?,
+            (None, true) => {
+                cx.warn(format!(
+                    "weights(int4={}): weights keep 8 bits: without real data nobody knows the damage",
+                    self.int4
+                ));
+                BTreeSet::new()
+            }
+        };
+        let data = data.filter(|_| self.data);
         let mut bytes = (0usize, 0usize);
         let mut changed = false;
         let mut emitter = emit::Emitter::new(model);
         for w in &weights {
-            let Some((before, after)) = self.one(&mut emitter, w, data.as_ref(), cx)? else {
+            let Some((before, after)) = self.one(&mut emitter, w, (data.as_ref(), four.contains(&w.value)), cx)? else {
                 continue;
             };
             bytes = (bytes.0 + before, bytes.1 + after);
@@ -255,15 +286,15 @@ impl Weights {
         &self,
         emitter: &mut emit::Emitter,
         w: &Weight,
-        data: Option<&Data>,
+        (data, four): (Option<&Data>, bool),
         cx: &mut Context,
     ) -> Result<Option<(usize, usize)>> {
         let model = &*emitter.model;
         let label = model.label(w.nodes[0]);
         let nbits = self.form == Form::NBits && nbits::fits(model, w);
-        let asked = self.scheme(&label)?;
+        let asked = if four { narrow::SCHEME } else { self.scheme(&label)? };
         let mut scheme = Scheme {
-            negative: nbits && !asked.zeros,
+            negative: asked.negative || nbits && !asked.zeros,
             ..asked
         };
         let view = match &w.blocked {
@@ -283,7 +314,7 @@ impl Weights {
             cx.skip(model, w.nodes[0], "its weight would not become smaller");
             return Ok(None);
         }
-        let fitted = fit(model, w, &view, scheme, data).with_context(|| label.clone())?;
+        let fitted = fit(model, w, &view, scheme, data.map(Data::all)).with_context(|| label.clone())?;
         if fitted.sqnr.is_nan() {
             cx.skip(model, w.nodes[0], "its weight is all zeros");
             return Ok(None);

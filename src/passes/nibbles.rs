@@ -7,15 +7,39 @@
 //! does it once, while loading, before it looks for Q/DQ pairs. int4 tensors are not used: before version 1.23 ONNX Runtime
 //! cannot make int8 of them, and every other use of them makes a float operator.
 
-use crate::ir::{Attr, DType, Model, Tensor, ValueId};
+use super::charts::decibel;
+use super::trial::{self, Ladder};
+use super::{Context, NoteKind};
+use crate::engine::NotRun;
+use crate::ir::{Attr, DType, GraphId, Model, Tensor, ValueId};
 use anyhow::{Context as _, Result, ensure};
 
 /// The bits that a code is shifted by.
-const BITS: u8 = 4;
+pub const BITS: u8 = 4;
 /// An int8 code for every step of a code of 4 bits.
 pub const STEP: f32 = 16.0;
+/// A weight that errs by more, relative to the power of its products, is not tried.
+pub const MOST: f64 = 0.2;
 /// About what the operators that take a weight apart take in a file, in bytes.
-pub const OVERHEAD: usize = 768;
+const OVERHEAD: usize = 768;
+/// Smaller weights would save less than these operators are worth.
+const LEAST: usize = 4096;
+
+/// Why a weight of these dimensions cannot take 4 bits.
+pub fn refusal(dims: &[usize]) -> Option<&'static str> {
+    if dims.iter().product::<usize>() < LEAST {
+        Some("small")
+    } else if axis(dims).is_none() {
+        Some("no axis is of even length")
+    } else {
+        None
+    }
+}
+
+/// The bytes that 4 bits save, beside 8, of so many weights.
+pub fn saved(weights: usize) -> f64 {
+    (weights / 2).saturating_sub(OVERHEAD) as f64
+}
 
 /// The axis along which a tensor of these dimensions can be parted in two equal halves.
 pub fn axis(dims: &[usize]) -> Option<usize> {
@@ -41,13 +65,12 @@ pub fn pack(codes: &Tensor) -> Result<(Tensor, usize)> {
     Ok((Tensor::new(&dims, bytes), axis))
 }
 
-/// Puts codes, two to a byte, into the main graph, and what takes them apart; gives the int8 codes.
+/// Puts codes, two to a byte, into a graph, and what takes them apart; gives the int8 codes.
 ///
 /// # Errors
 /// As [`pack`].
-pub fn packed(model: &mut Model, name: &str, codes: &Tensor) -> Result<ValueId> {
+pub fn packed(model: &mut Model, graph: GraphId, name: &str, codes: &Tensor) -> Result<ValueId> {
     let (bytes, axis) = pack(codes)?;
-    let graph = model.main_id();
     let mut constant = |name: &str, t: Tensor| {
         let name = model.fresh_name(name);
         model.add_const(graph, &name, t)
@@ -70,6 +93,34 @@ pub fn packed(model: &mut Model, name: &str, codes: &Tensor) -> Result<ValueId> 
     let low = node("BitShift", "_low", &[bytes, bits], Attr::string("direction", "LEFT"))?;
     let both = node("Concat", "_uint8", &[high, low], Attr::int("axis", axis as i64))?;
     node("Cast", "", &[both], Attr::int("to", DType::Int8 as i64))
+}
+
+/// Which weights of 4 bits, one rung each, may stay when outputs may err by `limit` more, relative to their power; asked by a pass.
+///
+/// # Errors
+/// When a sample fails.
+pub fn choose<L: Ladder>(model: &Model, trials: &[L], limit: f64, pass: &str, cx: &mut Context) -> Result<Vec<bool>> {
+    let [one, other] = cx.samples.halves();
+    let samples = if other.is_empty() { one } else { other };
+    let settled = match trial::settle(model, trials, limit, &samples, cx) {
+        Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {
+            cx.warn(format!(
+                "{pass}(int4={limit}): weights keep 8 bits, since nothing can be tried: {e:#}"
+            ));
+            return Ok(vec![false; trials.len()]);
+        }
+        other => other.with_context(|| format!("{pass}: trying weights of 4 bits"))?,
+    };
+    let chosen: Vec<bool> = settled.choice.iter().map(Option::is_some).collect();
+    let what = format!(
+        "weights in 4 bits: {} of {} that were tried; on samples that had no part, outputs err by {:.1} dB because of them, of the {:.1} dB allowed",
+        chosen.iter().filter(|c| **c).count(),
+        chosen.len(),
+        decibel(settled.last),
+        decibel(limit)
+    );
+    cx.note(NoteKind::Did, String::new(), what);
+    Ok(chosen)
 }
 
 #[cfg(test)]
