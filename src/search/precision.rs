@@ -31,29 +31,27 @@ impl Search<'_> {
                 todo.retain(|q| name(q) != name(&p));
                 continue;
             }
-            let rest = REST.iter().any(|rest| p.ends_with(rest));
-            if !rest && t.bytes as f64 > NEARLY_ALL * self.before.bytes as f64 {
+            let rest = REST.iter().position(|rest| p.ends_with(rest));
+            if rest.is_none() && t.bytes as f64 > NEARLY_ALL * self.before.bytes as f64 {
                 continue;
             }
             let room = further(&p) > 0 && !REST.contains(&&*p) && t.used <= ROOM * fit;
             let cost = t.bytes as f64 * if room { FURTHER } else { 1.0 };
             if t.used > fit || best.as_ref().is_some_and(|b| b.0 <= cost) {
-                if rest {
+                if rest.is_some() {
                     todo.retain(|q| !leaves_the_same(q, &p)); // nothing is left to store
                 }
                 continue;
             }
             let small = (t.bytes as f64) < SMALL * self.before.bytes as f64;
-            if !small && !rest {
-                REST.iter()
+            // What is less bold would not be smaller: another strength of the same pass, or of what follows it.
+            todo.retain(|q| name(q) != name(&p));
+            if !small {
+                let next = &REST[rest.map_or(0, |k| k + 1)..];
+                next.iter()
                     .rev()
                     .for_each(|rest| todo.push_front(format!("{p},{rest}")));
             }
-            // What is less bold would not be smaller: another strength of the same pass, or of what follows it.
-            todo.retain(|q| match rest {
-                false => name(q) != name(&p) || q.starts_with(&format!("{p},")),
-                true => name(q) != name(&p),
-            });
             best = Some((cost, p, t.used));
             if small && self.effort != Effort::Smallest {
                 break;
