@@ -170,10 +170,8 @@ fn search(out: &mut String, r: &Report) {
     *out += "</p>";
     let front = plots::front(&r.search);
     let rows = r.search.iter().enumerate().map(|(i, t)| -> Row {
-        let what = match &t.refused {
-            Some(why) => Cell::remark(&t.passes, &format!("refused: {why}")),
-            None => Cell::long(&t.passes),
-        };
+        let refused = t.refused.as_ref().map(|why| format!("refused: {why}"));
+        let what = Cell::list(&t.passes, refused.as_deref());
         let mark = match (t.chosen, front.contains(&i)) {
             (true, _) => " ★",
             (_, true) => " •",

@@ -62,12 +62,10 @@ impl Cell {
         Cell("l", escaped(text))
     }
 
-    /// Text with a remark below.
-    pub fn remark(text: &str, remark: &str) -> Cell {
-        Cell(
-            "l",
-            format!("{}<br><span class=\"faint\">{}</span>", escaped(text), escaped(remark)),
-        )
+    /// A list that wraps behind its commas, perhaps with a remark below.
+    pub fn list(text: &str, remark: Option<&str>) -> Cell {
+        let below = remark.map(|r| format!("<br><span class=\"faint\">{}</span>", escaped(r)));
+        Cell("l", escaped(text).replace(',', ",<wbr>") + &below.unwrap_or_default())
     }
 
     /// Bars, one below the other: parts of 1, and their classes.
