@@ -4,10 +4,10 @@
 //! samples); the held-back ones are asked at the end only. The budget's use `u` of a result is what it loses on the tuning
 //! samples as a part of what may be lost ([`Budget::used`]). The search
 //!
-//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits or in float16
+//! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits and in float16
 //!    where it leaves many as they were; one that can go further (2.) and has room for it before a slightly smaller one that cannot;
 //! 2. looks for the largest error `e` with `u ≤ FIT` (less where samples are few) that a precision which can go further
-//!    for an error (4 bits in `int8`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
+//!    for an error (4 bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
 //!    they compete for the same weights. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
