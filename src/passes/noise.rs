@@ -61,12 +61,13 @@ impl Reference {
             key = key.take().map(|k| k.sample(&sample));
             reference.samples.push(sample);
             reference.wanted.push(wanted);
+            Ok(())
         };
         let first = run(0)?;
         let bytes: usize = first.1.iter().map(Tensor::byte_len).sum();
         let count = samples.len().min(SAMPLES).min(KEPT / bytes.max(1) + 1);
-        keep(first);
-        in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| Ok(keep(ran)))?;
+        keep(first)?;
+        in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| keep(ran))?;
         let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
         let kept = ends.iter().zip(&saturated).filter(|(_, s)| **s);
         reference.before = kept.map(|(e, _)| e.0).collect();
