@@ -198,9 +198,20 @@ fn what_cannot_be_run_is_not_let_out() {
     let ran = optimize("simplify", &[], &input, &out);
     assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
     assert!(
-        ran.out.contains("NOT VERIFIED") && ran.out.contains("--no-verify"),
+        ran.out.contains("NOT VERIFIED") && ran.out.contains("--no-verify") && ran.out.contains("--engine ort"),
         "{}",
         ran.out
+    );
+    let mut foo = node("Foo", &["x"], &["h"]);
+    foo.domain = Some("com.acme".into());
+    let dense = node("MatMul", &["h", "w"], &["y"]);
+    save(&input, &model(vec![foo, dense], vec![floats("w", &[4, 4], &[0.5; 16])]));
+    let ran = optimize("int8", &[], &input, &out);
+    assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("Foo") && ran.err.contains("--engine ort"),
+        "{}",
+        ran.err
     );
     assert!(!out.exists());
     optimize("simplify", &["--no-verify"], &input, &out).ok();

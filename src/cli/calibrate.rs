@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "K/N", default_value_t = Shard::ALL)]
     shard: Shard,
     #[command(flatten)]
-    engine: engine::Args,
+    pub(super) engine: engine::Args,
     #[command(flatten)]
     how: How,
     /// The statistics

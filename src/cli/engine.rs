@@ -38,12 +38,17 @@ impl Args {
         })
     }
 
+    /// True for ONNX Runtime.
+    pub fn is_ort(&self) -> bool {
+        self.engine == Some(Kind::Ort)
+    }
+
     /// The engine, with so many threads for one sample.
     ///
     /// # Errors
     /// When it is not built in, its library cannot be loaded, or it has no threads.
     pub fn open(&self, threads: usize) -> Result<Box<dyn Engine>> {
-        if self.engine == Some(Kind::Ort) {
+        if self.is_ort() {
             return self.ort(threads);
         }
         ensure!(self.engine_lib.is_none(), "--engine-lib goes with --engine ort");

@@ -77,7 +77,7 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = percent, requires = "baseline")]
     tolerance: f64,
     #[command(flatten)]
-    engine: engine::Args,
+    pub(super) engine: engine::Args,
     /// Measure latency, throughput and peak memory of both models, and put them into the report
     #[arg(long)]
     bench: bool,

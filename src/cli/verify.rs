@@ -12,7 +12,7 @@ use anyhow::Result;
 #[command(after_help = super::EXIT_CODES)]
 pub struct Args {
     #[command(flatten)]
-    engine: engine::Args,
+    pub(super) engine: engine::Args,
     /// What B may lose
     #[arg(long, value_name = "SPEC", default_value = "sqnr:10dB")]
     budget: Budget,

@@ -7,6 +7,7 @@
 //! float16 and bfloat16 are computed in f32: outputs that the model declares as such are rounded on the way out.
 //! tract keeps a copy of the weights of its own, so a session costs about twice the weights while it is made, and once after.
 
+mod amend;
 mod branches;
 mod convert;
 mod dequantize;

@@ -250,7 +250,7 @@ impl Report {
     }
 
     /// True when ONNX Runtime ran the models.
-    fn on_ort(&self) -> bool {
+    pub(crate) fn on_ort(&self) -> bool {
         self.engine.starts_with("ONNX Runtime")
     }
 

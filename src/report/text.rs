@@ -174,6 +174,9 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
     }
 }
 
+/// The way out where tract cannot run a model.
+pub const ELSEWHERE: &str = "; ONNX Runtime may run it (--engine ort)";
+
 /// The verdict, why, and what was written.
 pub fn outcome(r: &Report) -> String {
     let placed = match (r.written, r.may_leave()) {
@@ -194,7 +197,8 @@ pub fn outcome(r: &Report) -> String {
         Verdict::Vacuous(why) => format!("NOT VERIFIED: {why}\n  {placed}"),
         Verdict::NotRun(why) if r.unverified => format!("NOT VERIFIED: {why}\n  {placed} in {seconds:.1} s"),
         Verdict::NotRun(why) => {
-            format!("NOT VERIFIED: {why}\n  {placed}; --no-verify lets it out unseen")
+            let elsewhere = if r.on_ort() { "" } else { ELSEWHERE };
+            format!("NOT VERIFIED: {why}\n  {placed}{elsewhere}; --no-verify lets it out unseen")
         }
     }
 }

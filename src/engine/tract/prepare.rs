@@ -5,11 +5,10 @@
 //!   dropped: claims that a rewrite made obsolete would be believed.
 //! * Inputs have the dimensions of the sample.
 //! * float16 and bfloat16 become float, and values that are declared so are rounded to it after each operator; every tensor is raw data (tract reads typed unsigned data from the wrong field).
-//! * Upsample and the first Resize become a later Resize.
-//! * A reverse recurrence, which tract runs forward, becomes a forward one between two reversals of the sequence.
+//! * Operators that tract reads otherwise than ONNX means them are amended ([`super::amend`]).
 
 use super::graph::{Flat, plain_node};
-use super::{dequantize, ops};
+use super::{amend, dequantize, ops};
 use crate::data::Sample;
 use crate::engine::wanted::{Give, Wanted};
 use crate::ir::{DType, Model, Tensor, ValueId};
@@ -98,9 +97,10 @@ pub struct Ready {
 /// Finishes a graph without local functions. `exact`: shapes are int64, not symbolic dimensions.
 pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     dequantize::rewrite(&mut flat)?;
-    resize(&mut flat);
+    amend::resize(&mut flat);
+    amend::crop(&mut flat);
     let inputs = inputs_like(&mut flat.graph, like)?;
-    flat.graph.node = forward(std::mem::take(&mut flat.graph.node));
+    flat.graph.node = amend::forward(std::mem::take(&mut flat.graph.node));
     round_narrow(&mut flat.graph);
     plain_graph(&mut flat.graph, exact)?;
     let inputs_and_tensors = flat
@@ -191,81 +191,6 @@ fn round_narrow(graph: &mut pb::GraphProto) {
     graph.node = out;
 }
 
-/// Upsample, and Resize of operator set 10, become Resize of operator set 13 with the rules that they had.
-fn resize(flat: &mut Flat) {
-    let version = flat
-        .rest
-        .opset_import
-        .iter()
-        .find(|o| matches!(o.domain(), "" | "ai.onnx"));
-    let version = version.map_or(1, |o| o.version());
-    for n in &mut flat.graph.node {
-        let old = match n.op_type() {
-            "Upsample" => (7..10).contains(&version),
-            "Resize" => version == 10,
-            _ => false,
-        };
-        if !old {
-            continue;
-        }
-        let scales = match n.attribute.iter().find(|a| a.name() == "scales") {
-            Some(a) => {
-                let name = format!("{}/scales", n.output.join(" "));
-                let tensor = Tensor::new(&[a.floats.len()], a.floats.clone());
-                flat.tensors.insert(name.clone(), tensor);
-                Some(name)
-            }
-            None => n.input.get(1).cloned(),
-        };
-        let (Some(x), Some(scales)) = (n.input.first(), scales) else {
-            continue;
-        };
-        n.input = vec![x.clone(), String::new(), scales];
-        n.attribute.retain(|a| a.name() == "mode");
-        let rules = [
-            ("coordinate_transformation_mode", "asymmetric"),
-            ("nearest_mode", "floor"),
-        ];
-        n.attribute
-            .extend(rules.map(|(name, value)| crate::ir::Attr::string(name, value).proto));
-        n.op_type = Some(ops::RESIZE.into());
-    }
-}
-
-/// LSTM, GRU and RNN with direction "reverse" between reversals of X and Y; states are the same either way.
-fn forward(nodes: Vec<pb::NodeProto>) -> Vec<pb::NodeProto> {
-    let mut out = Vec::with_capacity(nodes.len());
-    for mut n in nodes {
-        let direction = n.attribute.iter().position(|a| a.name() == "direction");
-        let reverse = direction.filter(|&i| n.attribute[i].s.as_ref().is_some_and(|s| s.as_ref() == b"reverse"));
-        let (Some(direction), true) = (reverse, ["LSTM", "GRU", "RNN"].contains(&n.op_type())) else {
-            out.push(n);
-            continue;
-        };
-        n.attribute.remove(direction);
-        let layout = n.attribute.iter().find(|a| a.name() == "layout").and_then(|a| a.i);
-        let turn = |from: String, to: String| {
-            let mut turn = plain_node(ops::REVERSE, &to, vec![from], vec![to.clone()]);
-            turn.attribute = vec![crate::ir::Attr::int("axis", layout.unwrap_or(0)).proto];
-            turn
-        };
-        let mut after = None;
-        if let Some(x) = n.input.first_mut() {
-            let turned = format!("{x}/reversed for {}", n.output.join(" "));
-            out.push(turn(x.clone(), turned.clone()));
-            *x = turned;
-        }
-        if let Some(y) = n.output.first_mut().filter(|y| !y.is_empty()) {
-            let turned = format!("{y}/reversed");
-            after = Some(turn(turned.clone(), y.clone()));
-            *y = turned;
-        }
-        out.push(n);
-        out.extend(after);
-    }
-    out
-}
-
 /// Gives every node a name of its own, which tract insists on and ONNX does not.
 fn name_apart(nodes: &mut [pb::NodeProto], mut taken: BTreeSet<String>) {
     for n in nodes {
@@ -350,6 +275,7 @@ fn plain_node_of(n: &mut pb::NodeProto, exact: bool) -> Result<()> {
             _ => {}
         }
     }
+    amend::zeros(n);
     let names_type = ["Cast", "EyeLike", "RandomNormal", "RandomUniform"].contains(&n.op_type());
     for a in &mut n.attribute {
         if names_type && ["to", "dtype"].contains(&a.name()) {
@@ -364,7 +290,7 @@ fn plain_node_of(n: &mut pb::NodeProto, exact: bool) -> Result<()> {
                     t.elem_type = t.elem_type.map(|e| computed_code(i64::from(e)) as i32);
                 }
             }
-            g.node = forward(std::mem::take(&mut g.node));
+            g.node = amend::forward(std::mem::take(&mut g.node));
             plain_graph(g, exact)?;
         }
     }

@@ -4,6 +4,8 @@ use crate::ir::{Attr, DType, GraphId, SubGraphs};
 use crate::pb;
 use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan};
 
+mod amended;
+
 fn floats(t: &Tensor) -> Vec<f32> {
     t.floats().expect("floats").into_owned()
 }
@@ -248,103 +250,6 @@ fn tract_still_makes_a_wrong_table_of_softmax_between_codes() {
     let x = convert::to_tract(&Tensor::new(&[1, 4], LOGITS.to_vec()), DType::Float).expect("converts");
     let got = bare_tract(&b.model, vec![x]);
     assert!(got.iter().zip(SOFTMAX).any(|(a, b)| (a - b).abs() > 0.1), "{got:?}");
-}
-
-#[test]
-fn upsample_and_the_first_resize_round_down() {
-    let resized = |op: &str, opset: i64, mode: &str, times: f32| {
-        let mut b = Builder::new(opset);
-        let x = b.input("x", DType::Float, &[1, 1, 1, 2]);
-        let scales = vec![1.0, 1.0, 1.0, times];
-        let mut attrs = vec![Attr::string("mode", mode)];
-        let mut inputs = vec![x];
-        match opset < 9 {
-            true => attrs.push(Attr::floats("scales", scales)),
-            false => inputs.push(b.constant("scales", Tensor::new(&[4], scales))),
-        }
-        let y = b.op(op, &inputs, attrs);
-        floats(&run(&b, &[y], &sample(&[("x", Tensor::new(&[1, 1, 1, 2], vec![0f32, 1.0]))]))[0])
-    };
-    for (op, opset) in [("Upsample", 7), ("Upsample", 9), ("Resize", 10)] {
-        assert_eq!(
-            resized(op, opset, "nearest", 3.0),
-            [0., 0., 0., 1., 1., 1.],
-            "{op} {opset}"
-        );
-        assert_eq!(resized(op, opset, "linear", 2.0), [0., 0.5, 1., 1.], "{op} {opset}");
-    }
-}
-
-fn recurrence(op: &str, gates: usize, direction: &str) -> (Builder, Vec<ValueId>) {
-    let mut b = Builder::new(14);
-    let directions = if direction == "bidirectional" { 2 } else { 1 };
-    let (input, hidden) = (2, 3);
-    let x = b.input("x", DType::Float, &[5, 1, input]);
-    let w = b.constant("w", ramp(&[directions, gates * hidden, input], -0.4, 0.03));
-    let r = b.constant("r", ramp(&[directions, gates * hidden, hidden], 0.3, -0.02));
-    let attrs = vec![
-        Attr::int("hidden_size", hidden as i64),
-        Attr::string("direction", direction),
-    ];
-    let outs = b.ops(op, &[Some(x), Some(w), Some(r)], 2, attrs);
-    (b, outs)
-}
-
-fn sequence(reversed: bool) -> Tensor {
-    let steps: Vec<[f32; 2]> = (0..5).map(|t| [t as f32 * 0.3 - 0.5, 1.0 - t as f32 * 0.2]).collect();
-    let steps = if reversed {
-        steps.into_iter().rev().collect()
-    } else {
-        steps
-    };
-    Tensor::new(&[5, 1, 2], steps.concat())
-}
-
-#[test]
-fn a_reverse_recurrence_is_the_forward_one_of_the_reversed_sequence() {
-    for (op, gates) in [("LSTM", 4), ("GRU", 3), ("RNN", 1)] {
-        let (f, f_outs) = recurrence(op, gates, "forward");
-        let (r, r_outs) = recurrence(op, gates, "reverse");
-        let forward = run(&f, &f_outs, &sample(&[("x", sequence(true))]));
-        let reverse = run(&r, &r_outs, &sample(&[("x", sequence(false))]));
-        let steps: Vec<f32> = floats(&forward[0]).chunks(3).rev().flatten().copied().collect();
-        assert_eq!(floats(&reverse[0]), steps, "{op}");
-        assert_eq!(floats(&reverse[1]), floats(&forward[1]), "{op}");
-    }
-}
-
-/// When this fails, tract was mended, and `prepare::forward` can go.
-#[test]
-fn tract_still_runs_reverse_recurrences_forward() {
-    let x = || vec![convert::to_tract(&sequence(false), DType::Float).expect("converts")];
-    let [forward, reverse] = ["forward", "reverse"].map(|direction| {
-        let (mut b, outs) = recurrence("LSTM", 4, direction);
-        b.model.expose(&outs[..1]);
-        bare_tract(&b.model, x())
-    });
-    assert_eq!(forward, reverse);
-}
-
-#[test]
-fn both_directions_at_once_are_right() {
-    // With equal weights the backward half is the forward half of the reversed sequence.
-    let (mut b, outs) = recurrence("GRU", 3, "bidirectional");
-    let half = |dims: &[usize], from, step| {
-        let one = floats(&ramp(dims, from, step));
-        Tensor::new(&[2, dims[0], dims[1]], [one.clone(), one].concat())
-    };
-    let gru = b.model.value(outs[0]).producer().expect("a node");
-    let (w, r) = (
-        b.constant("w2", half(&[9, 2], -0.4, 0.03)),
-        b.constant("r2", half(&[9, 3], 0.3, -0.02)),
-    );
-    b.model.set_input(gru, 1, Some(w));
-    b.model.set_input(gru, 2, Some(r));
-    let there = floats(&run(&b, &outs[..1], &sample(&[("x", sequence(false))]))[0]);
-    let back = floats(&run(&b, &outs[..1], &sample(&[("x", sequence(true))]))[0]);
-    for t in 0..5 {
-        assert_eq!(there[t * 6 + 3..t * 6 + 6], back[(4 - t) * 6..(4 - t) * 6 + 3]);
-    }
 }
 
 /// Adds a sub-graph with one output to a node.
