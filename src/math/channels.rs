@@ -5,21 +5,27 @@
 //! `W − W_R S (C⁻¹)_R,:`, and the inverse for what is left is `C⁻¹ − (C⁻¹)_:,R S (C⁻¹)_R,:` (optimal brain surgeon, Hassibi and
 //! Stork 1993, by blocks). Means are taken care of by the bias: it grows by `(W_before − W_after) μ`.
 //!
-//! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows).
+//! Cost: one inverse, n³; then for each removed input a product of rank one, n·(n + rows), `n` being the inputs that are left.
 
-use super::decompose::solve_spd;
+use super::decompose::{add_product, solve_spd};
 use super::few;
 use anyhow::{Result, ensure};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
+/// Columns of removed inputs stay, as zeros, until they are so large a part of all.
+const STALE: f64 = 0.125;
+
 /// A map, and what is left of the inverse covariance of its inputs.
 pub struct Surgeon {
-    /// The map, `rows × n`; columns of removed inputs are zero.
-    pub weight: Array2<f64>,
+    /// Columns of inputs that are left, and of some that are not.
+    weight: Array2<f64>,
     inverse: Array2<f64>,
     /// Output power that the inputs cause, `tr(W C Wᵀ)`: the unit of costs.
     power: f64,
-    gone: Vec<bool>,
+    /// Where an input is in `weight` and `inverse`; `None` when it was removed.
+    place: Vec<Option<usize>>,
+    /// How many are left.
+    left: usize,
 }
 
 impl Surgeon {
@@ -38,11 +44,27 @@ impl Surgeon {
         let inverse = few::inverse(covariance, damping, seen)?;
         let power = power(weight.view(), covariance);
         Ok(Surgeon {
-            weight,
-            inverse,
+            weight: row_major(weight),
+            inverse: row_major(inverse),
             power: power.max(f64::MIN_POSITIVE),
-            gone: vec![false; n],
+            place: (0..n).map(Some).collect(),
+            left: n,
         })
+    }
+
+    /// The map: columns of removed inputs are zero.
+    pub fn weight(&self) -> Array2<f64> {
+        let mut whole = Array2::zeros((self.weight.nrows(), self.place.len()));
+        let places = self.place.iter().enumerate();
+        for (i, k) in places.filter_map(|(i, k)| Some((i, (*k)?))) {
+            whole.column_mut(i).assign(&self.weight.column(k));
+        }
+        whole
+    }
+
+    /// The places of those of a block that are left.
+    fn places(&self, block: &[usize]) -> Vec<usize> {
+        block.iter().filter_map(|i| self.place[*i]).collect()
     }
 
     /// What removing each of these blocks alone would cost, in parts of the output's power.
@@ -50,13 +72,12 @@ impl Surgeon {
         let norms = self.weight.map_axis(Axis(0), |c| c.dot(&c));
         blocks
             .iter()
-            .map(|b| match b[..] {
+            .map(|b| match self.places(b)[..] {
                 [] => Ok(0.0),
-                [i] if self.gone[i] => Ok(0.0),
-                [i] => Ok(norms[i] / self.inverse[[i, i]] / self.power),
-                _ => {
-                    let w = self.weight.select(Axis(1), b);
-                    Ok(power(w.view(), self.unexplained(b)?.view()) / self.power)
+                [k] => Ok(norms[k] / self.inverse[[k, k]] / self.power),
+                ref at => {
+                    let w = self.weight.select(Axis(1), at);
+                    Ok(power(w.view(), self.unexplained(at)?.view()) / self.power)
                 }
             })
             .collect()
@@ -64,18 +85,19 @@ impl Surgeon {
 
     /// How far two blocks stand for each other given all others: the squared partial correlation, from 0 to 1, for single inputs.
     pub fn related(&self, a: &[usize], b: &[usize]) -> f64 {
+        let (a, b) = (self.places(a), self.places(b));
         let square = |a: &[usize], b: &[usize]| {
             let of_row = |i: &usize| b.iter().map(|j| self.inverse[[*i, *j]].powi(2)).sum::<f64>();
             a.iter().map(of_row).sum::<f64>()
         };
-        let whole = (square(a, a) * square(b, b)).sqrt();
-        if whole > 0.0 { square(a, b) / whole } else { 0.0 }
+        let whole = (square(&a, &a) * square(&b, &b)).sqrt();
+        if whole > 0.0 { square(&a, &b) / whole } else { 0.0 }
     }
 
-    /// `((C⁻¹)_RR)⁻¹`.
-    fn unexplained(&self, block: &[usize]) -> Result<Array2<f64>> {
-        let inner = self.inverse.select(Axis(0), block).select(Axis(1), block);
-        solve_spd(inner.view(), Array2::eye(block.len()).view(), 0.0)
+    /// `((C⁻¹)_RR)⁻¹`, for places.
+    fn unexplained(&self, at: &[usize]) -> Result<Array2<f64>> {
+        let inner = self.inverse.select(Axis(0), at).select(Axis(1), at);
+        solve_spd(inner.view(), Array2::eye(at.len()).view(), 0.0)
     }
 
     /// Removes inputs; the others take over what they can.
@@ -83,25 +105,46 @@ impl Surgeon {
     /// # Errors
     /// When numbers are not finite.
     pub fn remove(&mut self, block: &[usize]) -> Result<()> {
-        let block: Vec<usize> = block.iter().copied().filter(|i| !self.gone[*i]).collect();
-        if block.is_empty() {
+        let at = self.places(block);
+        if at.is_empty() {
             return Ok(());
         }
-        let rows = self.inverse.select(Axis(0), &block);
-        let share = match block[..] {
-            [i] => &rows / self.inverse[[i, i]],
-            _ => self.unexplained(&block)?.dot(&rows),
+        let rows = self.inverse.select(Axis(0), &at);
+        let share = match at[..] {
+            [k] => &rows / self.inverse[[k, k]],
+            _ => self.unexplained(&at)?.dot(&rows),
         };
-        let w = self.weight.select(Axis(1), &block);
+        let w = self.weight.select(Axis(1), &at);
         subtract(&mut self.weight, w.view(), share.view());
         subtract(&mut self.inverse, rows.t(), share.view());
-        for i in block {
-            self.gone[i] = true;
-            self.weight.column_mut(i).fill(0.0);
-            self.inverse.column_mut(i).fill(0.0);
-            self.inverse.row_mut(i).fill(0.0);
+        for k in &at {
+            self.weight.column_mut(*k).fill(0.0);
+            self.inverse.column_mut(*k).fill(0.0);
+            self.inverse.row_mut(*k).fill(0.0);
+        }
+        block.iter().for_each(|i| self.place[*i] = None);
+        self.left -= at.len();
+        if (self.left as f64) < (1.0 - STALE) * self.weight.ncols() as f64 {
+            self.close_up();
         }
         Ok(())
+    }
+
+    /// Drops the columns and rows of removed inputs.
+    fn close_up(&mut self) {
+        let kept: Vec<usize> = self.place.iter().copied().flatten().collect();
+        self.weight = row_major(self.weight.select(Axis(1), &kept));
+        self.inverse = row_major(self.inverse.select(Axis(1), &kept).select(Axis(0), &kept));
+        let left = self.place.iter_mut().filter(|k| k.is_some());
+        left.enumerate().for_each(|(k, place)| *place = Some(k));
+    }
+}
+
+/// The same matrix, in rows: products are added to it.
+fn row_major(a: Array2<f64>) -> Array2<f64> {
+    match a.is_standard_layout() {
+        true => a,
+        false => a.as_standard_layout().into_owned(),
     }
 }
 
@@ -114,7 +157,7 @@ pub fn power(w: ArrayView2<f64>, c: ArrayView2<f64>) -> f64 {
 /// `a -= b · c`.
 fn subtract(a: &mut Array2<f64>, b: ArrayView2<f64>, c: ArrayView2<f64>) {
     if b.ncols() > 2 {
-        *a -= &super::decompose::matmul(b, c);
+        add_product(a, -1.0, b, c);
         return;
     }
     for (mut row, factors) in a.rows_mut().into_iter().zip(b.rows()) {
@@ -201,6 +244,7 @@ mod tests {
     #[test]
     fn what_is_left_is_the_least_squares_refit_and_costs_say_what_it_loses() {
         let (w, c) = case(6, 3);
+        let w = w.t().as_standard_layout().into_owned().reversed_axes(); // by columns, as weights of a Gemm may lie
         for blocks in [vec![vec![1], vec![4]], vec![vec![4, 1]], vec![vec![1, 4]]] {
             let mut surgeon = Surgeon::new(w.clone(), (c.view(), 99), 0.0).expect("a covariance");
             let mut told = 0.0;
@@ -218,7 +262,7 @@ mod tests {
             left.iter()
                 .enumerate()
                 .for_each(|(k, &i)| full.column_mut(i).assign(&refit.column(k)));
-            assert!((&surgeon.weight - &full).iter().all(|d| d.abs() < 1e-9));
+            assert!((&surgeon.weight() - &full).iter().all(|d| d.abs() < 1e-9));
             let at_once =
                 super::refit(w.view(), (c.view(), 99, power(w.view(), c.view())), &left, 0.0).expect("a solution");
             assert!((&at_once.weight - &full).iter().all(|d| d.abs() < 1e-9));
@@ -236,7 +280,7 @@ mod tests {
         let one: Vec<Vec<usize>> = (0..3).map(|i| vec![i]).collect();
         assert!(surgeon.costs(&one).expect("finite")[0] < 1e-6);
         surgeon.remove(&[0]).expect("finite");
-        assert!((surgeon.weight[[0, 1]] - 2.0).abs() < 1e-6);
+        assert!((surgeon.weight()[[0, 1]] - 2.0).abs() < 1e-6);
         assert!(surgeon.costs(&one).expect("finite")[1] > 0.5);
         surgeon.remove(&[0]).expect("a second time is nothing");
     }

@@ -41,17 +41,29 @@ pub fn matmul(a: ArrayView2<f64>, b: ArrayView2<f64>) -> Array2<f64> {
     product(a, b)
 }
 
+/// Adds `factor · a (m × k) · b (k × n)` to `sum (m × n)` where it lies, any strides of `a` and `b`. Panics when sizes differ or `sum` is
+/// not row-major.
+pub fn add_product(sum: &mut Array2<f64>, factor: f64, a: ArrayView2<f64>, b: ArrayView2<f64>) {
+    into(sum, Accum::Add, factor, (a, b));
+}
+
 /// Matrix product `a (m × k) · b (k × n)` in f32, any strides. Panics when the inner sizes differ, as `ndarray`'s does.
 pub fn matmul_f32(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Array2<f32> {
     product(a, b)
 }
 
 fn product<T: ComplexField + Copy>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
+    let mut out = Array2::from_elem((a.nrows(), b.ncols()), T::zero_impl());
+    into(&mut out, Accum::Replace, T::one_impl(), (a, b));
+    out
+}
+
+fn into<T: ComplexField + Copy>(out: &mut Array2<T>, how: Accum, factor: T, (a, b): (ArrayView2<T>, ArrayView2<T>)) {
     let ((m, k), n) = (a.dim(), b.ncols());
     assert_eq!(k, b.nrows(), "matmul: {m}×{k} times {}×{n}", b.nrows());
-    let mut out = Array2::from_elem((m, n), T::zero_impl());
+    assert_eq!((m, n), out.dim(), "matmul: a sum of other dimensions");
     if m == 0 || n == 0 || k == 0 {
-        return out;
+        return;
     }
     // With a row-major result, faer is 2 to 3 times as fast when the left side is row-major too.
     let left = row_major(a);
@@ -64,17 +76,13 @@ fn product<T: ComplexField + Copy>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2
         true => MatRef::from_column_major_slice(&right, k, n),
         false => MatRef::from_row_major_slice(&right, k, n),
     };
-    let panels = out
-        .as_slice_mut()
-        .expect("a new array is contiguous")
-        .par_chunks_mut(PANEL * n);
+    let panels = out.as_slice_mut().expect("row-major").par_chunks_mut(PANEL * n);
     panels.enumerate().for_each(|(i, panel)| {
         let rows = panel.len() / n;
         let panel = MatMut::from_row_major_slice_mut(panel, rows, n);
         let left = left.subrows(i * PANEL, rows);
-        faer_matmul(panel, Accum::Replace, left, right, T::one_impl(), Par::Seq);
+        faer_matmul(panel, how, left, right, factor, Par::Seq);
     });
-    out
 }
 
 /// The entries row by row: borrowed when they lie so, else copied.

@@ -15,7 +15,7 @@
 use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
-use super::decompose::{Triangle, matmul, sym_eigen};
+use super::decompose::{Triangle, add_product, matmul, sym_eigen};
 
 /// Damping of the least squares, relative to the mean power of the features.
 const DAMPING: f64 = 1e-8;
@@ -107,7 +107,7 @@ impl Projection {
                 row.iter_mut().zip(at).for_each(|(x, &j)| *x += from[j]);
             }
             let part = w.slice(s![.., b * unit..(b + 1) * unit]);
-            weight += &matmul(part.t(), part);
+            add_product(&mut weight, 1.0, part.t(), part);
         }
         mean /= blocks.outer as f64;
         // Σ V = Qᵀ Rᵀ S with mean = R Rᵀ, S = Σ W_bᵀ W_b and Rᵀ S R = Q Σ² Qᵀ.

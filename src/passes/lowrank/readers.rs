@@ -7,7 +7,7 @@
 use super::metric::{passing, passing_each};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{Model, Node, NodeId, Use, ValueId};
-use crate::math::decompose::matmul;
+use crate::math::decompose::add_product;
 use ndarray::{Array1, Array2, s};
 use std::collections::BTreeSet;
 
@@ -77,7 +77,7 @@ impl Readers {
     pub fn metric(&self, mean: &Array1<f64>, covariance: &Array2<f64>) -> Array2<f64> {
         let mut gram = Array2::zeros(covariance.dim());
         for rows in &self.rows {
-            gram += &matmul(rows.t(), rows.view());
+            add_product(&mut gram, 1.0, rows.t(), rows.view());
         }
         if self.cut {
             gram *= &passing(mean, covariance);
