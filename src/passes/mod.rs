@@ -5,6 +5,7 @@
 //! [`Context::skip`].
 
 pub mod charts;
+mod checkpoints;
 mod context;
 mod exchange;
 mod names;

@@ -1,14 +1,18 @@
 //! How far values of a changed model are from those of the model as it was.
 
 use super::Context;
+use super::checkpoints::{Checkpoints, Late};
 use crate::analysis::ends;
 use crate::cache::{Cache, Key};
 use crate::data::{Sample, Samples};
+use crate::engine::{NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::compare::Gap;
 use crate::math::variation::Variation;
 use crate::parallel::in_order;
 use anyhow::{Context as _, Result};
+use std::borrow::Cow;
+use std::sync::OnceLock;
 
 /// Not more samples than this.
 pub const SAMPLES: usize = 64;
@@ -26,6 +30,10 @@ pub struct Reference {
     wanted: Vec<Vec<Tensor>>,
     /// Tells the model and the samples, where there is a cache.
     key: Option<Key>,
+    /// The model as it was, where it is changed at one place after the other, and on how many samples that is tried.
+    piecemeal: Option<(Model, usize)>,
+    /// Made when the first such change is tried.
+    checkpoints: OnceLock<Option<Checkpoints>>,
 }
 
 impl Reference {
@@ -45,6 +53,8 @@ impl Reference {
             samples: Vec::new(),
             wanted: Vec::new(),
             key: None,
+            piecemeal: None,
+            checkpoints: OnceLock::new(),
         };
         let named = |_: &Cache| Key::new("error of outputs", &cx.engine.name()).model(model);
         let mut key = cx.cache.map(named).transpose()?;
@@ -79,6 +89,24 @@ impl Reference {
         Ok(reference)
     }
 
+    /// The same, for changes of this model at one place after the other, on the first `most` samples: what comes before a change is
+    /// run once.
+    pub fn piecemeal(self, model: &Model, most: usize) -> Reference {
+        Reference {
+            piecemeal: Some((model.clone(), most)),
+            ..self
+        }
+    }
+
+    /// The rest of a changed model behind what has not changed; `None`: it is run as a whole.
+    fn late(&self, changed: &Model, most: usize, cx: &Context) -> Option<Late<'_>> {
+        let (model, tried) = self.piecemeal.as_ref().filter(|p| p.1 == most)?;
+        let first = &self.samples[..self.samples.len().min(*tried)];
+        // An engine that gives no inner values runs the whole model.
+        let make = || Checkpoints::new(model, first, cx.engine, cx.threads).unwrap_or_default();
+        self.checkpoints.get_or_init(make).as_ref()?.late(changed, first.len())
+    }
+
     /// A limit of the error, lowered: an error that is seen on few samples may be several times as large on others.
     pub fn careful(&self, limit: f64) -> f64 {
         let seen = self.samples.len() as f64;
@@ -103,22 +131,46 @@ impl Reference {
     }
 
     fn measured(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
-        let Some(like) = self.samples.first() else {
+        let samples = self.samples.len().min(most);
+        if samples == 0 {
             return Ok(0.0);
-        };
+        }
+        if let Some(late) = self.late(changed, most, cx) {
+            let sample = |i: usize| Cow::Owned(late.sample(i, &self.samples[i]));
+            if let Ok(session) = self.load(&late.model, &sample(0), cx) {
+                return self.worst(&session, samples, sample, cx);
+            }
+        }
+        let session = self.load(changed, &self.samples[0], cx)?;
+        self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx)
+    }
+
+    /// A session for the values that are compared, and which of them there are.
+    fn load(&self, changed: &Model, like: &Sample, cx: &Context) -> Result<(Box<dyn Session>, Vec<bool>), NotRun> {
         // An output may be another value now: a clip at the end is gone when codes end where it did.
         let outputs: Vec<ValueId> = changed.main().outputs().iter().map(|p| p.value).collect();
         let before = self.before.iter().map(|k| ends::before(changed, *outputs.get(*k)?));
         let places: Vec<Option<ValueId>> = outputs.iter().map(|v| Some(*v)).chain(before).collect();
         let there: Vec<ValueId> = places.iter().copied().flatten().collect();
         let session = cx.engine.load(changed, &there, like)?;
-        let mut gaps = vec![Gap::new(); there.len()];
-        let of = |i: usize| self.wanted[i].iter().zip(&places).filter(|(_, p)| p.is_some());
+        Ok((session, places.iter().map(Option::is_some).collect()))
+    }
+
+    /// The error of the worst value over the first samples.
+    fn worst<'a>(
+        &self,
+        (session, there): &(Box<dyn Session>, Vec<bool>),
+        samples: usize,
+        sample: impl Fn(usize) -> Cow<'a, Sample> + Sync,
+        cx: &Context,
+    ) -> Result<f64> {
+        let mut gaps = vec![Gap::new(); there.iter().filter(|t| **t).count()];
+        let wanted = |i: usize| self.wanted[i].iter().zip(there).filter(|(_, there)| **there);
         in_order(
-            self.samples.len().min(most),
+            samples,
             cx.threads,
-            |i| session.run(&self.samples[i]),
-            |i, values| add(&mut gaps, of(i).map(|(x, _)| x), &values),
+            |i| session.run(&sample(i)),
+            |i, values| add(&mut gaps, wanted(i).map(|(x, _)| x), &values),
         )?;
         Ok(gaps.iter().filter_map(Gap::noise).fold(0.0, f64::max))
     }

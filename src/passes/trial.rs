@@ -76,6 +76,7 @@ pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Sam
         return Ok(settled);
     }
     let limit = careful;
+    let reference = reference.piecemeal(model, ALONE);
     let damage = damages(model, ladders, &reference, cx)?;
     let mut allowed = limit;
     for _ in 0..ROUNDS {

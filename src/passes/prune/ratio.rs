@@ -13,7 +13,7 @@ use super::fold::Shift;
 use super::ladder::{Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
 use super::repair::repair;
-use super::trial::{Bench, Choice, Known, Settled};
+use super::trial::{ALONE, Bench, Choice, Known, Settled};
 use super::units::{Group, Reader, Units};
 use super::widths::RoundTo;
 use super::{Context, Names, Options, cut};
@@ -137,7 +137,10 @@ pub fn choose(model: &mut Model, groups: &Groups, plan: &Plan, cx: &mut Context)
     let ladders = ladders(model, &units, plan, moments.as_ref().map(|m| (m, part)), cx)?;
     let [one, other] = cx.samples.halves();
     let reference = match &moments {
-        Some(_) => Some(Reference::new(model, if other.is_empty() { &one } else { &other }, cx)?),
+        Some(_) => {
+            let reference = Reference::new(model, if other.is_empty() { &one } else { &other }, cx)?;
+            Some(reference.piecemeal(model, ALONE))
+        }
         None => None,
     };
     let bench = Bench {

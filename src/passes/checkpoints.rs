@@ -1,0 +1,315 @@
+//! Where a trial may begin: values of the model as it was, kept for the samples on which layers are tried one by one.
+//!
+//! What comes before the first change of a changed model gives what it gave, and need not be run again. The main graph is cut
+//! at a few places, where few values pass; the values that pass are kept, and take the part of inputs for what comes behind.
+
+use crate::data::Sample;
+use crate::engine::Engine;
+use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use crate::parallel::in_order;
+use crate::pb;
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Into so many stretches the graph is cut at most.
+const STRETCHES: usize = 8;
+/// Bytes that are kept at most, of all samples.
+const KEPT: usize = 64 << 20;
+
+/// The values that pass some places of a model.
+pub struct Checkpoints {
+    model: Model,
+    /// Of the main graph.
+    order: Vec<NodeId>,
+    /// In their order.
+    cuts: Vec<Cut>,
+    samples: usize,
+}
+
+/// A place in the order of the nodes.
+struct Cut {
+    /// Before this node.
+    at: usize,
+    /// What passes.
+    values: Vec<ValueId>,
+    /// Their tensors, for every sample.
+    kept: Vec<Vec<Tensor>>,
+}
+
+/// A changed model without what comes before its first change.
+pub struct Late<'a> {
+    /// Its inputs are those of the model, and the values that pass.
+    pub model: Model,
+    names: Vec<String>,
+    cut: &'a Cut,
+}
+
+impl Late<'_> {
+    /// The inputs for a sample of this number.
+    pub fn sample(&self, number: usize, sample: &Sample) -> Sample {
+        let passing = self.names.iter().cloned().zip(self.cut.kept[number].iter().cloned());
+        sample.clone().into_iter().chain(passing).collect()
+    }
+}
+
+impl Checkpoints {
+    /// Runs the model over the samples, of which there is one at least; `None` where there is nothing to keep.
+    ///
+    /// # Errors
+    /// When the engine does not run the model, or a sample fails.
+    pub fn new(model: &Model, samples: &[Sample], engine: &dyn Engine, threads: usize) -> Result<Option<Checkpoints>> {
+        let first = samples.first().context("no sample")?;
+        let order = model.main().nodes().to_vec();
+        let mut cuts = places(model, &order);
+        let values = |cuts: &[Cut]| -> Vec<ValueId> {
+            let all: BTreeSet<ValueId> = cuts.iter().flat_map(|c| c.values.iter().copied()).collect();
+            all.into_iter().collect()
+        };
+        let all = values(&cuts);
+        let looked_at = engine.load(model, &all, first)?.run(first)?;
+        let known: BTreeMap<ValueId, &Tensor> = all.iter().copied().zip(&looked_at).collect();
+        // Integers tell shapes, and shapes that come in as inputs are not known when the engine plans.
+        cuts.retain(|c| c.values.iter().all(|v| known[v].dtype() == DType::Float));
+        let bytes = |v: &ValueId| known[v].byte_len() * samples.len();
+        while values(&cuts).iter().map(bytes).sum::<usize>() > KEPT {
+            let heaviest = (0..cuts.len()).max_by_key(|k| cuts[*k].values.iter().map(bytes).sum::<usize>());
+            heaviest.map(|k| cuts.remove(k));
+        }
+        let all = values(&cuts);
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let session = engine.load(model, &all, first)?;
+        in_order(
+            samples.len(),
+            threads,
+            |i| session.run(&samples[i]),
+            |_, tensors| {
+                let known: BTreeMap<ValueId, &Tensor> = all.iter().copied().zip(&tensors).collect();
+                for cut in &mut cuts {
+                    cut.kept.push(cut.values.iter().map(|v| known[v].clone()).collect());
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Some(Checkpoints {
+            model: model.clone(),
+            order,
+            cuts,
+            samples: samples.len(),
+        }))
+    }
+
+    /// The rest of a changed model behind the last cut before its first change; `None` where it has to be run as a whole, or
+    /// for more samples than values were kept of.
+    pub fn late(&self, changed: &Model, samples: usize) -> Option<Late<'_>> {
+        let same = self.order.iter().take_while(|id| self.is_same(changed, **id)).count();
+        let cut = self.cuts.iter().rfind(|c| c.at <= same && samples <= self.samples)?;
+        let mut model = changed.clone();
+        let main = model.main_id();
+        let mut names = Vec::with_capacity(cut.values.len());
+        for v in &cut.values {
+            let name = model.fresh_name("checkpoint");
+            let input = model.add_input(main, float_input(&name));
+            model.replace_uses(*v, input);
+            names.push(name);
+        }
+        Some(Late { model, names, cut })
+    }
+
+    /// Whether a node computes what it did, from the same inputs. Of nodes with sub-graphs this is not asked.
+    fn is_same(&self, changed: &Model, id: NodeId) -> bool {
+        if !changed.is_alive(id) {
+            return false;
+        }
+        let (was, is) = (self.model.node(id), changed.node(id));
+        let tensor = |v: &ValueId| match (self.model.value(*v).tensor(), changed.value(*v).tensor()) {
+            (Some(a), Some(b)) => a.is(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        was.sub_graphs().next().is_none()
+            && was.op == is.op
+            && was.inputs() == is.inputs()
+            && was.outputs() == is.outputs()
+            && was.attrs.iter().map(|a| &a.proto).eq(is.attrs.iter().map(|a| &a.proto))
+            && was.inputs().iter().flatten().all(tensor)
+    }
+}
+
+fn float_input(name: &str) -> pb::ValueInfoProto {
+    let tensor = pb::type_proto::Tensor {
+        elem_type: Some(DType::Float as i32),
+        shape: None,
+    };
+    pb::ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(pb::TypeProto {
+            value: Some(pb::type_proto::Value::TensorType(tensor)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// Between as many layers with weights each, where fewest values pass.
+fn places(model: &Model, order: &[NodeId]) -> Vec<Cut> {
+    let passing = passing(model, order);
+    let has_weight = |id: &NodeId| {
+        let inputs = model.node(*id).inputs().iter().flatten();
+        let mut tensors = inputs.filter_map(|v| model.constant(*v));
+        tensors.any(|t| t.dims().len() > 1)
+    };
+    let layers: Vec<usize> = (0..order.len()).filter(|i| has_weight(&order[*i])).collect();
+    let stretch = layers.len().div_ceil(STRETCHES).max(1);
+    let windows = layers.chunks(stretch).skip(1).map(|w| w[0]);
+    let mut from = 0;
+    let mut cuts = Vec::new();
+    for end in windows {
+        // Up to the first layer of the stretch; anywhere behind the layer before it is as good.
+        let least = layers.iter().rev().find(|l| **l < end).map_or(0, |l| l + 1).max(from);
+        let best = (least..=end).min_by_key(|at| (passing[*at].len(), end - at));
+        if let Some(at) = best.filter(|at| !passing[*at].is_empty()) {
+            cuts.push(Cut {
+                at,
+                values: passing[at].iter().copied().collect(),
+                kept: Vec::new(),
+            });
+            from = at + 1;
+        }
+    }
+    cuts
+}
+
+/// The computed values that are made before a node of the order and read by it or later, for every node.
+fn passing(model: &Model, order: &[NodeId]) -> Vec<BTreeSet<ValueId>> {
+    let position: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+    // A node in a sub-graph reads where the node of the main graph stands that it is in.
+    let reader = |mut id: NodeId| loop {
+        match position.get(&id) {
+            Some(at) => return Some(*at),
+            None => id = model.graph(model.node(id).graph()).parent()?,
+        }
+    };
+    let mut all = vec![BTreeSet::new(); order.len()];
+    for (made, id) in order.iter().enumerate() {
+        for v in model.node(*id).outputs().iter().flatten() {
+            let last = model.value(*v).uses().iter().map(|u| match u {
+                Use::Node(id, _) => reader(*id).unwrap_or(order.len()),
+                Use::Output(..) => order.len(),
+            });
+            let last = last.max().unwrap_or(made).min(order.len() - 1);
+            all[made + 1..]
+                .iter_mut()
+                .take(last.saturating_sub(made))
+                .for_each(|at| {
+                    at.insert(*v);
+                });
+        }
+    }
+    all
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::*;
+    use crate::engine::testing::Builder;
+    use crate::engine::tract::Tract;
+
+    fn ramp(dims: &[usize], step: f32) -> Tensor {
+        let n: usize = dims.iter().product();
+        Tensor::new(dims, (0..n).map(|i| (i as f32 * step).sin()).collect())
+    }
+
+    /// `h₀ = x`, `hᵢ₊₁ = Relu(hᵢ wᵢ) + hᵢ`, four layers; the weights, and the output.
+    fn residual() -> (Builder, Vec<ValueId>, ValueId) {
+        let mut b = Builder::new(13);
+        let mut h = b.input("x", DType::Float, &[1, 3]);
+        let mut weights = Vec::new();
+        for i in 0..4 {
+            let w = b.constant(&format!("w{i}"), ramp(&[3, 3], 0.3 + i as f32));
+            let y = b.op("MatMul", &[h, w], vec![]);
+            let y = b.op("Relu", &[y], vec![]);
+            h = b.op("Add", &[y, h], vec![]);
+            weights.push(w);
+        }
+        b.model.expose(&[h]);
+        (b, weights, h)
+    }
+
+    fn samples() -> Vec<Sample> {
+        let one = |i: usize| [("x".to_owned(), ramp(&[1, 3], 1.0 + i as f32))].into_iter().collect();
+        (0..3).map(one).collect()
+    }
+
+    /// The output for a sample.
+    fn run(model: &Model, sample: &Sample) -> Vec<f32> {
+        let out = model.main().outputs()[0].value;
+        let session = Tract.load(model, &[out], sample).expect("it loads");
+        session.run(sample).expect("it runs")[0]
+            .floats()
+            .expect("floats")
+            .into_owned()
+    }
+
+    #[test]
+    fn what_comes_before_a_change_is_not_run_again_and_outputs_are_the_same() {
+        let (b, weights, _) = residual();
+        let (model, samples) = (&b.model, samples());
+        let made = Checkpoints::new(model, &samples, &Tract, 2).expect("it runs");
+        let made = made.expect("something is kept");
+        let firsts: Vec<Option<usize>> = weights
+            .iter()
+            .map(|w| {
+                let mut changed = model.clone();
+                changed.set_const(*w, ramp(&[3, 3], 0.7));
+                let late = made.late(&changed, samples.len())?;
+                for (i, sample) in samples.iter().enumerate() {
+                    assert_eq!(
+                        run(&late.model, &late.sample(i, sample)),
+                        run(&changed, sample),
+                        "{w:?}"
+                    );
+                }
+                assert!(
+                    made.late(&changed, samples.len() + 1).is_none(),
+                    "of so many nothing is kept"
+                );
+                Some(late.cut.at)
+            })
+            .collect();
+        assert_eq!(firsts, [None, Some(3), Some(6), Some(9)]);
+    }
+
+    #[test]
+    fn other_nodes_and_other_inputs_are_changes_too() {
+        let (b, weights, out) = residual();
+        let samples = samples();
+        let made = Checkpoints::new(&b.model, &samples, &Tract, 1)
+            .expect("it runs")
+            .expect("kept");
+        let relu = b.model.main().nodes()[4];
+        let at = |model: &Model| made.late(model, 1).map(|late| late.cut.at);
+        let mut other = b.model.clone();
+        other.node_mut(relu).op.name = "Neg".into();
+        assert_eq!(at(&other), Some(3));
+        let mut other = b.model.clone();
+        let last = other.value(out).producer().expect("a node");
+        other.set_input(last, 1, Some(weights[0]));
+        assert_eq!(at(&other), Some(9), "what is read is known by its number");
+        assert_eq!(at(&b.model), Some(9), "nothing changed: behind the last cut");
+    }
+
+    #[test]
+    fn integers_are_not_kept() {
+        let mut b = Builder::new(13);
+        let x = b.input("x", DType::Float, &[1, 3]);
+        let w = b.constant("w", ramp(&[3, 3], 0.3));
+        let shape = b.op("Shape", &[x], vec![]);
+        let y = b.op("MatMul", &[x, w], vec![]);
+        let y = b.op("MatMul", &[y, w], vec![]);
+        let y = b.op("Reshape", &[y, shape], vec![]);
+        b.model.expose(&[y]);
+        let made = Checkpoints::new(&b.model, &samples(), &Tract, 1).expect("it runs");
+        assert!(made.is_none());
+    }
+}
