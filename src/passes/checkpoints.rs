@@ -153,7 +153,8 @@ fn float_input(name: &str) -> pb::ValueInfoProto {
 
 /// Between as many layers with weights each, where fewest values pass.
 fn places(model: &Model, order: &[NodeId]) -> Vec<Cut> {
-    let passing = passing(model, order);
+    let spans = spans(model, order);
+    let counts = counts(&spans, order.len());
     let has_weight = |id: &NodeId| {
         let inputs = model.node(*id).inputs().iter().flatten();
         let mut tensors = inputs.filter_map(|v| model.constant(*v));
@@ -161,27 +162,33 @@ fn places(model: &Model, order: &[NodeId]) -> Vec<Cut> {
     };
     let layers: Vec<usize> = (0..order.len()).filter(|i| has_weight(&order[*i])).collect();
     let stretch = layers.len().div_ceil(STRETCHES).max(1);
-    let windows = layers.chunks(stretch).skip(1).map(|w| w[0]);
-    let mut from = 0;
-    let mut cuts = Vec::new();
-    for end in windows {
-        // Up to the first layer of the stretch; anywhere behind the layer before it is as good.
-        let least = layers.iter().rev().find(|l| **l < end).map_or(0, |l| l + 1).max(from);
-        let best = (least..=end).min_by_key(|at| (passing[*at].len(), end - at));
-        if let Some(at) = best.filter(|at| !passing[*at].is_empty()) {
-            cuts.push(Cut {
-                at,
-                values: passing[at].iter().copied().collect(),
-                kept: Vec::new(),
-            });
-            from = at + 1;
-        }
-    }
-    cuts
+    // Up to the first layer of a stretch; anywhere behind the layer before it is as good.
+    let ends = (stretch..layers.len()).step_by(stretch);
+    let best = |k: usize| (layers[k - 1] + 1..=layers[k]).min_by_key(|at| (counts[*at], layers[k] - at));
+    let cut = |at: usize| Cut {
+        at,
+        values: spans.iter().filter(|s| s.passes(at)).map(|s| s.value).collect(),
+        kept: Vec::new(),
+    };
+    let all = ends.filter_map(best).map(cut);
+    all.filter(|c| !c.values.is_empty()).collect()
 }
 
-/// The computed values that are made before a node of the order and read by it or later, for every node.
-fn passing(model: &Model, order: &[NodeId]) -> Vec<BTreeSet<ValueId>> {
+/// Where a computed value is made and last read, by number of node.
+struct Span {
+    value: ValueId,
+    made: usize,
+    last: usize,
+}
+
+impl Span {
+    /// Made before a node, and read by it or later.
+    fn passes(&self, at: usize) -> bool {
+        self.made < at && at <= self.last
+    }
+}
+
+fn spans(model: &Model, order: &[NodeId]) -> Vec<Span> {
     let position: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
     // A node in a sub-graph reads where the node of the main graph stands that it is in.
     let reader = |mut id: NodeId| loop {
@@ -190,23 +197,39 @@ fn passing(model: &Model, order: &[NodeId]) -> Vec<BTreeSet<ValueId>> {
             None => id = model.graph(model.node(id).graph()).parent()?,
         }
     };
-    let mut all = vec![BTreeSet::new(); order.len()];
-    for (made, id) in order.iter().enumerate() {
-        for v in model.node(*id).outputs().iter().flatten() {
-            let last = model.value(*v).uses().iter().map(|u| match u {
-                Use::Node(id, _) => reader(*id).unwrap_or(order.len()),
-                Use::Output(..) => order.len(),
-            });
-            let last = last.max().unwrap_or(made).min(order.len() - 1);
-            all[made + 1..]
-                .iter_mut()
-                .take(last.saturating_sub(made))
-                .for_each(|at| {
-                    at.insert(*v);
-                });
-        }
+    let last = |v: ValueId| {
+        let uses = model.value(v).uses().iter().map(|u| match u {
+            Use::Node(id, _) => reader(*id).unwrap_or(order.len()),
+            Use::Output(..) => order.len(),
+        });
+        uses.max()
+    };
+    let of = |(made, id): (usize, &NodeId)| {
+        let outputs = model.node(*id).outputs().iter().flatten();
+        let spans = outputs.filter_map(move |v| {
+            Some(Span {
+                value: *v,
+                made,
+                last: last(*v)?,
+            })
+        });
+        spans.collect::<Vec<Span>>()
+    };
+    order.iter().enumerate().flat_map(of).collect()
+}
+
+/// How many values pass each of so many nodes.
+fn counts(spans: &[Span], nodes: usize) -> Vec<usize> {
+    let mut steps = vec![0isize; nodes + 2];
+    for s in spans.iter().filter(|s| s.made < s.last) {
+        steps[s.made + 1] += 1;
+        steps[s.last + 1] -= 1;
     }
-    all
+    let sums = steps.iter().scan(0isize, |sum, step| {
+        *sum += step;
+        Some(sum.unsigned_abs())
+    });
+    sums.collect()
 }
 
 #[cfg(all(test, feature = "tract"))]
