@@ -9,6 +9,8 @@ use anyhow::Result;
 const NEAR: f64 = 0.83;
 /// The range of errors that is searched.
 const ERRORS: (f64, f64) = (1e-5, 0.5);
+/// Errors change what passes do in steps: one to this part is felt, most often.
+const FELT: f64 = 0.75;
 /// Where a search begins when the budget does not say: the errors of all passes together.
 const FIRST: f64 = 0.03;
 /// What does not fit and has more than this part of the bytes of the smallest that does will not be smaller when it fits.
@@ -57,15 +59,14 @@ impl Search<'_> {
                 _ => self.step(base, used),
             };
             let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
-            let next = match (low, high) {
+            e = match (low, high) {
                 (Some(l), Some(h)) if h / l < 1.25 => break,
                 (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
+                // Nothing has fitted yet: what is little too much is worth a step that is felt.
+                (None, Some(_)) if e > ERRORS.0 => guess.min(FELT * e),
+                _ if (guess / e - 1.0).abs() < 0.1 => break,
                 _ => guess,
             };
-            if (next / e - 1.0).abs() < 0.1 {
-                break;
-            }
-            e = next;
         }
         Ok(best.map(|b| b.0))
     }
