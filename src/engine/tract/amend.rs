@@ -82,6 +82,24 @@ pub fn forward(nodes: Vec<pb::NodeProto>) -> Vec<pb::NodeProto> {
     out
 }
 
+/// A real signal of an STFT gets the last axis that tract insists on and ONNX Runtime does not.
+pub fn signals(flat: &mut Flat) {
+    let mut nodes = Vec::with_capacity(flat.graph.node.len());
+    for mut n in std::mem::take(&mut flat.graph.node) {
+        // Only what is real has one-sided spectra.
+        let real = !n.attribute.iter().any(|a| a.name() == "onesided" && a.i == Some(0));
+        if n.op_type() == "STFT" && real && !n.input.is_empty() {
+            let name = format!("{}/signal", n.output.join(" "));
+            let shape = format!("{name} shape");
+            flat.tensors.insert(shape.clone(), Tensor::new(&[3], vec![0i64, -1, 1]));
+            let inputs = vec![std::mem::replace(&mut n.input[0], name.clone()), shape];
+            nodes.push(plain_node("Reshape", &name, inputs, vec![name.clone()]));
+        }
+        nodes.push(n);
+    }
+    flat.graph.node = nodes;
+}
+
 /// Negative pads, on which tract panics, become a Slice before the Pad; those that are known before the model runs.
 pub fn crop(flat: &mut Flat) {
     if version(flat) < 11 {

@@ -99,6 +99,7 @@ pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     dequantize::rewrite(&mut flat)?;
     amend::resize(&mut flat);
     amend::crop(&mut flat);
+    amend::signals(&mut flat);
     let inputs = inputs_like(&mut flat.graph, like)?;
     flat.graph.node = amend::forward(std::mem::take(&mut flat.graph.node));
     round_narrow(&mut flat.graph);

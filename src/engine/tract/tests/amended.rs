@@ -136,3 +136,21 @@ fn a_constant_of_shape_is_full_of_float_zeros_where_it_does_not_say() {
     let got = run(&b, &[y], &sample(&[("x", ramp(&[2, 2], 0.0, 1.0))]));
     assert_eq!(floats(&got[0]), [0.0; 4]);
 }
+
+#[test]
+fn a_real_signal_needs_no_last_axis() {
+    let spectrum = |dims: &[usize]| {
+        let mut b = Builder::new(17);
+        let x = b.input("x", DType::Float, dims);
+        let step = b.constant("step", Tensor::scalar(2i64));
+        let window = b.constant("window", Tensor::new(&[4], vec![1f32; 4]));
+        let y = b.op("STFT", &[x, step, window], vec![]);
+        let got = run(&b, &[y], &sample(&[("x", ramp(dims, 1.0, 1.0))]));
+        (got[0].dims().to_vec(), floats(&got[0]))
+    };
+    let (dims, numbers) = spectrum(&[1, 6]);
+    assert_eq!(dims, [1, 2, 3, 2]);
+    // 1 + 2 + 3 + 4, and 1 − 3 with 4 − 2 times i.
+    assert!((numbers[0] - 10.0).abs() < 1e-5 && (numbers[2] + 2.0).abs() < 1e-5 && (numbers[3] - 2.0).abs() < 1e-5);
+    assert_eq!(spectrum(&[1, 6, 1]), (dims, numbers));
+}
