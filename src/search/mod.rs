@@ -10,8 +10,7 @@
 //!    for an error (4 bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
-//!    they compete for the same weights. What saves next to nothing is left out, so is what the others add nothing to, and what does not fit and is
-//!    not smaller is given up;
+//!    they compete for the same weights. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
 //! 4. gives the smallest that fits (of results of about the same size the one that loses least), and more careful ones where
 //!    the held-back samples disagree, or where it comes too close to the budget for so few of them.
 //!
@@ -55,8 +54,6 @@ const DOUBT_OF_POWERS: f64 = 1.2;
 const LEAST: f64 = 0.5;
 /// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own.
 const LITTLE: f64 = 0.03;
-/// And one that saves less than this does nothing.
-const NOTHING: f64 = 0.001;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
 /// [`Options::passes`] are run before all others.
@@ -171,7 +168,7 @@ impl Search<'_> {
         // All passes of a plan err alike, and what fits one of them leaves each of several a part.
         let mut sum = self.first_error(base);
         for (round, part) in self.parts(precision.as_deref()).into_iter().enumerate() {
-            if round > 0 && (self.idle(&part) || self.known_already(&part)) {
+            if round > 0 && self.idle(&part) {
                 continue;
             }
             let start = sum / part.takers() as f64;
@@ -187,18 +184,6 @@ impl Search<'_> {
         let one = part.only();
         let saved = self.tried.iter().filter_map(|m| m.saved.get(one?)).copied();
         one.is_some() && saved.reduce(f64::max).is_some_and(|most| most < LITTLE)
-    }
-
-    /// Whether the structural pass of a part ran beside others that saved nothing at all: alone it would do the same again.
-    fn known_already(&self, part: &Plan) -> bool {
-        let Some(one) = part.only() else { return false };
-        let beside = self.tried.iter().filter(|m| m.plan.differs_in_structure(part));
-        let others = beside.filter_map(|m| {
-            let others = m.saved.iter().filter(|(name, _)| **name != one);
-            let most = others.map(|(_, saved)| *saved).reduce(f64::max)?;
-            m.saved.contains_key(one).then_some(most)
-        });
-        others.reduce(f64::max).is_some_and(|most| most < NOTHING)
     }
 
     /// What is searched, in turn: all together, then what leaves something out, since all compete for the same weights.

@@ -159,11 +159,6 @@ impl Plan {
         }
     }
 
-    /// Whether both have the same precision, and go as far with it, but for the error.
-    pub(super) fn differs_in_structure(&self, other: &Plan) -> bool {
-        self.precision == other.precision && self.further == other.further && self.structure != other.structure
-    }
-
     /// The precision, as `--passes` takes it.
     fn precision(&self) -> Option<String> {
         let all: Vec<String> = passes(self.precision.as_deref()?).map(|p| self.pass(p)).collect();
@@ -206,18 +201,6 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_one_pass_does_is_known_from_several_with_the_same_precision() {
-        let knobs = knobs();
-        let plan = |structure: &[Knob], precision| Plan::new(structure, 0.01, precision);
-        let alone = plan(&knobs[..1], Some("int8")).further();
-        let beside = plan(&knobs, Some("int8")).further();
-        assert!(alone.differs_in_structure(&beside) && alone.differs_in_structure(&beside.with(0.2)));
-        for other in [alone.with(0.2), plan(&knobs, Some("int8")), plan(&knobs, None)] {
-            assert!(!alone.differs_in_structure(&other), "{other}");
-        }
-    }
 
     #[test]
     fn plans_are_written_as_passes_that_exist() {

@@ -63,7 +63,7 @@ impl Search<'_> {
                 (Some(l), Some(h)) if h / l < 1.25 => break,
                 (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
                 // Nothing has fitted yet: what is little too much is worth a step that is felt.
-                (None, Some(_)) if e > ERRORS.0 => guess.min(FELT * e),
+                (None, Some(_)) if e > ERRORS.0 && guess > 0.9 * e => FELT * e,
                 _ if (guess / e - 1.0).abs() < 0.1 => break,
                 _ => guess,
             };
