@@ -459,19 +459,23 @@ impl Model {
             }
         }
         if !declared {
-            let tensor = pb::type_proto::Tensor {
-                elem_type: Some(dtype as i32),
-                shape: None,
-            };
-            let info = pb::ValueInfoProto {
-                name: Some(name),
-                r#type: Some(pb::TypeProto {
-                    value: Some(pb::type_proto::Value::TensorType(tensor)),
-                    ..Default::default()
-                }),
+            self.declare(value, Model::elem_info(name, dtype));
+        }
+    }
+
+    /// What declares a tensor of these elements, of any shape.
+    pub fn elem_info(name: String, dtype: super::DType) -> pb::ValueInfoProto {
+        let tensor = pb::type_proto::Tensor {
+            elem_type: Some(dtype as i32),
+            shape: None,
+        };
+        pb::ValueInfoProto {
+            name: Some(name),
+            r#type: Some(pb::TypeProto {
+                value: Some(pb::type_proto::Value::TensorType(tensor)),
                 ..Default::default()
-            };
-            self.declare(value, info);
+            }),
+            ..Default::default()
         }
     }
 

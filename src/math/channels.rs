@@ -24,8 +24,6 @@ pub struct Surgeon {
     power: f64,
     /// Where an input is in `weight` and `inverse`; `None` when it was removed.
     place: Vec<Option<usize>>,
-    /// How many are left.
-    left: usize,
 }
 
 impl Surgeon {
@@ -48,7 +46,6 @@ impl Surgeon {
             inverse: row_major(inverse),
             power: power.max(f64::MIN_POSITIVE),
             place: (0..n).map(Some).collect(),
-            left: n,
         })
     }
 
@@ -123,16 +120,16 @@ impl Surgeon {
             self.inverse.row_mut(*k).fill(0.0);
         }
         block.iter().for_each(|i| self.place[*i] = None);
-        self.left -= at.len();
-        if (self.left as f64) < (1.0 - STALE) * self.weight.ncols() as f64 {
-            self.close_up();
-        }
+        self.close_up();
         Ok(())
     }
 
-    /// Drops the columns and rows of removed inputs.
+    /// Drops the columns and rows of removed inputs, where they are many.
     fn close_up(&mut self) {
         let kept: Vec<usize> = self.place.iter().copied().flatten().collect();
+        if kept.len() as f64 >= (1.0 - STALE) * self.weight.ncols() as f64 {
+            return;
+        }
         self.weight = row_major(self.weight.select(Axis(1), &kept));
         self.inverse = row_major(self.inverse.select(Axis(1), &kept).select(Axis(0), &kept));
         let left = self.place.iter_mut().filter(|k| k.is_some());

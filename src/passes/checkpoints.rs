@@ -7,7 +7,6 @@ use crate::data::Sample;
 use crate::engine::Engine;
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::parallel::in_order;
-use crate::pb;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,11 +18,8 @@ const KEPT: usize = 64 << 20;
 /// The values that pass some places of a model.
 pub struct Checkpoints {
     model: Model,
-    /// Of the main graph.
-    order: Vec<NodeId>,
     /// In their order.
     cuts: Vec<Cut>,
-    samples: usize,
 }
 
 /// A place in the order of the nodes.
@@ -59,58 +55,62 @@ impl Checkpoints {
     /// When the engine does not run the model, or a sample fails.
     pub fn new(model: &Model, samples: &[Sample], engine: &dyn Engine, threads: usize) -> Result<Option<Checkpoints>> {
         let first = samples.first().context("no sample")?;
-        let order = model.main().nodes().to_vec();
-        let mut cuts = places(model, &order);
+        let mut cuts = places(model, model.main().nodes());
         let values = |cuts: &[Cut]| -> Vec<ValueId> {
             let all: BTreeSet<ValueId> = cuts.iter().flat_map(|c| c.values.iter().copied()).collect();
             all.into_iter().collect()
         };
         let all = values(&cuts);
-        let looked_at = engine.load(model, &all, first)?.run(first)?;
+        let mut session = engine.load(model, &all, first)?;
+        let looked_at = session.run(first)?;
         let known: BTreeMap<ValueId, &Tensor> = all.iter().copied().zip(&looked_at).collect();
         // Integers tell shapes, and shapes that come in as inputs are not known when the engine plans.
         cuts.retain(|c| c.values.iter().all(|v| known[v].dtype() == DType::Float));
         let bytes = |v: &ValueId| known[v].byte_len() * samples.len();
         while values(&cuts).iter().map(bytes).sum::<usize>() > KEPT {
             let heaviest = (0..cuts.len()).max_by_key(|k| cuts[*k].values.iter().map(bytes).sum::<usize>());
-            heaviest.map(|k| cuts.remove(k));
+            if let Some(k) = heaviest {
+                cuts.remove(k);
+            }
         }
-        let all = values(&cuts);
-        if all.is_empty() {
+        let rest = values(&cuts);
+        if rest.is_empty() {
             return Ok(None);
         }
-        let session = engine.load(model, &all, first)?;
+        let mut keep = |known: &BTreeMap<ValueId, &Tensor>| {
+            for cut in &mut cuts {
+                cut.kept.push(cut.values.iter().map(|v| known[v].clone()).collect());
+            }
+        };
+        keep(&known);
+        if rest != all {
+            session = engine.load(model, &rest, first)?;
+        }
         in_order(
-            samples.len(),
+            samples.len() - 1,
             threads,
-            |i| session.run(&samples[i]),
+            |i| session.run(&samples[i + 1]),
             |_, tensors| {
-                let known: BTreeMap<ValueId, &Tensor> = all.iter().copied().zip(&tensors).collect();
-                for cut in &mut cuts {
-                    cut.kept.push(cut.values.iter().map(|v| known[v].clone()).collect());
-                }
+                keep(&rest.iter().copied().zip(&tensors).collect());
                 Ok(())
             },
         )?;
-        Ok(Some(Checkpoints {
-            model: model.clone(),
-            order,
-            cuts,
-            samples: samples.len(),
-        }))
+        let model = model.clone();
+        Ok(Some(Checkpoints { model, cuts }))
     }
 
     /// The rest of a changed model behind the last cut before its first change; `None` where it has to be run as a whole, or
     /// for more samples than values were kept of.
     pub fn late(&self, changed: &Model, samples: usize) -> Option<Late<'_>> {
-        let same = self.order.iter().take_while(|id| self.is_same(changed, **id)).count();
-        let cut = self.cuts.iter().rfind(|c| c.at <= same && samples <= self.samples)?;
+        let order = self.model.main().nodes().iter();
+        let same = order.take_while(|id| self.is_same(changed, **id)).count();
+        let cut = self.cuts.iter().rfind(|c| c.at <= same && samples <= c.kept.len())?;
         let mut model = changed.clone();
         let main = model.main_id();
         let mut names = Vec::with_capacity(cut.values.len());
         for v in &cut.values {
             let name = model.fresh_name("checkpoint");
-            let input = model.add_input(main, float_input(&name));
+            let input = model.add_input(main, Model::elem_info(name.clone(), DType::Float));
             model.replace_uses(*v, input);
             names.push(name);
         }
@@ -133,21 +133,6 @@ impl Checkpoints {
             && was.outputs() == is.outputs()
             && was.attrs.iter().map(|a| &a.proto).eq(is.attrs.iter().map(|a| &a.proto))
             && was.inputs().iter().flatten().all(tensor)
-    }
-}
-
-fn float_input(name: &str) -> pb::ValueInfoProto {
-    let tensor = pb::type_proto::Tensor {
-        elem_type: Some(DType::Float as i32),
-        shape: None,
-    };
-    pb::ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(pb::TypeProto {
-            value: Some(pb::type_proto::Value::TensorType(tensor)),
-            ..Default::default()
-        }),
-        ..Default::default()
     }
 }
 

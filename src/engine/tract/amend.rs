@@ -84,33 +84,43 @@ pub fn forward(nodes: Vec<pb::NodeProto>) -> Vec<pb::NodeProto> {
 
 /// A real signal of an STFT gets the last axis that tract insists on and ONNX Runtime does not.
 pub fn signals(flat: &mut Flat) {
-    let mut nodes = Vec::with_capacity(flat.graph.node.len());
-    for mut n in std::mem::take(&mut flat.graph.node) {
+    before(flat, |flat, n| {
         // Only what is real has one-sided spectra.
         let real = !n.attribute.iter().any(|a| a.name() == "onesided" && a.i == Some(0));
-        if n.op_type() == "STFT" && real && !n.input.is_empty() {
-            let name = format!("{}/signal", n.output.join(" "));
-            let shape = format!("{name} shape");
-            flat.tensors.insert(shape.clone(), Tensor::new(&[3], vec![0i64, -1, 1]));
-            let inputs = vec![std::mem::replace(&mut n.input[0], name.clone()), shape];
-            nodes.push(plain_node("Reshape", &name, inputs, vec![name.clone()]));
-        }
+        let signal = n
+            .input
+            .first_mut()
+            .filter(|_| n.op_type.as_deref() == Some("STFT") && real)?;
+        let name = format!("{}/signal", n.output.join(" "));
+        let shape = constant(flat, format!("{name} shape"), vec![0, -1, 1]);
+        let inputs = vec![std::mem::replace(signal, name.clone()), shape];
+        Some(plain_node("Reshape", &name, inputs, vec![name.clone()]))
+    });
+}
+
+/// Puts nodes before others that need them.
+fn before(flat: &mut Flat, make: impl Fn(&mut Flat, &mut pb::NodeProto) -> Option<pb::NodeProto>) {
+    let mut nodes = Vec::with_capacity(flat.graph.node.len());
+    for mut n in std::mem::take(&mut flat.graph.node) {
+        nodes.extend(make(flat, &mut n));
         nodes.push(n);
     }
     flat.graph.node = nodes;
 }
 
+/// Adds a list of integers, and gives its name.
+fn constant(flat: &mut Flat, name: String, numbers: Vec<i64>) -> String {
+    let tensor = Tensor::new(&[numbers.len()], numbers);
+    flat.tensors.insert(name.clone(), tensor);
+    name
+}
+
 /// Negative pads, on which tract panics, become a Slice before the Pad; those that are known before the model runs.
 pub fn crop(flat: &mut Flat) {
-    if version(flat) < 11 {
-        return; // pads were an attribute
+    // Before, pads were an attribute.
+    if version(flat) >= 11 {
+        before(flat, cropped);
     }
-    let mut nodes = Vec::with_capacity(flat.graph.node.len());
-    for mut n in std::mem::take(&mut flat.graph.node) {
-        nodes.extend(cropped(flat, &mut n));
-        nodes.push(n);
-    }
-    flat.graph.node = nodes;
 }
 
 /// The Slice before a Pad that crops; the Pad only pads then.
@@ -123,12 +133,7 @@ fn cropped(flat: &mut Flat, n: &mut pb::NodeProto) -> Option<pb::NodeProto> {
         None => (0..begins.len() as i64).collect(),
     };
     let name = format!("{}/cropped", n.output.join(" "));
-    let mut tensor = |what: &str, numbers: Vec<i64>| {
-        let name = format!("{name} {what}");
-        let tensor = Tensor::new(&[numbers.len()], numbers);
-        flat.tensors.insert(name.clone(), tensor);
-        name
-    };
+    let mut tensor = |what: &str, numbers| constant(flat, format!("{name} {what}"), numbers);
     let from = begins.iter().map(|b| b.saturating_neg().max(0)).collect();
     let to = ends.iter().map(|e| if *e < 0 { *e } else { i64::MAX }).collect();
     let inputs = vec![
