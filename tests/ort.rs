@@ -257,6 +257,34 @@ fn four_bits_are_verified_by_onnx_runtime_itself() {
     }
 }
 
+#[test]
+fn onnx_runtime_is_no_way_out_of_itself() {
+    let Some(lib) = folder() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = |name: &str| folder.path().join(name);
+    let mut foo = node("Foo", &["x"], &["h"]);
+    foo.domain = Some("com.acme".into());
+    let dense = node("MatMul", &["h", "w"], &["y"]);
+    let weight = floats("w", &[4, 4], &[0.5; 16]);
+    let model = model_with(vec![foo, dense], vec![weight], port("x", &[1, 4]), port("y", &[1, 4]));
+    std::fs::write(place("in.onnx"), model.encode_to_vec()).expect("written");
+    let recipe = "passes = \"int8\"\nengine = \"ort\"\ninput = \"in.onnx\"\noutput = \"out.onnx\"\n";
+    std::fs::write(place("onnxzip.toml"), recipe).expect("written");
+    let ran = onnxzip([
+        "optimize",
+        "--engine-lib",
+        &arg(&lib),
+        "--recipe",
+        &arg(&place("onnxzip.toml")),
+    ]);
+    assert_eq!(ran.code, Some(3), "{}{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("Foo") && !ran.err.contains("--engine ort"),
+        "{}",
+        ran.err
+    );
+}
+
 /// The figures that `bench --json` promises.
 fn complete(speed: &Value, engine: &str, runs: u64) {
     let number = |path: &str| {

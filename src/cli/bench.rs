@@ -47,7 +47,8 @@ pub fn run(args: &Args) -> Result<u8> {
         sessions: usize::from(args.sessions),
         blocks: usize::from(args.turns),
     };
-    let mut speed = speed(&|| load(a), &|| load(b), &samples, effort)?;
+    let speed = speed(&|| load(a), &|| load(b), &samples, effort);
+    let mut speed = speed.map_err(|e| args.engine.way_out(e))?;
     (speed.engine, speed.threads) = (engine.name(), threads);
     let most = |model: &Path| peak(model, &args.engine, threads, &args.pair.data, a).ok();
     (speed.before.peak_bytes, speed.after.peak_bytes) = (most(a), most(b));

@@ -50,8 +50,10 @@ pub fn run(args: &Args) -> Result<u8> {
     let passes = args.what.passes()?.or(recipe.passes.clone());
     let passes = passes.context("name the passes that will need statistics: --passes int8")?;
     let options = args.what.options(&args.how, passes, &recipe, stats)?;
-    let engine = args.engine.or(recipe.engine.as_deref())?.open(1)?;
-    match calibrate(&model, &args.out, args.shard, &options, &*engine, &Bar::new())? {
+    let chosen = args.engine.or(recipe.engine.as_deref())?;
+    let engine = chosen.open(1)?;
+    let done = calibrate(&model, &args.out, args.shard, &options, &*engine, &Bar::new());
+    match done.map_err(|e| chosen.way_out(e))? {
         Calibrated::Wrote(m) => println!(
             "{}{}: shard {} measured {} of {} samples; wrote {}, {}",
             m.pass,

@@ -1,6 +1,7 @@
 //! Which engine runs the models: the same options for every subcommand that runs some.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, NotRun};
+use crate::report::text::ELSEWHERE;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use std::ffi::OsString;
@@ -57,6 +58,14 @@ impl Args {
             "tract runs a sample on one thread; several need --engine ort"
         );
         Ok(tract())
+    }
+
+    /// An error of this engine, with the way out where it is that another engine may run the model.
+    pub fn way_out(&self, e: anyhow::Error) -> anyhow::Error {
+        match e.is::<NotRun>() && !self.is_ort() {
+            true => NotRun(format!("{e:#}{ELSEWHERE}")).into(),
+            false => e,
+        }
     }
 
     #[cfg(feature = "ort")]

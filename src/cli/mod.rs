@@ -15,7 +15,6 @@ mod verify;
 pub use passes::explain;
 
 use crate::engine::NotRun;
-use crate::report::text::ELSEWHERE;
 use clap::{Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
@@ -45,23 +44,9 @@ enum Command {
     Peak(peak::Args),
 }
 
-impl Command {
-    /// What runs the models, where some are run.
-    fn engine(&self) -> Option<&engine::Args> {
-        match self {
-            Command::Optimize(args) => Some(&args.engine),
-            Command::Calibrate(args) => Some(&args.engine),
-            Command::Verify(args) => Some(&args.engine),
-            Command::Bench(args) => Some(&args.engine),
-            Command::Inspect(_) | Command::Passes(_) | Command::Peak(_) => None,
-        }
-    }
-}
-
 /// Parses the command line, runs it, and gives the exit code. Wrong usage ends the process with code 2.
 pub fn main() -> u8 {
-    let command = Cli::parse().command;
-    let outcome = match &command {
+    let outcome = match &Cli::parse().command {
         Command::Optimize(args) => optimize::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -71,10 +56,7 @@ pub fn main() -> u8 {
         Command::Peak(args) => peak::run(args),
     };
     outcome.unwrap_or_else(|e| {
-        let not_run = e.downcast_ref::<NotRun>().is_some();
-        let tract = command.engine().is_some_and(|engine| !engine.is_ort());
-        let way_out = if not_run && tract { ELSEWHERE } else { "" };
-        eprintln!("error: {e:#}{way_out}");
-        if not_run { 3 } else { 2 }
+        eprintln!("error: {e:#}");
+        if e.is::<NotRun>() { 3 } else { 2 }
     })
 }

@@ -202,7 +202,7 @@ pub fn run(args: &Args) -> Result<u8> {
     };
     // What was measured is worth keeping, however it ended.
     options.cache.as_ref().map_or(Ok(()), |c| c.save()).context("--cache")?;
-    let mut report = report?;
+    let mut report = report.map_err(|e| job.engine.way_out(e))?;
     if let (Some(speed), true) = (&mut report.speed, report.written) {
         (speed.before.peak_bytes, speed.after.peak_bytes) = (peak_before, most(output));
     }

@@ -25,7 +25,8 @@ pub fn run(args: &Args) -> Result<u8> {
     let (a, b, data) = args.pair.load()?;
     let engine = args.engine.open(1)?;
     let threads = Options::new(Vec::new()).threads;
-    let gaps = compare(&a, &b, &data.all(), &*engine, threads, &Bar::new())?;
+    let gaps = compare(&a, &b, &data.all(), &*engine, threads, &Bar::new());
+    let gaps = gaps.map_err(|e| args.engine.way_out(e))?;
     let mut out = format!(
         "{} samples of {}, run by {}:\n",
         data.len(),

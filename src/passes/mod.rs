@@ -28,7 +28,7 @@ pub mod weights;
 pub use charts::Chart;
 pub use context::{Context, Note, NoteKind};
 pub use names::Names;
-pub use options::{Opt, Options, Request, parse_list};
+pub use options::{Opt, Options, Request, parse_list, parts};
 pub use rules::{Rule, SCOPED, SKIP};
 
 use crate::ir::Model;

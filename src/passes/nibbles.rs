@@ -19,7 +19,7 @@ pub const BITS: u8 = 4;
 /// An int8 code for every step of a code of 4 bits.
 pub const STEP: f32 = 16.0;
 /// A weight that errs by more, relative to the power of its products, is not tried.
-pub const MOST: f64 = 0.2;
+const MOST: f64 = 0.2;
 /// About what the operators that take a weight apart take in a file, in bytes.
 const OVERHEAD: usize = 768;
 /// Smaller weights would save less than these operators are worth.
@@ -36,14 +36,50 @@ pub fn refusal(dims: &[usize]) -> Option<&'static str> {
     }
 }
 
-/// The bytes that 4 bits save, beside 8, of so many weights.
-pub fn saved(weights: usize) -> f64 {
-    (weights / 2).saturating_sub(OVERHEAD) as f64
-}
-
 /// The axis along which a tensor of these dimensions can be parted in two equal halves.
 pub fn axis(dims: &[usize]) -> Option<usize> {
     dims.iter().position(|d| *d > 0 && d % 2 == 0)
+}
+
+/// A weight with 4 bits, to be tried.
+pub struct Trial<F> {
+    weights: usize,
+    error: f64,
+    put: F,
+}
+
+impl<F: Fn(&mut Model) -> Result<()>> Trial<F> {
+    /// So many weights, which err by `sqnr` dB beside the power of their products; `put` puts them into a model.
+    pub fn new(weights: usize, sqnr: f64, put: F) -> Trial<F> {
+        Trial {
+            weights,
+            error: 10f64.powf(-sqnr / 10.0),
+            put,
+        }
+    }
+
+    /// Whether it is worth a trial.
+    pub fn bearable(&self) -> bool {
+        self.error <= MOST
+    }
+}
+
+impl<F: Fn(&mut Model) -> Result<()>> Ladder for Trial<F> {
+    fn rungs(&self) -> usize {
+        1
+    }
+
+    fn error(&self, _: usize) -> f64 {
+        self.error
+    }
+
+    fn saved(&self, _: usize) -> f64 {
+        (self.weights / 2).saturating_sub(OVERHEAD) as f64
+    }
+
+    fn apply(&self, model: &mut Model, _: usize) -> Result<()> {
+        (self.put)(model)
+    }
 }
 
 /// int8 codes, all multiples of 16, two to a byte.
@@ -99,7 +135,16 @@ pub fn packed(model: &mut Model, graph: GraphId, name: &str, codes: &Tensor) -> 
 ///
 /// # Errors
 /// When a sample fails.
-pub fn choose<L: Ladder>(model: &Model, trials: &[L], limit: f64, pass: &str, cx: &mut Context) -> Result<Vec<bool>> {
+pub fn choose<F: Fn(&mut Model) -> Result<()>>(
+    model: &Model,
+    trials: &[Trial<F>],
+    limit: f64,
+    pass: &str,
+    cx: &mut Context,
+) -> Result<Vec<bool>> {
+    if trials.is_empty() {
+        return Ok(Vec::new());
+    }
     let [one, other] = cx.samples.halves();
     let samples = if other.is_empty() { one } else { other };
     let settled = match trial::settle(model, trials, limit, &samples, cx) {

@@ -165,6 +165,15 @@ impl Request {
     }
 }
 
+/// The passes of a list, each with its options, as they are written.
+pub fn parts(list: &str) -> impl Iterator<Item = &str> {
+    let mut inside = false;
+    list.split(move |c| {
+        inside = c == '(' || inside && c != ')';
+        c == ',' && !inside
+    })
+}
+
 /// Reads a list of passes: names separated by commas, options in parentheses.
 ///
 /// # Errors

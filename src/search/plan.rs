@@ -1,6 +1,6 @@
 //! What a search tries: passes with their strengths.
 
-use crate::passes::{ALL, Part, Request, parse_list};
+use crate::passes::{ALL, Part, Request, parse_list, parts};
 use anyhow::Result;
 use std::fmt;
 
@@ -66,22 +66,9 @@ pub(super) fn name(passes: &str) -> &str {
     passes.split(['(', ',']).next().unwrap_or(passes)
 }
 
-/// The passes of a precision, each with its options.
-fn passes(precision: &str) -> impl Iterator<Item = &str> {
-    let mut depth = 0usize;
-    precision.split(move |c| {
-        depth = match c {
-            '(' => depth + 1,
-            ')' => depth.saturating_sub(1),
-            _ => depth,
-        };
-        c == ',' && depth == 0
-    })
-}
-
 /// How many passes of a precision can go further, up to an error of the outputs.
 pub(super) fn further(precision: &str) -> usize {
-    passes(precision).filter_map(option).count()
+    parts(precision).filter_map(option).count()
 }
 
 /// The option that lets a pass go further.
@@ -161,7 +148,7 @@ impl Plan {
 
     /// The precision, as `--passes` takes it.
     fn precision(&self) -> Option<String> {
-        let all: Vec<String> = passes(self.precision.as_deref()?).map(|p| self.pass(p)).collect();
+        let all: Vec<String> = parts(self.precision.as_deref()?).map(|p| self.pass(p)).collect();
         Some(all.join(","))
     }
 

@@ -12,8 +12,7 @@ use crate::analysis::sites::{Site, float_tensor};
 use crate::ir::{DType, Model, Tensor};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
-use crate::passes::nibbles::{self, choose};
-use crate::passes::trial::Ladder;
+use crate::passes::nibbles::{self, Trial, choose};
 use anyhow::{Context as _, Result, ensure};
 
 /// Why the weight of a site cannot take 4 bits.
@@ -24,57 +23,26 @@ pub fn refusal(site: &Site) -> Option<&'static str> {
     }
 }
 
-/// A weight with 4 bits, to be tried.
-pub struct Trial<'a> {
+/// A weight with 4 bits, to be tried; `bias`, if it can move, with what the weight shifts.
+///
+/// # Errors
+/// When codes and scales do not fit the site.
+pub fn trial<'a>(
     site: &'a Site,
-    float: Tensor,
+    weight: &Weight,
     bias: Option<Vec<f32>>,
-    error: f64,
-}
-
-impl<'a> Trial<'a> {
-    /// The weight as floats; `bias`, if it can move, with what the weight shifts.
-    ///
-    /// # Errors
-    /// When codes and scales do not fit the site.
-    pub fn new(site: &'a Site, weight: &Weight, bias: Option<Vec<f32>>) -> Result<Trial<'a>> {
-        Ok(Trial {
-            site,
-            float: floats(site, weight)?,
-            bias,
-            error: 10f64.powf(-weight.sqnr / 10.0),
-        })
-    }
-
-    /// Whether it is worth a trial.
-    pub fn bearable(&self) -> bool {
-        self.error <= nibbles::MOST
-    }
-}
-
-impl Ladder for Trial<'_> {
-    fn rungs(&self) -> usize {
-        1
-    }
-
-    fn error(&self, _: usize) -> f64 {
-        self.error
-    }
-
-    fn saved(&self, _: usize) -> f64 {
-        nibbles::saved(self.float.len())
-    }
-
-    fn apply(&self, model: &mut Model, _: usize) -> Result<()> {
-        let graph = model.node(self.site.node).graph();
-        let name = model.fresh_name(&format!("{}_int4", model.value(self.site.weight).name));
-        let weight = model.add_const(graph, &name, self.float.clone());
-        model.set_input(self.site.node, self.site.slot, Some(weight));
-        match &self.bias {
-            Some(bias) => crate::passes::lowrank::set_bias(model, self.site, bias, DType::Float),
+) -> Result<Trial<impl Fn(&mut Model) -> Result<()> + use<'a>>> {
+    let float = floats(site, weight)?;
+    Ok(Trial::new(float.len(), weight.sqnr, move |model| {
+        let graph = model.node(site.node).graph();
+        let name = model.fresh_name(&format!("{}_int4", model.value(site.weight).name));
+        let weight = model.add_const(graph, &name, float.clone());
+        model.set_input(site.node, site.slot, Some(weight));
+        match &bias {
+            Some(bias) => crate::passes::lowrank::set_bias(model, site, bias, DType::Float),
             None => Ok(()),
         }
-    }
+    }))
 }
 
 /// `s·q`, without the factor of the site.
@@ -125,14 +93,11 @@ impl Int8 {
             let weight = self.rounded(model, site, input, &seen.half(site, &doubt), Some(IntKind::S4))?;
             let movable = !weight.shift.is_empty();
             let bias = movable.then(|| shifted_bias(model, site, &weight)).transpose()?;
-            let trial = Trial::new(site, &weight, bias)?;
+            let trial = trial(site, &weight, bias)?;
             if trial.bearable() {
                 trials.push(trial);
                 places.push((site, input, doubt));
             }
-        }
-        if trials.is_empty() {
-            return Ok(());
         }
         let chosen = choose(model, &trials, self.int4, "int8", cx)?;
         for ((site, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {

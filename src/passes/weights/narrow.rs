@@ -6,13 +6,12 @@
 
 use super::emit;
 use super::find::Weight;
-use super::fit::{Data, Fitted, Scheme, fit};
+use super::fit::{Data, Scheme, fit};
 use crate::analysis::sites::float_tensor;
-use crate::ir::{DType, Model, Tensor, ValueId};
+use crate::ir::{DType, Model, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
-use crate::passes::nibbles::{self, choose};
-use crate::passes::trial::Ladder;
+use crate::passes::nibbles::{self, Trial, choose};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -23,32 +22,6 @@ pub const SCHEME: Scheme = Scheme {
     zeros: false,
     negative: true,
 };
-
-/// A weight with 4 bits, to be tried.
-struct Trial<'a> {
-    weight: &'a Weight,
-    fitted: Fitted,
-    float: Tensor,
-}
-
-impl Ladder for Trial<'_> {
-    fn rungs(&self) -> usize {
-        1
-    }
-
-    fn error(&self, _: usize) -> f64 {
-        10f64.powf(-self.fitted.sqnr / 10.0)
-    }
-
-    fn saved(&self, _: usize) -> f64 {
-        nibbles::saved(self.weight.len())
-    }
-
-    fn apply(&self, model: &mut Model, _: usize) -> Result<()> {
-        model.set_const(self.weight.value, self.float.clone());
-        emit::shift(model, self.weight, &self.fitted)
-    }
-}
 
 /// The weights that may take 4 bits when outputs may err by `limit` more because of it, relative to their power.
 ///
@@ -61,24 +34,25 @@ pub fn choose_four<'a>(
     limit: f64,
     cx: &mut Context,
 ) -> Result<BTreeSet<ValueId>> {
-    let mut trials = Vec::new();
+    let (mut trials, mut values) = (Vec::new(), Vec::new());
     for weight in weights.filter(|w| nibbles::refusal(&w.dims).is_none()) {
         let fitted = fit(model, weight, &weight.channels, SCHEME, Some(data.half()))?;
-        let values = fitted.grid.values(fitted.codes.view());
-        let float = weight.channels.tensor(&weight.dims, &values)?;
-        let trial = Trial {
-            weight,
-            fitted,
-            float: float_tensor(DType::Float, &weight.dims, float)?,
-        };
-        if trial.error(0) <= nibbles::MOST {
+        let float = fitted.grid.values(fitted.codes.view());
+        let float = float_tensor(
+            DType::Float,
+            &weight.dims,
+            weight.channels.tensor(&weight.dims, &float)?,
+        )?;
+        let trial = Trial::new(weight.len(), fitted.sqnr, move |model| {
+            model.set_const(weight.value, float.clone());
+            emit::shift(model, weight, &fitted)
+        });
+        if trial.bearable() {
             trials.push(trial);
+            values.push(weight.value);
         }
     }
-    if trials.is_empty() {
-        return Ok(BTreeSet::new());
-    }
     let chosen = choose(model, &trials, limit, "weights", cx)?;
-    let chosen = trials.iter().zip(chosen).filter(|(_, chosen)| *chosen);
-    Ok(chosen.map(|(trial, _)| trial.weight.value).collect())
+    let chosen = values.into_iter().zip(chosen).filter(|(_, chosen)| *chosen);
+    Ok(chosen.map(|(value, _)| value).collect())
 }

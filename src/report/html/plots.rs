@@ -3,6 +3,7 @@
 use super::super::text::bytes;
 use super::page::escaped;
 use crate::passes::charts::{Curve, Range};
+use crate::passes::parts;
 use crate::report::Tried;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -58,17 +59,8 @@ fn font<'a>(size: u32) -> TextStyle<'a> {
 
 /// The passes of a result without their options: `prune + int8`.
 pub fn family(passes: &str) -> String {
-    let (mut depth, mut out) = (0i32, String::new());
-    for c in passes.chars() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            ',' if depth == 0 => out += " + ",
-            c if depth == 0 => out.push(c),
-            _ => {}
-        }
-    }
-    out
+    let names: Vec<&str> = parts(passes).filter_map(|p| p.split('(').next()).collect();
+    names.join(" + ")
 }
 
 /// The families of what was tried, in order, with their colours as CSS has them.
