@@ -114,6 +114,20 @@ fn groups_keep_multiples() {
 }
 
 #[test]
+fn a_ratio_reaches_layers_of_few_blocks_unless_blocks_were_asked_for() {
+    for (options, left) in [("", 24), (",round_to=16", 32), (",round_to=1", 24)] {
+        let mut n = Net::new(17);
+        let x = n.input(&[1, 3, 8, 8]);
+        let x = n.conv("a", x, &[32, 3, 1, 1], &[]);
+        let x = n.op("Relu", &[x], vec![]);
+        let y = n.conv("b", x, &[5, 32, 3, 3], &[]);
+        n.output("y", y);
+        run(&format!("prune(ratio=0.25{options})"), &mut n.model);
+        assert_eq!(n.dims("a.w")[0], left, "{options:?}");
+    }
+}
+
+#[test]
 fn a_padded_conv_is_refitted_channel_by_channel() {
     let mut n = Net::new(13);
     let x = n.input(&[2, 3, 8, 8]);

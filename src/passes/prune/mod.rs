@@ -78,7 +78,8 @@ and not channels within a head.
 
 Channels go in multiples of 16 where convolutions read or make them (`round_to=auto`): runtimes compute them in blocks, and a layer whose
 channels are not whole blocks may take twice the time. Of channels that change nothing, those stay without which a layer would
-leave that form: all but whole blocks of a grouped convolution, all but fours of another.";
+leave that form: all but whole blocks of a grouped convolution, all but fours of another. With `ratio`, halves and quarters of blocks stay
+where none would go else.";
 
 const OPTIONS: &[Opt] = &[
     Opt {

@@ -236,9 +236,7 @@ fn left(model: &Model, units: &Units, part: f64, plan: &Plan) -> Result<Vec<usiz
         *rest += n as f64 * plan.part(model, units, group, part)?;
         let gone = (*rest as usize).min(n.saturating_sub(1));
         *rest -= gone as f64;
-        // The nearest multiple; of two the larger.
-        let m = group.multiple;
-        Ok(((n - gone).saturating_add(m / 2) / m).max(1).saturating_mul(m).min(n))
+        Ok(plan.round_to.nearest(n, n - gone, group.multiple))
     };
     units.groups.iter().map(of).collect()
 }

@@ -22,6 +22,17 @@ pub enum RoundTo {
     Auto,
 }
 
+impl RoundTo {
+    /// How many of `all` stay where `left` would: the nearest multiple, of two the larger. Where nothing would go for the sake of
+    /// blocks that nobody has asked for, halves or quarters of blocks stay.
+    pub fn nearest(self, all: usize, left: usize, multiple: usize) -> usize {
+        let to = |m: usize| (left.saturating_add(m / 2) / m).max(1).saturating_mul(m).min(all);
+        let least = if self == RoundTo::Auto { 1 } else { multiple };
+        let blocks = std::iter::successors(Some(multiple), |m| (*m > least).then_some(m / 2));
+        blocks.map(to).find(|n| *n < all).unwrap_or(all)
+    }
+}
+
 /// Which axes are channels of convolutions.
 pub struct Widths {
     to: RoundTo,
@@ -107,6 +118,16 @@ pub fn whole(all: usize, gone: usize, multiple: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_every_layer_goes_unless_blocks_were_asked_for() {
+        let auto = [(32, 24, 24), (16, 12, 8), (96, 72, 80), (144, 108, 112), (3, 3, 3)];
+        for (all, left, stay) in auto {
+            assert_eq!(RoundTo::Auto.nearest(all, left, block(false, all)), stay, "{all}");
+        }
+        assert_eq!(RoundTo::Fixed(16).nearest(32, 24, 16), 32);
+        assert_eq!(RoundTo::Fixed(1).nearest(32, 24, 1), 24);
+    }
 
     #[test]
     fn whole_blocks_go_and_narrow_layers_lose_parts() {
