@@ -6,5 +6,6 @@ pub mod ends;
 pub mod groups;
 pub mod infer;
 pub mod legal;
+pub mod readers;
 pub mod sites;
 pub mod stats;

@@ -29,6 +29,8 @@ pub mod kernel;
 pub mod lowrank;
 /// How many decisions a noise is expected to change.
 pub mod margins;
+/// What errors of outputs count, by what reads them next.
+pub mod metric;
 /// Rounding to float16 and bfloat16.
 pub mod narrow;
 /// Which range to quantize, chosen from a histogram: percentile, least squares, KL divergence.

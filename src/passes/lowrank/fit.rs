@@ -2,20 +2,19 @@
 
 use super::known::{Known, Mean};
 use super::ladder::{Chain, Covers, Cut, Layer};
-use super::metric::Metric;
-use super::readers::Readers;
+use crate::analysis::readers::{Reach, Readers};
 use crate::analysis::sites::Site;
 use crate::ir::Model;
 use crate::math::decompose::matmul;
 use crate::math::lowrank::Spectrum;
+use crate::math::metric::Metric;
 use crate::math::shrink::powers;
 use crate::math::subspace::{Map, Power, total};
 use anyhow::Result;
 use ndarray::{Array1, Array2, Axis, s};
 use std::borrow::Cow;
 
-/// Layers of a higher order than this have only their strongest directions computed; the metric of more outputs is taken for each
-/// alone: one of 1,536 outputs took 2 s, and the network with three of them was no better for it.
+/// Layers of a higher order than this have only their strongest directions computed.
 const WHOLE: usize = 1024;
 /// How many directions are computed first; twice as many, until the error is met.
 const BLOCK: usize = 256;
@@ -96,7 +95,7 @@ impl Weight {
 /// What errors of a site's outputs count: as its readers say, or by their loudness.
 fn metric(model: &Model, site: &Site, w: &Array2<f64>, known: &Known) -> Result<Metric> {
     let loudness = || Metric::of_loudness(&variances(w, known));
-    let Some(readers) = Readers::of(model, site) else {
+    let Some(readers) = Readers::of(model, site, Reach::All) else {
         return Ok(loudness());
     };
     let scale = f64::from(site.layout.scale);
@@ -104,13 +103,9 @@ fn metric(model: &Model, site: &Site, w: &Array2<f64>, known: &Known) -> Result<
     if let Some(bias) = site.bias_values(model) {
         mean += &bias.iter().map(|b| f64::from(*b)).collect::<Array1<f64>>();
     }
-    let metric = match w.nrows() > WHOLE {
-        true => {
-            let variances = Array1::from_vec(variances(w, known)) * (scale * scale);
-            Metric::of_diagonal(&readers.each(&mean, &variances))
-        }
-        false => Metric::of(readers.metric(&mean, &(known.output(w) * (scale * scale))).view())?,
-    };
+    let square = scale * scale;
+    let each = || Array1::from_vec(variances(w, known)) * square;
+    let metric = readers.judge(&mean, || known.output(w) * square, each)?;
     Ok(metric.unwrap_or_else(loudness))
 }
 

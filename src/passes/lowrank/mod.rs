@@ -3,7 +3,7 @@
 //! Dense layers and 1×1 convolutions: `h = V x`, `y = U h + b'`, of rank `r`. The best `Ŵ = U V` under data is an eigenproblem of
 //! `W C Wᵀ`, with `C` the covariance of the layer's input; the mean error goes into the bias (`math::lowrank`). Larger
 //! kernels: the cheapest of four forms (`conv`, `math::kernel`). What is lost is predicted on samples that had no part in the
-//! choice of directions (`known`); what they count is asked of what reads the outputs (`metric`, `readers`); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
+//! choice of directions (`known`); what they count is asked of what reads the outputs ([`crate::analysis::readers`]); the rank is the smallest whose error is allowed, rounded up to a multiple that kernels like.
 //!
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
 //! more than what was allowed for a layer, the most harmful changes are taken back (`passes::trial`).
@@ -19,9 +19,7 @@ mod fit;
 mod known;
 mod ladder;
 mod merge;
-mod metric;
 mod plan;
-mod readers;
 mod rewrite;
 mod single;
 mod wide;

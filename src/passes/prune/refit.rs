@@ -6,14 +6,20 @@
 use super::Context;
 use super::fold::{Shift, takes_shift};
 use super::units::Reader;
+use crate::analysis::readers::{Reach, Readers};
+use crate::analysis::sites::site;
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::math::channels::{Refit, Surgeon, bias_shift, power, refit};
+use crate::math::decompose::{add_product, matmul};
+use crate::math::metric::Metric;
+use crate::math::shrink::powers;
 use crate::ops::ties::{Dot, constant};
 use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayViewD, Axis, IxDyn};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewD, Axis, IxDyn};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Relative to the mean variance of the channels: what is below this is noise of the sample.
 const DAMPING: f64 = 0.01;
@@ -44,11 +50,14 @@ type Made = BTreeMap<(ValueId, Part), Option<Arc<Known>>>;
 struct Known {
     /// The map as it was.
     map: Array2<f64>,
+    /// The same where errors of its outputs count as what reads those next makes of them, if that is known; made when it is asked for.
+    judged: OnceLock<Option<Array2<f64>>>,
     /// The power of its output.
     power: f64,
     mean: Array1<f64>,
     /// Around the mean where the bias can take it up, else around zero.
     second: Array2<f64>,
+    centered: bool,
     /// From how many rows.
     rows: u64,
 }
@@ -106,15 +115,61 @@ impl Moments {
         };
         let centered = takes_shift(model, id, &r.dot);
         let second = if centered { sums.covariance() } else { sums.moment() };
-        let usable = second.diag().iter().any(|x| *x > 0.0);
-        Ok(usable.then(|| Known {
+        if second.diag().iter().all(|x| *x <= 0.0) {
+            return Ok(None);
+        }
+        Ok(Some(Known {
+            judged: OnceLock::new(),
             power: power(map.view(), second.view()),
             map,
             mean: sums.mean(),
+            centered,
             second,
             rows: sums.n,
         }))
     }
+}
+
+impl Known {
+    /// The map after the metric of its outputs; as it is where nobody knows what reads them.
+    ///
+    /// # Errors
+    /// When the eigenproblem fails.
+    fn judged(&self, model: &Model, id: NodeId) -> Result<&Array2<f64>> {
+        let judged = match self.judged.get() {
+            Some(judged) => judged,
+            None => {
+                let metric = self.metric(model, id)?;
+                self.judged.get_or_init(|| metric.map(|m| m.apply(&self.map)))
+            }
+        };
+        Ok(judged.as_ref().unwrap_or(&self.map))
+    }
+
+    fn metric(&self, model: &Model, id: NodeId) -> Result<Option<Metric>> {
+        let Some(Ok(site)) = site(model, id) else {
+            return Ok(None);
+        };
+        let readers = Readers::of(model, &site, Reach::Found).filter(|_| site.outputs() == self.map.nrows());
+        let Some(readers) = readers else { return Ok(None) };
+        let (map, scale) = (&self.map, f64::from(site.layout.scale));
+        let mut mean = map.dot(&self.mean) * scale;
+        if let Some(bias) = site.bias_values(model) {
+            mean.zip_mut_with(&ArrayView1::from(&bias[..]), |mean, b| *mean += f64::from(*b));
+        }
+        let mut covariance = Cow::Borrowed(&self.second);
+        if !self.centered {
+            add_product(covariance.to_mut(), -1.0, column(&self.mean), column(&self.mean).t());
+        }
+        let square = scale * scale;
+        let whole = || matmul(matmul(map.view(), covariance.view()).view(), map.t()) * square;
+        let each = || Array1::from_vec(powers(map.view(), covariance.view())) * square;
+        readers.judge(&mean, whole, each)
+    }
+}
+
+fn column(v: &Array1<f64>) -> ArrayView2<'_, f64> {
+    v.view().insert_axis(Axis(1))
 }
 
 /// One reader under the knife.
@@ -143,7 +198,8 @@ impl Patient {
         let Some(known) = moments.known(model, (id, r), part)? else {
             return Ok(None);
         };
-        let n = known.map.ncols();
+        let map = known.judged(model, id)?;
+        let n = map.ncols();
         let step = n.div_ceil(WIDE).max(1);
         let mut looked = vec![true; n];
         for unit in units {
@@ -162,10 +218,10 @@ impl Patient {
         let mut place = vec![None; n];
         kept.iter().enumerate().for_each(|(k, j)| place[*j] = Some(k));
         let surgeon = match kept.len() == n {
-            true => Surgeon::new(known.map.clone(), (known.second.view(), known.rows), DAMPING),
+            true => Surgeon::new(map.clone(), (known.second.view(), known.rows), DAMPING),
             false => {
                 let second = known.second.select(Axis(0), &kept).select(Axis(1), &kept);
-                Surgeon::new(known.map.select(Axis(1), &kept), (second.view(), known.rows), DAMPING)
+                Surgeon::new(map.select(Axis(1), &kept), (second.view(), known.rows), DAMPING)
             }
         };
         Ok(Some(Patient {

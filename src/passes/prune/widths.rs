@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_part_of_every_layer_goes_unless_blocks_were_asked_for() {
-        let auto = [(32, 24, 24), (16, 12, 8), (96, 72, 80), (144, 108, 112), (3, 3, 3)];
+        let auto = [(32, 24, 24), (16, 12, 12), (96, 72, 80), (144, 108, 112), (3, 3, 3)];
         for (all, left, stay) in auto {
             assert_eq!(RoundTo::Auto.nearest(all, left, block(false, all)), stay, "{all}");
         }

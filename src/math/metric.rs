@@ -2,13 +2,13 @@
 //!
 //! The error of a layer `E‖R (W − Ŵ) x‖²` is least for the directions of `R W`, whatever the invertible `R` (out × out); so a
 //! metric `H = Rᵀ R` at the output costs nothing but a product. Of readers `z = K s(y)` with an activation in between, the
-//! error is `eᵀ diag(s') Kᵀ K diag(s') e` to first order: `H = (KᵀK) ∘ E[s' s'ᵀ]` (`readers`).
+//! error is `eᵀ diag(s') Kᵀ K diag(s') e` to first order: `H = (KᵀK) ∘ E[s' s'ᵀ]` ([`crate::analysis::readers`]).
 //! Directions that no reader sees are free, and so are outputs that an activation cuts off.
 //! (Output-side second moments, as in the Kronecker-factored curvature of Martens, Grosse 2015; here from weights, without gradients.)
 //!
 //! Where readers are not known, outputs are told apart by their loudness alone.
 
-use crate::math::decompose::{matmul, sym_eigen};
+use super::decompose::{matmul, sym_eigen};
 use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
 
