@@ -1,7 +1,7 @@
 //! For one group of units: in which order they go, and what that does to the layers that read them.
 //!
-//! By `data`, the unit goes first whose loss the readers can best make up for, and the damage of the others is told anew
-//! after each ([`crate::math::channels`]). In large groups several go at once: the cheapest that are not of one kind. By `l1` and
+//! By `data`, the unit goes first whose loss the readers can best make up for, as far as what reads them next can see it
+//! ([`crate::analysis::readers`]), and the damage of the others is told anew after each ([`crate::math::channels`]). In large groups several go at once: the cheapest that are not of one kind. By `l1` and
 //! `l2` the smallest go first; damage is told in the same way.
 
 use super::ratio::Criterion;

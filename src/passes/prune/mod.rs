@@ -64,10 +64,11 @@ channel that still carries something; the report names the reason. Needs no data
 
 `error=0.01` takes more: as many channels of every layer as cost the outputs of the model 1 % of their power (20 dB). Which ones go first
 is decided by what the layers that read them lose when their other weights are refitted (second moments of their inputs over
-calibration data, optimal brain surgeon by blocks), and they are refitted. How many go from which layer is decided by what that
-does to the outputs for the weights and multiply-adds it saves: each group of channels is tried alone, then the whole choice,
-on samples that had no part in the fit, until the outputs err by that much. Needs real data; with made-up samples nothing more goes.
-A unit that never speaks, and one that says the same as others, cost nothing by this measure and go first: there is no option for them.
+calibration data, optimal brain surgeon by blocks), as far as what reads those next can see it, and they are refitted. How many go from
+which layer is decided by what that does to the outputs for the weights and multiply-adds it saves: each group of channels is tried
+alone, then the whole choice, on samples that had no part in the fit, until the outputs err by that much. Needs real data; with made-up
+samples nothing more goes. A unit that never speaks, and one that says the same as others, cost nothing by this measure and go first:
+there is no option for them.
 
 `macs=0.7` leaves 70 % of the multiply-adds at most, in the same way: of all choices that do so the one that the outputs suffer least from.
 With `error` and `macs` the branch f of a residual sum `x + f(x)` may go as a whole; the mean of f stays. `ratio=0.25` takes a quarter of
