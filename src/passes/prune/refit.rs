@@ -115,7 +115,7 @@ impl Moments {
         };
         let centered = takes_shift(model, id, &r.dot);
         let second = if centered { sums.covariance() } else { sums.moment() };
-        if second.diag().iter().all(|x| *x <= 0.0) {
+        if !second.diag().iter().any(|x| *x > 0.0) {
             return Ok(None);
         }
         Ok(Some(Known {
@@ -146,6 +146,7 @@ impl Known {
         Ok(judged.as_ref().unwrap_or(&self.map))
     }
 
+    /// What errors of its outputs count; `None` when no reader of them is known, or a line of the map is not an output.
     fn metric(&self, model: &Model, id: NodeId) -> Result<Option<Metric>> {
         let Some(Ok(site)) = site(model, id) else {
             return Ok(None);
