@@ -72,8 +72,8 @@ fn a_pattern_holds_in_every_row_and_global_scope_spares_what_is_dear() {
         let fits = |g: &[f32]| g.iter().filter(|x| **x != 0.0).count() <= 2;
         assert!(x.chunks(4).all(fits), "{name}");
     }
-    let (layer, _) = run(dir.path(), "sparsify(sparsity=0.9)");
-    let (global, out) = run(dir.path(), "sparsify(sparsity=0.9,scope=global)");
+    let (layer, _) = run(dir.path(), "sparsify(sparsity=0.8)");
+    let (global, out) = run(dir.path(), "sparsify(sparsity=0.8,scope=global)");
     assert!(sqnr(&global) > sqnr(&layer), "{} {}", sqnr(&global), sqnr(&layer));
     let parts: Vec<f64> = weights(&out).iter().map(|(_, t)| zeros(t)).collect();
     assert!(parts[0] > parts[3] + 0.2, "the last layer is dear: {parts:?}");
@@ -82,9 +82,14 @@ fn a_pattern_holds_in_every_row_and_global_scope_spares_what_is_dear() {
 #[test]
 fn zeros_go_until_the_outputs_err_by_what_is_allowed_and_the_table_says_what_that_saves() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (report, _) = run(dir.path(), "sparsify(error=0.01)");
+    let (report, out) = run(dir.path(), "sparsify(error=0.01)");
+    // Half of the samples chose; what all of them made errs less.
     let got = sqnr(&report);
-    assert!((18.5..26.0).contains(&got), "{got} dB for 20");
+    assert!((18.5..33.0).contains(&got), "{got} dB for 20");
+    let widest = weights(&out).into_iter().max_by_key(|(_, t)| t.len()).expect("a weight");
+    assert!(zeros(&widest.1) > 0.6, "{}", zeros(&widest.1));
+    let (more, _) = run(dir.path(), "sparsify(error=0.1)");
+    assert!(sqnr(&more) < got - 4.0, "{} after {got}", sqnr(&more));
     for part in [
         "weights remain; predicted error",
         "deflate to",
