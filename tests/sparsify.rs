@@ -86,7 +86,10 @@ fn zeros_go_until_the_outputs_err_by_what_is_allowed_and_the_table_says_what_tha
     // Half of the samples chose; what all of them made errs less.
     let got = sqnr(&report);
     assert!((18.5..33.0).contains(&got), "{got} dB for 20");
-    let widest = weights(&out).into_iter().max_by_key(|(_, t)| t.len()).expect("a weight");
+    let widest = weights(&out)
+        .into_iter()
+        .max_by_key(|(_, t)| t.len())
+        .expect("a weight");
     assert!(zeros(&widest.1) > 0.6, "{}", zeros(&widest.1));
     let (more, _) = run(dir.path(), "sparsify(error=0.1)");
     assert!(sqnr(&more) < got - 4.0, "{} after {got}", sqnr(&more));
