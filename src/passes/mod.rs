@@ -12,6 +12,7 @@ mod names;
 mod nibbles;
 mod noise;
 mod options;
+mod repair;
 mod rules;
 mod trial;
 

@@ -8,6 +8,8 @@
 //! Predictions are for one layer. So the whole is tried on calibration samples, and where the outputs of the model err by
 //! more than what was allowed for a layer, the most harmful changes are taken back (`passes::trial`).
 //!
+//! Then the last factors are fitted once more, front to back (`repair`).
+//!
 //! Layers with nothing between them are multiplied together first, and factors that have come to lie side by side last (`merge`).
 //!
 //! Does nothing where weights and multiply-adds would not both fall by `gain`. Costs one run over the calibration samples,
@@ -20,6 +22,7 @@ mod known;
 mod ladder;
 mod merge;
 mod plan;
+mod repair;
 mod rewrite;
 mod single;
 mod wide;
@@ -56,6 +59,9 @@ an output that they hardly look at, or that an activation cuts off, may err more
 
 The result is tried on calibration samples as well: where the model's outputs err by more than `error`, too, the changes that do most harm for
 what they save are weakened or taken back, until they do not. With `rank=` or `ratio=` nothing is taken back.
+
+Then the last factor of every layer is fitted once more, front to back, to what the layer gave out before, from what now comes in: so layers make
+up for what was lost before them. Samples that have no part in this tell whether it helps; where it does not, it is left.
 
 Layers with nothing between them (1×1 convolutions beside others, dense layers) are multiplied together where weights and multiply-adds
 fall by it, before the rest and after it: the last factor of one layer and the first of the next are one matrix then.
@@ -115,6 +121,12 @@ const OPTIONS: &[Opt] = &[
         doc: "off: plain singular values, as if inputs were white noise",
     },
     Opt {
+        name: "repair",
+        default: "on",
+        values: "on|off",
+        doc: "the last factors are fitted once more, front to back, where that helps on samples that have no part in it",
+    },
+    Opt {
         name: "merge",
         default: "on",
         values: "on|off",
@@ -158,6 +170,7 @@ struct LowRank {
     min_size: usize,
     centered: bool,
     data: bool,
+    repair: bool,
     merge: bool,
     tables: bool,
     recurrent: bool,
@@ -200,6 +213,7 @@ impl LowRank {
             min_size: o.get("min_size")?,
             centered: o.text("centered") == "on",
             data: o.text("data") == "on",
+            repair: o.text("repair") == "on",
             merge: o.text("merge") == "on",
             tables: o.text("tables") == "on",
             recurrent: o.text("recurrent") == "on",
@@ -296,7 +310,8 @@ impl Pass for LowRank {
         });
         let ladders = self.ladders(model, &sites, cx)?;
         let choice = self.settle(model, &ladders, cx)?;
-        for (ladder, rung) in ladders.iter().zip(choice) {
+        let whole = model.clone();
+        for (ladder, &rung) in ladders.iter().zip(&choice) {
             let node = ladder.site.node;
             cx.charts.push(ladder.chart(model.label(node), rung));
             let dims = format!("{}×{}", ladder.site.outputs(), width(&ladder.site));
@@ -326,6 +341,7 @@ impl Pass for LowRank {
             cx.did(model, node, what);
             rewrite::replace(model, &ladder.site, &rung.chain)?;
         }
+        self.repaired((&whole, model), (&ladders, &choice), cx)?;
         self.merge(model, cx)?;
         self.singles(model, cx)
     }

@@ -12,7 +12,7 @@
 use super::fold::Shift;
 use super::ladder::{Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
-use super::repair::repair;
+use super::repair::repaired;
 use super::trial::{ALONE, Bench, Choice, Known, Settled};
 use super::units::{Group, Reader, Units};
 use super::widths::RoundTo;
@@ -185,9 +185,9 @@ fn final_fit(bench: &Bench, choice: &Choice, cx: &mut Context) -> Result<Vec<Fit
     let [one, _] = cx.samples.halves();
     let half = bench.fitted(choice, Part::Half, &mut Known::new(), cx)?;
     let before = bench.error(&half, cx)?;
-    let after = bench.error(&repair(bench, half, &one, cx)?, cx)?;
+    let after = bench.error(&repaired(bench, half, &one, cx)?, cx)?;
     match (before, after) {
-        (Some(before), Some(after)) if after < before => repair(bench, all, &cx.samples.clone(), cx),
+        (Some(before), Some(after)) if after < before => repaired(bench, all, &cx.samples.clone(), cx),
         _ => Ok(all),
     }
 }

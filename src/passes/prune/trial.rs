@@ -156,10 +156,10 @@ impl Bench<'_> {
     }
 
     /// The model with these readers.
-    pub fn changed(&self, fitted: &[Fitted]) -> Model {
+    pub fn changed<'f>(&self, fitted: impl IntoIterator<Item = &'f Fitted> + Clone) -> Model {
         let mut model = self.model.clone();
         let mut dims: Dims = self.groups.all_dims().clone();
-        for f in fitted {
+        for f in fitted.clone() {
             super::cut::set_constant(&mut model, f.weight, f.tensor.clone());
         }
         for f in fitted {
