@@ -285,7 +285,7 @@ fn originals(
     for (c, len) in layers.iter().zip(sizes.into_values()) {
         let (columns, positions) = (c.target.columns, len / c.target.outputs);
         // Layers that see few rows of a sample need all samples.
-        let few = most * positions < 8 * columns;
+        let few = most * positions < 2 * columns;
         let n = if few { samples.len() } else { samples.len().min(most) };
         bytes += 4 * n * positions.min(most_rows(columns, n)) * c.target.outputs;
         if bytes > KEPT && !counts.is_empty() {
