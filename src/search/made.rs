@@ -15,7 +15,7 @@ const SAME: f64 = 0.95;
 /// the error is lowered so often for it.
 const LESSENED: usize = 3;
 /// When the held-back samples disagree, the error is lessened to a part within these bounds;
-const WEAKER: [f64; 2] = [0.1, 0.8];
+const WEAKER: [f64; 2] = [0.25, 0.8];
 /// to this where they do not say how much of the budget was used.
 const HALF: f64 = 0.5;
 /// Another result is more careful when it uses at most this part of the budget that the refused one did.

@@ -64,6 +64,7 @@ impl LowRank {
         }
     }
 
+    /// Fits the last layers of these chains to samples.
     fn refit(
         &self,
         whole: &Model,
@@ -100,6 +101,7 @@ fn free(model: &Model, id: NodeId) -> Option<Site> {
     (plain && !site.shared && site.layout.scale != 0.0 && site.columns() <= MAX_COLUMNS).then_some(site)
 }
 
+/// How it is measured.
 fn target(model: &Model, id: NodeId) -> Option<Target> {
     let site = free(model, id)?;
     let last = site.bias.map_or(id, |b| b.node);
