@@ -59,11 +59,11 @@ pub trait Subject {
     /// The model as it is by now.
     fn model(&self) -> Cow<'_, Model>;
 
-    /// Fits target number `k`, or leaves it as it is.
+    /// Fits a target, or leaves it as it is.
     ///
     /// # Errors
     /// When numbers are not finite.
-    fn correct(&mut self, k: usize, lack: &Lack) -> Result<()>;
+    fn correct(&mut self, target: &Target, lack: &Lack) -> Result<()>;
 }
 
 /// What a layer lacks, over rows of samples.
@@ -135,9 +135,7 @@ pub fn repair(
         .min(targets.len())
         .max(1);
     let most = (runs / layers).clamp(SAMPLES[1], SAMPLES[0]);
-    let all: Vec<Compared> = (targets.iter().enumerate())
-        .map(|(k, t)| Compared::new(original, k, t))
-        .collect();
+    let all: Vec<Compared> = targets.iter().map(|t| Compared::new(original, t)).collect();
     let chosen = thinned(&all, layers, |c| c.value != c.target.value); // before a residual sum
     cx.progress.start("repair", chosen.len());
     let mut ahead: VecDeque<Original> = VecDeque::new(); // of the next layers
@@ -152,7 +150,7 @@ pub fn repair(
                 samples: original.len(),
                 columns: c.target.columns,
             };
-            subject.correct(c.place, &lack)?;
+            subject.correct(c.target, &lack)?;
         }
         cx.progress.advance(1);
     }
@@ -172,8 +170,6 @@ fn thinned<T>(all: &[T], most: usize, better: impl Fn(&T) -> bool) -> Vec<&T> {
 
 /// What of a target is compared, and how far.
 struct Compared<'a> {
-    /// Its number.
-    place: usize,
     target: &'a Target,
     /// The residual sum that alone reads what the target makes, else that.
     value: ValueId,
@@ -241,10 +237,9 @@ struct Rows {
 }
 
 impl<'a> Compared<'a> {
-    fn new(model: &Model, place: usize, target: &'a Target) -> Compared<'a> {
+    fn new(model: &Model, target: &'a Target) -> Compared<'a> {
         let value = compared(model, target.value);
         Compared {
-            place,
             target,
             value,
             bounds: bounds(model, value),
@@ -336,7 +331,7 @@ fn measured(
     let wanted = [input.context("a layer has an input")?, shifted(changed, c.value)];
     let session = cx.engine.load(changed, &wanted, &samples.get(0)?)?;
     let n = original.len();
-    let (mut sums, mut misfit): (Option<Gram>, bool) = (None, false);
+    let (mut sums, mut misfit) = (Gram::new(c.target.columns + c.target.outputs), false);
     in_order(
         n,
         cx.threads,
@@ -345,19 +340,14 @@ fn measured(
             stacked(c, (&is[0], &is[1]), &original[i], (i, n))
         },
         |_, rows| {
-            let Some(rows) = rows else {
-                misfit = true;
-                return Ok(());
-            };
-            let gram = sums.get_or_insert_with(|| Gram::new(rows.ncols()));
-            match gram.dim() == rows.ncols() {
-                true => gram.add_rows(rows.view())?,
-                false => misfit = true,
+            match rows {
+                Some(rows) => sums.add_rows(rows.view())?,
+                None => misfit = true,
             }
             Ok(())
         },
     )?;
-    Ok(sums.filter(|g| !misfit && g.n > 1))
+    Ok((!misfit && sums.n > 1).then_some(sums))
 }
 
 /// The value after the Add that took up a changed bias.

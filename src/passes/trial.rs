@@ -167,11 +167,19 @@ fn error<L: Ladder>(
     (reference, most): (&Reference, usize),
     cx: &Context,
 ) -> Result<f64> {
+    reference.error(&changed(model, ladders, choice)?, most, cx)
+}
+
+/// The model under a choice, for a trial.
+///
+/// # Errors
+/// As [`Ladder::apply`].
+pub fn changed<L: Ladder>(model: &Model, ladders: &[L], choice: &Choice) -> Result<Model> {
     let mut changed = model.clone();
     for (ladder, rung) in ladders.iter().zip(choice) {
         if let Some(rung) = rung {
             ladder.apply(&mut changed, *rung)?;
         }
     }
-    reference.error(&changed, most, cx)
+    Ok(changed)
 }

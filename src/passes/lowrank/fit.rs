@@ -32,9 +32,10 @@ pub struct Weight {
     scale: f64,
 }
 
-/// True when the site has a bias that may take up the mean error; a MatMul without an Add after it has none.
-pub fn adjustable(model: &Model, site: &Site) -> bool {
-    site.bias.is_some() || !model.node(site.node).is("MatMul")
+/// What is added to the outputs of a site, when that may change, to take up a mean error; a MatMul without an Add after it has no place for it.
+pub fn free_bias(model: &Model, site: &Site) -> Option<Vec<f32>> {
+    let place = site.bias.is_some() || !model.node(site.node).is("MatMul");
+    site.bias_values(model).filter(|_| place)
 }
 
 impl Weight {

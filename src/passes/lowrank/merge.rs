@@ -75,7 +75,7 @@ fn pair(model: &Model, second: Site) -> Option<Pair> {
     }
     let bias = first.bias_values(model)?;
     let bias = bias.iter().any(|&b| b != 0.0).then_some(bias);
-    if bias.is_some() && (!fit::adjustable(model, &second) || second.bias_values(model).is_none()) {
+    if bias.is_some() && fit::free_bias(model, &second).is_none() {
         return None;
     }
     let spread = match (&first.layout.window, &second.layout.window) {

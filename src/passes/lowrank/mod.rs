@@ -13,7 +13,7 @@
 //! Layers with nothing between them are multiplied together first, and factors that have come to lie side by side last (`merge`).
 //!
 //! Does nothing where weights and multiply-adds would not both fall by `gain`. Costs one run over the calibration samples,
-//! one to try the result, and per layer two eigendecompositions of order `min(out, …)`; of large layers (order above 1,024) only
+//! one to try the result, those of the repair, and per layer two eigendecompositions of order `min(out, …)`; of large layers (order above 1,024) only
 //! the directions that are needed are computed.
 
 mod conv;

@@ -87,7 +87,12 @@ impl LowRank {
     ) -> Result<std::result::Result<Ladder, Refused>> {
         let shape = Shape::of(site);
         let most = self.largest(&shape);
-        let weight = Weight::new(model, site, known, self.centered && fit::adjustable(model, site))?;
+        let weight = Weight::new(
+            model,
+            site,
+            known,
+            self.centered && fit::free_bias(model, site).is_some(),
+        )?;
         let allowed = match self.choice {
             Choice::Error(e) => e,
             _ => 0.0,
@@ -167,7 +172,7 @@ impl LowRank {
         let work = |i: usize| {
             let site: &Site = &group[i];
             let named = || format!("lowrank: {}", model.label(site.node));
-            let centered = self.centered && fit::adjustable(model, site) && site.bias_values(model).is_some();
+            let centered = self.centered && fit::free_bias(model, site).is_some();
             let known = match halves {
                 None => None,
                 Some(h) => match h.of(model, site, centered).with_context(named)? {

@@ -42,19 +42,15 @@ impl LowRank {
         if !self.repair || changed.is_empty() || other.is_empty() {
             return Ok(());
         }
+        let macs = macs(whole, cx.samples);
         let mut tried = || -> Result<()> {
             let reference = Reference::new(whole, &other, cx)?;
-            let mut half = whole.clone();
-            for (ladder, rung) in ladders.iter().zip(choice) {
-                if let Some(rung) = rung {
-                    trial::Ladder::apply(ladder, &mut half, *rung)?;
-                }
-            }
+            let mut half = trial::changed(whole, ladders, choice)?;
             let before = reference.error(&half, SAMPLES, cx)?;
-            self.refit(whole, &mut half, &changed, &one, cx)?;
+            self.refit((whole, macs), &mut half, &changed, &one, cx)?;
             let after = reference.error(&half, SAMPLES, cx)?;
             if after < before {
-                self.refit(whole, model, &changed, cx.samples, cx)?;
+                self.refit((whole, macs), model, &changed, cx.samples, cx)?;
             }
             Ok(())
         };
@@ -67,31 +63,28 @@ impl LowRank {
     /// Fits the last layers of these chains to samples.
     fn refit(
         &self,
-        whole: &Model,
+        (whole, macs): (&Model, f64),
         model: &mut Model,
         changed: &BTreeSet<NodeId>,
         samples: &Samples,
         cx: &Context,
     ) -> Result<()> {
-        let types = samples.get(0).and_then(|s| infer_sample(whole, &s));
-        let macs = types.ok().and_then(|t| cost(whole, &t).macs);
         let order = model.topological(model.main_id()).unwrap_or_default();
         let last = order.into_iter().filter(|id| changed.contains(id));
         let targets: Vec<Target> = last.filter_map(|id| target(model, id)).collect();
         let mut factored = Factored {
-            nodes: targets.iter().map(|t| t.id).collect(),
             centered: self.centered,
             model,
         };
-        repair(
-            whole,
-            macs.map_or(f64::INFINITY, |m| m as f64),
-            &targets,
-            &mut factored,
-            samples,
-            cx,
-        )
+        repair(whole, macs, &targets, &mut factored, samples, cx)
     }
+}
+
+/// Multiply-adds of a run; without bound where they are not known.
+fn macs(model: &Model, samples: &Samples) -> f64 {
+    let types = samples.get(0).and_then(|s| infer_sample(model, &s));
+    let macs = types.ok().and_then(|t| cost(model, &t).macs);
+    macs.map_or(f64::INFINITY, |m| m as f64)
 }
 
 /// A layer that can be fitted.
@@ -119,7 +112,6 @@ fn target(model: &Model, id: NodeId) -> Option<Target> {
 /// A model with factors.
 struct Factored<'a> {
     model: &'a mut Model,
-    nodes: Vec<NodeId>,
     centered: bool,
 }
 
@@ -128,13 +120,11 @@ impl Subject for Factored<'_> {
         Cow::Borrowed(self.model)
     }
 
-    fn correct(&mut self, k: usize, lack: &Lack) -> Result<()> {
-        let Some(site) = free(self.model, self.nodes[k]) else {
+    fn correct(&mut self, target: &Target, lack: &Lack) -> Result<()> {
+        let Some(site) = free(self.model, target.id) else {
             return Ok(());
         };
-        let bias = site
-            .bias_values(self.model)
-            .filter(|_| self.centered && fit::adjustable(self.model, &site));
+        let bias = fit::free_bias(self.model, &site).filter(|_| self.centered);
         let columns: Vec<usize> = (0..site.columns()).collect();
         let Some(correction) = lack.correction(&columns, bias.is_some())? else {
             return Ok(());

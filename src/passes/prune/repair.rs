@@ -23,12 +23,8 @@ type Current = BTreeMap<(NodeId, ValueId), Fitted>;
 /// When a sample fails, or numbers are not finite.
 pub fn repaired(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Context) -> Result<Vec<Fitted>> {
     let current: Current = fitted.into_iter().map(|f| ((f.id, f.weight), f)).collect();
-    let (readers, targets): (Vec<&Reader>, Vec<Target>) = targets(bench, &current).into_iter().unzip();
-    let mut subject = Pruned {
-        bench,
-        current,
-        readers: targets.iter().map(|t| t.id).zip(readers).collect(),
-    };
+    let targets = targets(bench, &current);
+    let mut subject = Pruned { bench, current };
     repair(bench.model, bench.units.costs.macs, &targets, &mut subject, samples, cx)?;
     Ok(subject.current.into_values().collect())
 }
@@ -37,7 +33,6 @@ pub fn repaired(bench: &Bench, fitted: Vec<Fitted>, samples: &Samples, cx: &Cont
 struct Pruned<'a> {
     bench: &'a Bench<'a>,
     current: Current,
-    readers: Vec<(NodeId, &'a Reader)>,
 }
 
 impl Subject for Pruned<'_> {
@@ -45,10 +40,12 @@ impl Subject for Pruned<'_> {
         Cow::Owned(self.bench.changed(self.current.values()))
     }
 
-    fn correct(&mut self, k: usize, lack: &Lack) -> Result<()> {
-        let (id, reader) = self.readers[k];
-        let place = (id, reader.weight);
-        if let Some(new) = solved(self.bench.model, (id, reader), self.current.get(&place), lack)? {
+    fn correct(&mut self, target: &Target, lack: &Lack) -> Result<()> {
+        let Some(Some(reader)) = self.bench.units.readers.get(&target.id) else {
+            return Ok(());
+        };
+        let place = (target.id, reader.weight);
+        if let Some(new) = solved(self.bench.model, (target.id, reader), self.current.get(&place), lack)? {
             self.current.insert(place, new);
         }
         Ok(())
@@ -56,7 +53,7 @@ impl Subject for Pruned<'_> {
 }
 
 /// What comes after a change, in the order of execution.
-fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<(&'a Reader, Target)> {
+fn targets(bench: &Bench, fitted: &Current) -> Vec<Target> {
     let model = bench.model;
     let changed: BTreeSet<NodeId> = fitted.keys().map(|(id, _)| *id).collect();
     let mut tainted: BTreeSet<ValueId> = BTreeSet::new();
@@ -84,7 +81,7 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<(&'a Reader, Target)>
         let Some((outputs, columns)) = weight.map(|w| w.dim()).filter(|d| d.0 * d.1 > 0) else {
             continue;
         };
-        let target = Target {
+        targets.push(Target {
             id: *id,
             slot: reader.dot.data.0,
             patch,
@@ -92,8 +89,7 @@ fn targets<'a>(bench: &Bench<'a>, fitted: &Current) -> Vec<(&'a Reader, Target)>
             value: reader.out,
             axis: reader.dot.out as i64,
             outputs,
-        };
-        targets.push((reader, target));
+        });
     }
     targets
 }
