@@ -304,6 +304,16 @@ impl Samples {
         }
         [one, other].map(|part| self.of(&part))
     }
+    /// At most `most` of them: one of each of so many runs of about the same length, by a hash of the run's number.
+    pub fn spread(&self, most: usize) -> Samples {
+        let n = self.len();
+        if n <= most {
+            return self.clone();
+        }
+        let edge = |j: usize| (j as u128 * n as u128 / most as u128) as usize;
+        let which: Vec<usize> = (0..most).map(|j| edge(j) + picked(j, edge(j + 1) - edge(j))).collect();
+        self.of(&which)
+    }
     fn of(&self, which: &[usize]) -> Samples {
         Samples {
             set: self.set.clone(),
@@ -334,5 +344,32 @@ fn finite(t: &Tensor) -> Result<()> {
     match bad {
         Some(i) => bail!("element {i} is NaN or infinite; clean the data first"),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::Builder;
+
+    #[test]
+    fn some_of_the_samples_are_spread_over_all() {
+        let mut b = Builder::new(13);
+        b.input("x", DType::Float, &[1]);
+        let all = Dataset::synthetic(&b.model, 1, 96).all();
+        let some = all.spread(40);
+        let numbers: Vec<usize> = (0..some.len()).map(|i| some.number(i)).collect();
+        for (j, &n) in numbers.iter().enumerate() {
+            assert!((j * 96 / 40..(j + 1) * 96 / 40).contains(&n), "{j}: {n}");
+        }
+        let steps: Vec<usize> = numbers.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(
+            steps.iter().any(|&s| s != steps[0]),
+            "data that repeat would lose one of their kinds"
+        );
+        assert_eq!(
+            (numbers.len(), all.spread(96).len(), all.spread(500).len()),
+            (40, 96, 96)
+        );
     }
 }

@@ -2,6 +2,8 @@
 
 use super::charts::Chart;
 use super::opset::raise_opset;
+use crate::analysis::cost::cost;
+use crate::analysis::infer::infer_sample;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{Measure, Stats, measure};
 use crate::cache::Cache;
@@ -67,8 +69,31 @@ impl Context<'_> {
     /// # Errors
     /// When the engine cannot run the model, or a sample fails.
     pub fn stats(&mut self, model: &Model, wanted: &[(ValueId, Measure)]) -> Result<Arc<Stats>> {
-        let mut all = self.measured(model, wanted, &[self.samples])?;
+        self.stats_of(model, wanted, self.samples)
+    }
+
+    /// Measures values of the main graph over some of the calibration samples, which the model alone has to choose.
+    ///
+    /// # Errors
+    /// As [`Context::stats`].
+    pub fn stats_of(&self, model: &Model, wanted: &[(ValueId, Measure)], samples: &Samples) -> Result<Arc<Stats>> {
+        let mut all = self.measured(model, wanted, &[samples])?;
         Ok(Arc::new(all.pop().unwrap_or_default()))
+    }
+
+    /// Multiply-adds of a run over the first sample, where they are known.
+    pub fn macs(&self, model: &Model) -> Option<u64> {
+        let types = self.samples.get(0).and_then(|s| infer_sample(model, &s));
+        types.ok().and_then(|t| cost(model, &t).macs)
+    }
+
+    /// All calibration samples, or so many, spread over all, that runs over them take no more than `most` multiply-adds; but
+    /// `least` of them in any case. Which ones depends on the model and on how many there are.
+    pub fn affordable(&self, model: &Model, most: u64, least: usize) -> Samples {
+        let runs = self
+            .macs(model)
+            .map_or(usize::MAX, |macs| (most / macs.max(1)) as usize);
+        self.samples.spread(runs.max(least))
     }
 
     fn measured(&self, model: &Model, wanted: &[(ValueId, Measure)], over: &[&Samples]) -> Result<Vec<Stats>> {

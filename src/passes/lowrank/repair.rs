@@ -7,8 +7,6 @@
 
 use super::ladder::Ladder;
 use super::{LowRank, fit};
-use crate::analysis::cost::cost;
-use crate::analysis::infer::infer_sample;
 use crate::analysis::sites::{Site, site};
 use crate::data::Samples;
 use crate::engine::NotRun;
@@ -42,7 +40,7 @@ impl LowRank {
         if !self.repair || changed.is_empty() || other.is_empty() {
             return Ok(());
         }
-        let macs = macs(whole, cx.samples);
+        let macs = cx.macs(whole).map_or(f64::INFINITY, |m| m as f64);
         let mut tried = || -> Result<()> {
             let reference = Reference::new(whole, &other, cx)?;
             let mut half = trial::changed(whole, ladders, choice)?;
@@ -78,13 +76,6 @@ impl LowRank {
         };
         repair(whole, macs, &targets, &mut factored, samples, cx)
     }
-}
-
-/// Multiply-adds of a run; without bound where they are not known.
-fn macs(model: &Model, samples: &Samples) -> f64 {
-    let types = samples.get(0).and_then(|s| infer_sample(model, &s));
-    let macs = types.ok().and_then(|t| cost(model, &t).macs);
-    macs.map_or(f64::INFINITY, |m| m as f64)
 }
 
 /// A layer that can be fitted.
