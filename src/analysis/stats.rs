@@ -5,6 +5,7 @@
 
 pub(crate) mod fold;
 pub(crate) mod moments;
+mod plan;
 pub(crate) mod rows;
 mod survey;
 pub(crate) mod tree;
@@ -15,12 +16,15 @@ use crate::ir::{Model, ValueId};
 use crate::math::gram::Gram;
 use crate::math::histogram::{Histogram, Range};
 use crate::math::spread::Spread;
-use crate::parallel::in_order_ahead;
+use crate::parallel::{in_order, in_order_ahead};
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
-use fold::{Job, Part, Sums};
+use fold::{Job, Sums};
+use plan::{Parts, Plan};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
+pub use survey::LOOKED_AT;
 use survey::Survey;
 use tree::{Course, Known, Part as Shard, Take, Whole};
 
@@ -34,7 +38,27 @@ pub enum Measure {
     /// The mean along every index of one axis (negative axes count from the end).
     Mean(i64),
     /// The second moment of rows cut out of the value.
-    Gram(Patch),
+    Gram(Patch, Detail),
+}
+
+/// How many rows a second moment is made of. More cost time and tell little.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Detail {
+    /// Three for each number in a row, 512 at least: enough to round to 8 bits. Of eleven models of the zoo none lost more than
+    /// half a dB by it.
+    Coarse,
+    /// Eight for each number in a row, 2,048 at least.
+    Fine,
+}
+
+impl Detail {
+    /// How many rows of `dim` numbers, of all samples together.
+    fn rows(self, dim: usize) -> usize {
+        match self {
+            Detail::Coarse => dim.saturating_mul(3).max(512),
+            Detail::Fine => dim.saturating_mul(8).max(2048),
+        }
+    }
 }
 
 /// How the rows x of a second moment are cut out of a value.
@@ -97,7 +121,8 @@ impl Stats {
 const MOMENTS: usize = 1_500_000_000;
 
 /// Measures values of the main graph. Values that are no float tensors, and second moments of more than 1.5 GB (rows of
-/// some 13,000 numbers), are left out of the result.
+/// some 13,000 numbers), are left out of the result. The first samples tell how large numbers usually are
+/// ([`Samples::spread_first`]).
 ///
 /// Memory is bounded: samples are read one by one, and second moments that do not fit together are measured in several
 /// runs over the samples.
@@ -148,7 +173,7 @@ fn distinct(wanted: &[(ValueId, Measure)]) -> Wanted {
 
 fn too_large(measure: &Measure, dims: &[usize]) -> Result<bool> {
     match measure {
-        Measure::Gram(patch) => Ok(fold::gram_bytes(dims, patch, 1, 1)? > MOMENTS),
+        Measure::Gram(patch, detail) => Ok(fold::gram_bytes(dims, (patch, *detail), 1, 1)? > MOMENTS),
         _ => Ok(false),
     }
 }
@@ -168,6 +193,9 @@ pub(crate) struct Runner<'a> {
 }
 
 type Wanted = Vec<(ValueId, Vec<Measure>)>;
+
+/// What samples gave that were run before their turn.
+type Early = BTreeMap<usize, Parts>;
 
 impl Runner<'_> {
     /// As [`measure`], but for runs of samples whose sums are known.
@@ -232,22 +260,23 @@ impl Runner<'_> {
     }
 
     fn measure(&self, wanted: Wanted, runs: &[usize], course: &mut dyn Course) -> Result<()> {
-        let first = self.samples.get(0)?;
-        let session = self.load(&wanted, &first)?;
-        let moments = |m: &Measure| matches!(m, Measure::Gram(_));
-        let (survey, mut rounds) = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
-            true => {
-                let survey = Survey::new(self.model, &wanted, &*session, self.samples, self.threads)?;
-                let rounds = self.rounds(&wanted, &survey)?;
-                (survey, rounds)
-            }
-            false => (Survey::default(), vec![numbered(&wanted).collect()]),
+        let session = self.load(&wanted, &self.samples.get(0)?)?;
+        let walk = tree::walk(runs, self.samples.len());
+        let moments = |m: &Measure| matches!(m, Measure::Gram(..));
+        let (survey, mut rounds, early) = match wanted.iter().any(|(_, m)| m.iter().any(moments)) {
+            true => self.survey(&wanted, &walk, &*session)?,
+            false => (Survey::default(), vec![numbered(&wanted).collect()], Early::new()),
         };
         number(&mut rounds, &wanted);
-        let steps = tree::walk(runs, self.samples.len()).len();
-        self.progress.start("measure", steps * rounds.len());
+        self.progress.start("measure", walk.len() * rounds.len());
         if let [only] = rounds.as_mut_slice() {
-            self.round(&wanted, std::mem::take(only), &*session, (&survey, runs, course))?;
+            self.round(
+                &wanted,
+                std::mem::take(only),
+                &*session,
+                (&survey, early, &walk, course),
+            )?;
+            drop(session);
         } else {
             drop(session);
             for jobs in rounds {
@@ -256,12 +285,40 @@ impl Runner<'_> {
                     .flat_map(|j| survey.watched(j.value).chain([j.value]))
                     .collect();
                 let values = wanted.iter().filter(|(v, _)| needed.contains(v)).cloned().collect();
-                let session = self.load(&values, &first)?;
-                self.round(&values, jobs, &*session, (&survey, runs, course))?;
+                let session = self.load(&values, &self.samples.get(0)?)?;
+                self.round(&values, jobs, &*session, (&survey, Early::new(), &walk, course))?;
             }
         }
         self.progress.finish();
         Ok(())
+    }
+
+    /// Looks at some samples; when all can be measured in one round, what those of the walk give is kept for it.
+    fn survey(
+        &self,
+        wanted: &Wanted,
+        walk: &[(usize, Option<usize>)],
+        session: &dyn Session,
+    ) -> Result<(Survey, Vec<Vec<Job>>, Early)> {
+        let mut survey = Survey::new(self.model, wanted);
+        let look = |some: &[usize], survey: &mut Survey| {
+            survey.look(session, (self.model, wanted), (self.samples, some), self.threads)
+        };
+        look(&[0], &mut survey)?;
+        let rounds = self.rounds(wanted, &survey)?;
+        let walked: BTreeSet<usize> = walk.iter().map(|w| w.0).collect();
+        let kept = |i: &usize| rounds.len() == 1 && walked.contains(i);
+        let (early, others): (Vec<usize>, Vec<usize>) = (1..LOOKED_AT.min(self.samples.len())).partition(kept);
+        look(&others, &mut survey)?;
+        let plan = Plan::new(self.model, wanted, &rounds[0], &survey);
+        let mut all = Early::new();
+        let run = |k: usize| plan.run(session, self.samples, early[k]);
+        in_order(early.len(), self.threads, run, |k, parts| {
+            survey.add(&parts.powers);
+            all.insert(early[k], parts);
+            Ok(())
+        })?;
+        Ok((survey, rounds, all))
     }
 
     fn load(&self, wanted: &Wanted, like: &Sample) -> Result<Box<dyn Session>> {
@@ -278,9 +335,9 @@ impl Runner<'_> {
                 continue;
             };
             for m in measures.iter().filter(|_| fold::is_float(dtype)) {
-                if let Measure::Gram(patch) = m {
+                if let Measure::Gram(patch, detail) = m {
                     let bytes = |waiting| {
-                        let bytes = fold::gram_bytes(dims, patch, self.samples.len(), waiting);
+                        let bytes = fold::gram_bytes(dims, (patch, *detail), self.samples.len(), waiting);
                         bytes.with_context(|| self.model.value(*v).name.clone())
                     };
                     if bytes(1)? > MOMENTS {
@@ -306,18 +363,10 @@ impl Runner<'_> {
         wanted: &Wanted,
         mut jobs: Vec<Job>,
         session: &dyn Session,
-        (survey, runs, course): (&Survey, &[usize], &mut dyn Course),
+        (survey, early, walk, course): (&Survey, Early, &[(usize, Option<usize>)], &mut dyn Course),
     ) -> Result<()> {
-        let n = self.samples.len();
-        let walk = tree::walk(runs, n);
-        let place: HashMap<ValueId, usize> = wanted.iter().enumerate().map(|(i, (v, _))| (*v, i)).collect();
-        let mut plan: Vec<Vec<(usize, Measure)>> = vec![Vec::new(); wanted.len()];
-        for (k, job) in jobs.iter().enumerate() {
-            plan[place[&job.value]].push((k, job.measure.clone()));
-        }
-        let values: Vec<ValueId> = jobs.iter().map(|j| j.value).collect();
-        let watched: BTreeSet<ValueId> = values.iter().flat_map(|v| survey.watched(*v)).collect();
-        let name = |v: ValueId| self.model.value(v).name.clone();
+        let plan = Plan::new(self.model, wanted, &jobs, survey);
+        let early = Mutex::new(early);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads.max(1))
             .build()?;
@@ -327,32 +376,20 @@ impl Runner<'_> {
             (self.threads, 1), // adding takes all threads, too
             |step| {
                 let i = walk[step].0;
-                let sample = self.samples.get(i)?;
-                let mut parts: Vec<Option<Part>> = values.iter().map(|_| None).collect();
-                let mut powers = BTreeMap::new();
-                let run = session.visit(&sample, &mut |at, value| {
-                    let v = wanted[at].0;
-                    for (k, measure) in &plan[at] {
-                        let part = fold::part(measure, &value, i, n);
-                        parts[*k] = part.with_context(|| name(v))?;
-                    }
-                    if let Some(x) = value.to_f32().filter(|_| watched.contains(&v)) {
-                        powers.insert(v, survey::power(&x, i));
-                    }
-                    Ok(())
-                });
-                run.with_context(|| format!("sample {i}"))?;
-                for (part, v) in parts.iter_mut().zip(&values) {
-                    if let Some(Part::Rows(rows)) = part {
-                        rows.keep(survey.share(*v, &powers, rows.count(), i), i);
-                    }
-                }
-                Ok(parts)
+                let known = early.lock().expect("no thread panics while it holds it").remove(&i);
+                let parts = known.map_or_else(|| plan.run(session, self.samples, i), Ok)?;
+                Ok(plan.weighed(parts, survey, self.samples.number(i)))
             },
             |step, parts| {
                 let (i, ends) = walk[step];
                 self.progress.advance(1);
-                let named = |(v, e): (ValueId, anyhow::Error)| e.context(format!("{}, sample {i}", name(v)));
+                let named = |(v, e): (ValueId, anyhow::Error)| {
+                    e.context(format!(
+                        "{}, sample {}",
+                        self.model.value(v).name,
+                        self.samples.number(i)
+                    ))
+                };
                 pool.install(|| fold::add_all(&mut jobs, parts)).map_err(named)?;
                 let Some(run) = ends else { return Ok(()) };
                 pool.install(|| fold::end_all(&mut jobs)).map_err(named)?;
@@ -392,7 +429,7 @@ impl Stats {
                     self.spreads.insert(v, h);
                 }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
-                (Sums::Grams(g), Measure::Gram(patch)) => drop(self.grams.insert((v, patch), g.into_grams())),
+                (Sums::Grams(g), Measure::Gram(patch, _)) => drop(self.grams.insert((v, patch), g.into_grams())),
                 (Sums::Mean(_) | Sums::Grams(_), _) => {}
             }
         }

@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod engine;
 mod inspect;
+mod memory;
 mod optimize;
 mod pair;
 mod passes;

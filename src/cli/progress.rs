@@ -1,5 +1,6 @@
-//! Progress bars, on a terminal only.
+//! Progress bars, on a terminal only; between steps, memory goes back to the system.
 
+use super::memory::give_back;
 use crate::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -29,6 +30,7 @@ impl Bar {
 
 impl Progress for Bar {
     fn start(&self, what: &str, total: usize) {
+        give_back();
         self.with(|bar| {
             let style = ProgressStyle::with_template("{msg:12} [{bar:30}] {pos}/{len} {eta}");
             let new = ProgressBar::new(total as u64).with_message(what.to_owned());
@@ -46,6 +48,7 @@ impl Progress for Bar {
         });
     }
     fn finish(&self) {
+        give_back();
         self.with(|bar| {
             if let Some(bar) = bar.take() {
                 bar.finish_and_clear();

@@ -21,7 +21,7 @@ pub use spec::{InputSpec, inputs_of};
 use crate::ir::{DType, Model, Tensor};
 use crate::math::hash::splitmix;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -314,6 +314,16 @@ impl Samples {
         let which: Vec<usize> = (0..most).map(|j| edge(j) + picked(j, edge(j + 1) - edge(j))).collect();
         self.of(&which)
     }
+    /// All of them, those of [`Samples::spread`] first: the first ones show what the others are like.
+    pub fn spread_first(&self, first: usize) -> Samples {
+        let mut all = self.spread(first).indices;
+        let first: BTreeSet<usize> = all.iter().copied().collect();
+        all.extend(self.indices.iter().filter(|i| !first.contains(i)));
+        Samples {
+            set: self.set.clone(),
+            indices: all,
+        }
+    }
     fn of(&self, which: &[usize]) -> Samples {
         Samples {
             set: self.set.clone(),
@@ -371,5 +381,10 @@ mod tests {
             (numbers.len(), all.spread(96).len(), all.spread(500).len()),
             (40, 96, 96)
         );
+        let first = all.spread_first(40);
+        let mut order: Vec<usize> = (0..first.len()).map(|i| first.number(i)).collect();
+        assert_eq!(order[..40], numbers);
+        order.sort();
+        assert_eq!(order, Vec::from_iter(0..96));
     }
 }

@@ -5,7 +5,7 @@ use super::opset::raise_opset;
 use crate::analysis::cost::cost;
 use crate::analysis::infer::infer_sample;
 use crate::analysis::sites::{Site, site};
-use crate::analysis::stats::{Measure, Stats, measure};
+use crate::analysis::stats::{LOOKED_AT, Measure, Stats, measure};
 use crate::cache::Cache;
 use crate::calibrate::{Memo, With};
 use crate::data::Samples;
@@ -98,11 +98,13 @@ impl Context<'_> {
 
     fn measured(&self, model: &Model, wanted: &[(ValueId, Measure)], over: &[&Samples]) -> Result<Vec<Stats>> {
         let (engine, threads, progress) = (self.engine, self.threads, self.progress);
+        let over: Vec<Samples> = over.iter().map(|s| s.spread_first(LOOKED_AT)).collect();
         if let Some(memo) = self.memo {
+            let over: Vec<&Samples> = over.iter().collect();
             return memo.ask(
                 model,
                 wanted,
-                over,
+                &over,
                 With {
                     engine,
                     threads,
@@ -110,7 +112,7 @@ impl Context<'_> {
                 },
             );
         }
-        let one = |samples: &&Samples| measure(model, wanted, engine, samples, threads, progress);
+        let one = |samples: &Samples| measure(model, wanted, engine, samples, threads, progress);
         over.iter().map(one).collect()
     }
 

@@ -47,6 +47,7 @@ impl Reference {
             .filter_map(|k| Some((k, ends::before(model, outputs[k])?)))
             .collect();
         let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
+        cx.progress.start("try", samples.len().min(SAMPLES));
         let session = cx.engine.load(model, &all, &samples.get(0)?)?;
         let mut reference = Reference {
             before: Vec::new(),
@@ -71,6 +72,7 @@ impl Reference {
             key = key.take().map(|k| k.sample(&sample));
             reference.samples.push(sample);
             reference.wanted.push(wanted);
+            cx.progress.advance(1);
             Ok(())
         };
         let first = run(0)?;
@@ -78,6 +80,8 @@ impl Reference {
         let count = samples.len().min(SAMPLES).min(KEPT / bytes.max(1) + 1);
         keep(first)?;
         in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| keep(ran))?;
+        drop(session);
+        cx.progress.finish();
         let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
         let kept = ends.iter().zip(&saturated).filter(|(_, s)| **s);
         reference.before = kept.map(|(e, _)| e.0).collect();

@@ -12,8 +12,8 @@
 //! the original computes is measured before, for as many layers as memory allows.
 
 use super::Context;
-use crate::analysis::stats::Patch;
 use crate::analysis::stats::rows::{axis_of, cut, most_rows, shape};
+use crate::analysis::stats::{Detail, Patch};
 use crate::data::Samples;
 use crate::ir::{Model, NodeId, Tensor, Use, ValueId};
 use crate::math::few::solve;
@@ -253,7 +253,14 @@ impl<'a> Compared<'a> {
         let Some(x) = value.floats().filter(|_| along) else {
             return Ok(None);
         };
-        let rows = cut(&x, &dims, &Patch::Axis(t.axis), sample, most_rows(t.columns, samples))?.data;
+        let rows = cut(
+            &x,
+            &dims,
+            &Patch::Axis(t.axis),
+            sample,
+            most_rows(t.columns, samples, Detail::Fine),
+        )?
+        .data;
         Ok(Some(Rows { dims, rows }))
     }
 }
@@ -282,7 +289,7 @@ fn originals(
         // Layers that see few rows of a sample need all samples.
         let few = most * positions < 2 * columns;
         let n = if few { samples.len() } else { samples.len().min(most) };
-        bytes += 4 * n * positions.min(most_rows(columns, n)) * c.target.outputs;
+        bytes += 4 * n * positions.min(most_rows(columns, n, Detail::Fine)) * c.target.outputs;
         if bytes > KEPT && !counts.is_empty() {
             break;
         }
@@ -383,7 +390,14 @@ fn stacked(
     if was.dims != is.dims || shape(x.dims(), &t.patch)? != (t.columns, 1) {
         return Ok(None);
     }
-    let rows = cut(&data, x.dims(), &t.patch, sample, most_rows(t.columns, samples))?.data;
+    let rows = cut(
+        &data,
+        x.dims(),
+        &t.patch,
+        sample,
+        most_rows(t.columns, samples, Detail::Fine),
+    )?
+    .data;
     let (n, m) = (rows.len() / t.columns, was.rows.len() / t.outputs);
     let pointwise = matches!(t.patch, Patch::Axis(_));
     // The same positions were chosen only when there are as many on either side.

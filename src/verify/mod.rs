@@ -12,8 +12,9 @@ pub use layers::{LayerDamage, layers, worst};
 pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 
 use crate::analysis::ends;
-use crate::data::Samples;
-use crate::engine::{Engine, NotRun};
+use crate::analysis::infer::{Types, infer_sample};
+use crate::data::{Sample, Samples};
+use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, ValueId};
 use crate::math::variation::hardly;
 use crate::parallel::in_order;
@@ -21,6 +22,9 @@ use crate::progress::Progress;
 use anyhow::{Context, Result};
 use meter::Meter;
 use serde::Serialize;
+
+/// Outputs of the original that wait for those of the result may take so many bytes.
+const KEPT: usize = 64 << 20;
 
 /// How far one output is from the original's.
 #[derive(Clone, Debug, Serialize)]
@@ -103,31 +107,44 @@ pub fn compare(
         let session = engine.load(model, &wanted, &like);
         session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("{which}: {why}"))))
     };
-    let a = || load(original, "the original", pairs.iter().map(|p| p.original).collect());
-    let b = || load(changed, "the result", pairs.iter().map(|p| p.changed).collect());
-    let (a, b) = both(threads, a, b)?;
     let mut meters: Vec<Meter> = pairs.iter().map(|_| Meter::default()).collect();
     progress.start("verify", samples.len());
-    let mut xs = Vec::new();
-    in_order(
-        2 * samples.len(),
-        threads,
-        |i| [&a, &b][i % 2].run(&samples.get(i / 2)?),
-        |i, ys| {
-            let label = samples.label(i / 2);
-            if i % 2 == 0 {
-                xs = ys;
-                return Ok(());
-            }
-            for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs.iter().zip(&ys)) {
-                meter
-                    .add(x, y, label)
-                    .with_context(|| format!("output {:?}", pair.name))?;
-            }
-            progress.advance(1);
-            Ok(())
-        },
-    )?;
+    let at_once = at_once(original, &like, &pairs).max(threads);
+    let wanted = || pairs.iter().map(|p| p.original).collect();
+    let mut before = Some(load(original, "the original", wanted())?);
+    let mut after = None;
+    for start in (0..samples.len()).step_by(at_once) {
+        let n = at_once.min(samples.len() - start);
+        let mut xs = Vec::with_capacity(n);
+        if let Some(session) = &before {
+            let run = |i: usize| session.run(&samples.get(start + i)?);
+            in_order(n, threads, run, |_, x| {
+                xs.push(x);
+                Ok(())
+            })?;
+        }
+        if start + n == samples.len() {
+            before = None;
+        }
+        let session: &dyn Session = &**match &after {
+            Some(session) => session,
+            None => after.insert(load(changed, "the result", pairs.iter().map(|p| p.changed).collect())?),
+        };
+        in_order(
+            n,
+            threads,
+            |i| session.run(&samples.get(start + i)?),
+            |i, ys| {
+                let label = samples.label(start + i);
+                for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs[i].iter().zip(&ys)) {
+                    let added = meter.add(x, y, label);
+                    added.with_context(|| format!("output {:?}", pair.name))?;
+                }
+                progress.advance(1);
+                Ok(())
+            },
+        )?;
+    }
     progress.finish();
     let of: Vec<usize> = pairs.iter().map(|p| p.of).collect();
     let gaps = pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p.name, p.inner));
@@ -139,21 +156,17 @@ pub fn compare(
     Ok(gaps)
 }
 
-/// Runs two jobs, at the same time when there are threads for it; the first error of the two, in order.
-fn both<T: Send>(
-    threads: usize,
-    a: impl FnOnce() -> Result<T>,
-    b: impl FnOnce() -> Result<T> + Send,
-) -> Result<(T, T)> {
-    if threads < 2 {
-        return Ok((a()?, b()?));
-    }
-    std::thread::scope(|scope| {
-        let b = scope.spawn(b);
-        let a = a();
-        let b = b.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok((a?, b?))
-    })
+/// How many samples the original is run on before the result is: where the outputs for all of them are small, only one of the two is in
+/// memory at a time. One where their dimensions are not known.
+fn at_once(original: &Model, like: &Sample, pairs: &[Pair]) -> usize {
+    let types = infer_sample(original, like);
+    let bytes = |types: &Types| {
+        let all = pairs.iter().map(|p| types.dims(p.original));
+        let numbers = all.map(|dims| dims?.iter().try_fold(4usize, |n, d| n.checked_mul(*d)));
+        numbers.sum::<Option<usize>>()
+    };
+    let bytes = types.ok().as_ref().and_then(bytes);
+    bytes.map_or(1, |bytes| (KEPT / bytes.max(1)).max(1))
 }
 
 struct Pair {

@@ -5,7 +5,7 @@
 
 use super::moments::{self, Moments};
 use super::rows::{self, Rows};
-use super::{Measure, Patch, tree};
+use super::{Detail, Measure, Patch, tree};
 use crate::ir::{DType, Tensor, ValueId};
 use crate::math::histogram::{Histogram, Range};
 use crate::math::spread::Spread;
@@ -131,9 +131,9 @@ pub fn part(measure: &Measure, t: &Tensor, sample: usize, samples: usize) -> Res
             Part::Histogram(Spread::of(binned))
         }
         Measure::Mean(axis) => Part::Mean(sums_along(&x, t.dims(), rows::axis_of(t.dims(), *axis)?)?),
-        Measure::Gram(patch) => {
+        Measure::Gram(patch, detail) => {
             let (dim, _) = rows::shape(t.dims(), patch)?;
-            let most = rows::most_rows(dim, samples);
+            let most = rows::most_rows(dim, samples, *detail);
             let rows = rows::cut(&x, t.dims(), patch, sample, most)?;
             no_nan(count_nan(&rows.data))?;
             Part::Rows(rows)
@@ -142,7 +142,8 @@ pub fn part(measure: &Measure, t: &Tensor, sample: usize, samples: usize) -> Res
     Ok(Some(part))
 }
 
-fn no_nan(count: u64) -> Result<()> {
+/// An error when there are NaN.
+pub fn no_nan(count: u64) -> Result<()> {
     if count > 0 {
         bail!("{count} numbers are NaN: these data drive the model out of its range; check their scale");
     }
@@ -170,9 +171,9 @@ fn sums_along(x: &[f32], dims: &[usize], axis: usize) -> Result<Mean> {
 }
 
 /// Bytes of second moments over `samples` samples, and of the rows of `waiting` of them.
-pub fn gram_bytes(dims: &[usize], patch: &Patch, samples: usize, waiting: usize) -> Result<usize> {
+pub fn gram_bytes(dims: &[usize], (patch, detail): (&Patch, Detail), samples: usize, waiting: usize) -> Result<usize> {
     let (dim, groups) = rows::shape(dims, patch)?;
-    let most = rows::most_rows(dim, samples);
+    let most = rows::most_rows(dim, samples, detail);
     let run = most.saturating_mul(samples.div_ceil(tree::runs(samples).max(1)));
     let per_group = moments::bytes(dim, run, most).and_then(|bytes| {
         let rows = most.checked_mul(waiting)?.checked_mul(dim)?.checked_mul(4)?;

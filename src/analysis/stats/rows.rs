@@ -5,7 +5,7 @@
 //! by a hash of the sample's number and the run's. So the choice is spread out, follows no grid that could resonate with
 //! the width of the map, and is the same in every run of the program.
 
-use super::Patch;
+use super::{Detail, Patch};
 use crate::math::hash::splitmix;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
@@ -70,10 +70,9 @@ pub fn axis_of(dims: &[usize], axis: i64) -> Result<usize> {
     Ok(front as usize)
 }
 
-/// How many rows to take of one sample at most: all samples together give eight for each number in a row, 2,048 at least.
-/// More of them cost time and tell little.
-pub fn most_rows(dim: usize, samples: usize) -> usize {
-    dim.saturating_mul(8).max(2048).div_ceil(samples.max(1))
+/// How many rows to take of one sample at most.
+pub fn most_rows(dim: usize, samples: usize, detail: Detail) -> usize {
+    detail.rows(dim).div_ceil(samples.max(1))
 }
 
 /// Cuts rows out of one value of sample number `sample`.

@@ -9,13 +9,13 @@ use crate::data::{Sample, Samples};
 use crate::engine::Session;
 use crate::ir::{DType, Model, Use, ValueId};
 use crate::math::hash::splitmix;
-use crate::math::vector::{sum_of, widest};
+use crate::math::vector::{count_nan, sum_of, widest};
 use crate::parallel::in_order;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// So many samples tell what is usual.
-const LOOKED_AT: usize = 8;
+/// So many samples, the first ones, tell what is usual.
+pub const LOOKED_AT: usize = 8;
 /// The power that a sample may have before it stands out, in terms of the largest of those looked at.
 const LOUD: f64 = 4.0;
 /// The part of its rows that every sample gives: of one sample in ten that are loud, eight that are looked at may show none.
@@ -32,6 +32,12 @@ struct Seen {
     usual: f64,
 }
 
+impl Seen {
+    fn add(&mut self, power: f64) {
+        self.usual = self.usual.max(power);
+    }
+}
+
 /// What was seen; nothing when no second moment is wanted.
 #[derive(Default)]
 pub struct Survey {
@@ -41,37 +47,51 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Nothing seen yet of the values that are wanted.
+    pub fn new(model: &Model, wanted: &Wanted) -> Survey {
+        let measured: BTreeSet<ValueId> = wanted.iter().map(|(v, _)| *v).collect();
+        let with_moments = wanted
+            .iter()
+            .filter(|(_, m)| m.iter().any(|m| matches!(m, Measure::Gram(..))));
+        let next = with_moments.map(|(v, _)| (*v, next(model, *v, &measured))).collect();
+        let seen = HashMap::new();
+        Survey { seen, next }
+    }
+
     /// Looks at some samples.
     ///
     /// # Errors
     /// When one fails; the message gives its number.
-    pub fn new(
-        model: &Model,
-        wanted: &Wanted,
+    pub fn look(
+        &mut self,
         session: &dyn Session,
-        samples: &Samples,
+        (model, wanted): (&Model, &Wanted),
+        (samples, some): (&Samples, &[usize]),
         threads: usize,
-    ) -> Result<Survey> {
-        let numbers = rows::choose(samples.len(), LOOKED_AT, 0);
+    ) -> Result<()> {
         let look = |i: usize| {
-            let seen = look(session, wanted, (&samples.get(numbers[i])?, numbers[i]));
-            seen.with_context(|| format!("sample {}", numbers[i]))
+            let number = samples.number(some[i]);
+            let seen = look(session, (model, wanted), (&samples.get(some[i])?, number));
+            seen.with_context(|| format!("sample {number}"))
         };
-        let mut seen: HashMap<ValueId, Seen> = HashMap::new();
-        in_order(numbers.len(), threads, look, |_, some| {
-            for (v, new) in some {
-                let usual = new.usual;
-                let all = seen.entry(v).or_insert(new);
-                all.usual = all.usual.max(usual);
+        in_order(some.len(), threads, look, |_, values| {
+            for (v, new) in values {
+                match self.seen.get_mut(&v) {
+                    Some(seen) => seen.add(new.usual),
+                    None => drop(self.seen.insert(v, new)),
+                }
             }
             Ok(())
-        })?;
-        let measured: BTreeSet<ValueId> = wanted.iter().map(|(v, _)| *v).collect();
-        let with_moments = wanted
-            .iter()
-            .filter(|(_, m)| m.iter().any(|m| matches!(m, Measure::Gram(_))));
-        let next = with_moments.map(|(v, _)| (*v, next(model, *v, &measured))).collect();
-        Ok(Survey { seen, next })
+        })
+    }
+
+    /// Adds the powers of [`Survey::watched`] values in another sample.
+    pub fn add(&mut self, powers: &BTreeMap<ValueId, f64>) {
+        for (v, power) in powers {
+            if let Some(seen) = self.seen.get_mut(v) {
+                seen.add(*power);
+            }
+        }
     }
 
     /// Type and dimensions of a value.
@@ -104,10 +124,16 @@ impl Survey {
     }
 }
 
-fn look(session: &dyn Session, wanted: &Wanted, (sample, number): (&Sample, usize)) -> Result<Vec<(ValueId, Seen)>> {
+fn look(
+    session: &dyn Session,
+    (model, wanted): (&Model, &Wanted),
+    (sample, number): (&Sample, usize),
+) -> Result<Vec<(ValueId, Seen)>> {
     let mut all = Vec::new();
     session.visit(sample, &mut |i, value| {
         let numbers = value.to_f32().filter(|_| fold::is_float(value.dtype()));
+        let nan = numbers.as_ref().map_or(0, |x| count_nan(x));
+        fold::no_nan(nan).with_context(|| model.value(wanted[i].0).name.clone())?;
         let seen = Seen {
             dtype: value.dtype(),
             dims: value.dims().to_vec(),

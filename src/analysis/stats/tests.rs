@@ -30,13 +30,14 @@ fn image_model() -> (Builder, ValueId, ValueId) {
 }
 
 fn windows(groups: usize) -> Measure {
-    Measure::Gram(Patch::Windows {
+    let patch = Patch::Windows {
         kernel: vec![3, 3],
         strides: vec![2, 1],
         pads: vec![1; 4],
         dilations: vec![1; 2],
         groups,
-    })
+    };
+    Measure::Gram(patch, Detail::Fine)
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn sums_are_those_of_all_samples() {
         (y, Measure::Histogram),
         (y, Measure::Range),
         (y, Measure::Mean(1)),
-        (x, Measure::Gram(Patch::Axis(1))),
+        (x, Measure::Gram(Patch::Axis(1), Detail::Fine)),
     ];
     let stats = measured(&b.model, &wanted, 5, 2).expect("measures");
     let all = inputs(&b.model, 5);
@@ -80,7 +81,7 @@ fn the_number_of_threads_changes_no_bit() {
     let all = |threads| {
         let s = measured(&b.model, &wanted, 7, threads).expect("measures");
         let grams = |v, m: &Measure| match m {
-            Measure::Gram(p) => s
+            Measure::Gram(p, _) => s
                 .gram(v, p)
                 .expect("moments")
                 .iter()
@@ -107,7 +108,7 @@ fn a_value_that_is_nan_is_named() {
         Measure::Range,
         Measure::Histogram,
         Measure::Mean(1),
-        Measure::Gram(Patch::Axis(1)),
+        Measure::Gram(Patch::Axis(1), Detail::Fine),
     ] {
         let e = measured(&b.model, &[(y, m)], 3, 2)
             .err()

@@ -26,7 +26,7 @@ mod weights;
 
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::sites::Site;
-use crate::analysis::stats::{Measure, Stats};
+use crate::analysis::stats::{Detail, Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
 use account::{describe, summary};
@@ -171,7 +171,7 @@ const MOST_LOST: f64 = 0.5;
 
 /// Multiply-adds that runs over samples may take to measure distributions and moments, beyond so many samples. Of fifteen models
 /// of the zoo that were measured with 48 instead of 96 samples, one lost more than 1 dB: a small one, which has all of them in any case.
-const WORK: u64 = 50_000_000_000;
+const WORK: u64 = 15_000_000_000;
 const SAMPLES: usize = 48;
 
 /// Moments of more than so many numbers in a row are factored one at a time.
@@ -355,12 +355,15 @@ impl Int8 {
     fn moments(&self, model: &Model, units: &Units) -> Vec<(ValueId, Measure)> {
         /// Beyond this many inputs the moment costs more than the model itself; 4 bits are worth twice as many.
         const MOST: usize = 2304;
-        let most = if self.int4 > 0.0 { 2 * MOST } else { MOST };
+        let (most, detail) = match self.int4 > 0.0 {
+            true => (2 * MOST, Detail::Fine),
+            false => (MOST, Detail::Coarse),
+        };
         let sites = units.all.iter().filter_map(|u| u.site.as_ref());
         let mut all: Vec<(ValueId, Measure)> = Vec::new();
         for s in sites {
             let columns = s.columns();
-            let wanted = (s.input, Measure::Gram(s.patch.clone()));
+            let wanted = (s.input, Measure::Gram(s.patch.clone(), detail));
             let asked = columns <= most && self.scheme(model, s.node).rounding == Choice::Data;
             if asked && !all.contains(&wanted) {
                 all.push(wanted);

@@ -7,7 +7,7 @@ use super::ladder::{Chain, Ladder, OF_OUTPUT, OF_WEIGHTS, RANK, Refused, Rung};
 use super::wide::measured_at;
 use super::{Choice, LowRank, decibel, width};
 use crate::analysis::sites::Site;
-use crate::analysis::stats::{Measure, Patch};
+use crate::analysis::stats::{Detail, Measure, Patch};
 use crate::engine::NotRun;
 use crate::ir::{Model, ValueId};
 use crate::parallel;
@@ -266,7 +266,7 @@ fn fitting(model: &Model, sites: &[Site]) -> usize {
 fn halves(model: &Model, group: &[Site], cx: &mut Context) -> Result<Halves> {
     let wanted = group.iter().map(|s| {
         let (value, patch, _) = measured_at(model, s);
-        (value, Measure::Gram(patch))
+        (value, Measure::Gram(patch, Detail::Fine))
     });
     Ok(Halves {
         stats: cx.halves(model, wanted)?,

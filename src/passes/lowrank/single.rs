@@ -12,7 +12,7 @@ use super::known::Known;
 use super::ladder::Chain;
 use super::{Choice, LowRank, decibel};
 use crate::analysis::sites::float_tensor;
-use crate::analysis::stats::{Measure, Patch, Stats};
+use crate::analysis::stats::{Detail, Measure, Patch, Stats};
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId, Use, ValueId};
 use crate::math::decompose::matmul_f32;
@@ -145,7 +145,7 @@ impl LowRank {
         if !self.data || cx.samples.synthetic() {
             return Ok(None);
         }
-        match cx.halves(model, values.iter().map(|v| (*v, Measure::Gram(LAST)))) {
+        match cx.halves(model, values.iter().map(|v| (*v, Measure::Gram(LAST, Detail::Fine)))) {
             Ok(halves) => Ok(Some(halves)),
             Err(e) if e.chain().any(|c| c.is::<NotRun>()) => Ok(None),
             Err(e) => Err(e.context("lowrank: measuring")),

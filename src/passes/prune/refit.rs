@@ -8,7 +8,7 @@ use super::fold::{Shift, takes_shift};
 use super::units::Reader;
 use crate::analysis::readers::{Reach, Readers};
 use crate::analysis::sites::site;
-use crate::analysis::stats::{Measure, Stats};
+use crate::analysis::stats::{Detail, Measure, Stats};
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::math::channels::{Refit, Surgeon, bias_shift, power, refit};
 use crate::math::decompose::{add_product, matmul};
@@ -68,7 +68,7 @@ impl Moments {
     /// # Errors
     /// As [`Context::stats`].
     pub fn measured(model: &Model, cx: &Context, readers: &BTreeMap<NodeId, Option<Reader>>) -> Result<Moments> {
-        let moment = |r: &Reader| r.patch.clone().map(|p| (r.input, Measure::Gram(p)));
+        let moment = |r: &Reader| r.patch.clone().map(|p| (r.input, Measure::Gram(p, Detail::Fine)));
         Ok(Moments {
             halves: cx.halves(model, readers.values().flatten().filter_map(moment))?,
             made: Mutex::default(),

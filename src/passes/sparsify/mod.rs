@@ -17,7 +17,7 @@ use super::charts::decibel;
 use super::noise::{Reference, SAMPLES};
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, Rule};
 use crate::analysis::sites::Site;
-use crate::analysis::stats::{Measure, Stats};
+use crate::analysis::stats::{Detail, Measure, Stats};
 use crate::engine::NotRun;
 use crate::ir::Model;
 use crate::math::sparse::{Pattern, largest};
@@ -215,7 +215,9 @@ impl Sparsify {
             cx.warn("sparsify: the samples are made up, so the smallest weights go");
             return Ok(None);
         }
-        let wanted = sites.iter().map(|s| (s.input, Measure::Gram(s.patch.clone())));
+        let wanted = sites
+            .iter()
+            .map(|s| (s.input, Measure::Gram(s.patch.clone(), Detail::Fine)));
         match cx.halves(model, wanted) {
             Ok(halves) => Ok(Some(halves)),
             Err(e) if e.chain().any(|c| c.is::<NotRun>()) => {

@@ -2,7 +2,7 @@
 
 use super::view::View;
 use crate::analysis::sites::{Site, sites};
-use crate::analysis::stats::Measure;
+use crate::analysis::stats::{Detail, Measure};
 use crate::ir::{DType, Model, NodeId, Use, ValueId};
 use std::collections::BTreeMap;
 
@@ -42,7 +42,9 @@ impl Weight {
             columns <= MOST && !transposed
         };
         let sites = self.sites.iter().filter(inside).filter(usable);
-        sites.map(|s| (s.input, Measure::Gram(s.patch.clone()))).collect()
+        sites
+            .map(|s| (s.input, Measure::Gram(s.patch.clone(), Detail::Fine)))
+            .collect()
     }
 }
 
