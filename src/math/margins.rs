@@ -2,10 +2,14 @@
 //!
 //! Counting changed decisions cannot resolve half a percent on a hundred samples: none changes, and nothing is known.
 //! The margin `m` between the best and the second score says more. When the difference of these two scores errs by
-//! `σ`, a decision changes with probability `Φ(−m/σ)`; the mean of that is expected to change. Margins are the original's alone:
+//! `σ·t`, a decision changes with probability `P(t > m/σ)`; the mean of that is expected to change. Margins are the original's alone:
 //! those of all samples are taken, whichever the noise was measured on. `σ` is the root mean square of the errors, those beyond
 //! five deviations drawn in (Huber 1964): a score that is far off is one whose margin is large. While few changes are expected,
 //! little is known of small margins, and samples that have them are noisier than others: the noise is taken `1 + 1.4/(2 + changes)` times.
+//!
+//! Some samples are noisier than others, so `t` is no normal number: its tails are those of Student's distribution with four degrees of
+//! freedom, scaled to the mean size of normal errors. Where margins of all sizes occur, that size is all that counts. A net whose
+//! margins are all about equally large loses only by the tail, and a normal one would say: nothing, until much is lost.
 //!
 //! With labels, a change costs where the best class was right, and gains where the second is. Few decisions are about to change,
 //! so their labels alone say little of what a change costs. What says more: at a margin `m` the best class is right with odds
@@ -13,8 +17,8 @@
 //! are right as the labels say), so a change there costs `tanh(m/2T)`. In a net that is nearly always right the few changes
 //! are of sure decisions as well, and cost more than that.
 //!
-//! Measured on seven classifiers, 13 compressed forms of them, and draws of 128 samples of which 32 told the noise: the median of
-//! the expected losses is within 0.25 points of the loss on 2,000 samples, but for two (0.5 points too careful).
+//! On five classifiers in nine compressed forms each, with 128 samples, the losses that this expects are up to 40 % above those of a
+//! normal tail where that told too little, and at most 0.06 points above them anywhere.
 //! Scores that are probabilities are compared by their logarithms, where noise is even.
 
 /// Decisions kept; beyond so many, counting says as much.
@@ -134,7 +138,7 @@ impl Margins {
     fn cost(&self, noise: f64) -> f64 {
         let right = self.right();
         let (t, noise) = (self.temperature(right), self.careful(noise));
-        let of = |(m, _): &(f32, Stake)| normal_tail(f64::from(*m) / noise);
+        let of = |(m, _): &(f32, Stake)| tail(f64::from(*m) / noise);
         let changes: f64 = self.all.iter().map(of).sum();
         let costs = self.all.iter().map(|d| of(d) * (f64::from(d.0) / (2.0 * t)).tanh());
         let cost = costs.sum::<f64>() / changes.max(f64::MIN_POSITIVE);
@@ -172,7 +176,7 @@ impl Margins {
     }
 
     fn careful(&self, noise: f64) -> f64 {
-        let changes: f64 = self.all.iter().map(|(m, _)| normal_tail(f64::from(*m) / noise)).sum();
+        let changes: f64 = self.all.iter().map(|(m, _)| tail(f64::from(*m) / noise)).sum();
         noise * (1.0 + FEW.0 / (FEW.1 + changes))
     }
 
@@ -182,7 +186,7 @@ impl Margins {
         }
         let n = self.all.len() as f64;
         let noise = self.careful(noise);
-        let of = |(m, stake): &(f32, Stake)| weight(*stake) * normal_tail(f64::from(*m) / noise);
+        let of = |(m, stake): &(f32, Stake)| weight(*stake) * tail(f64::from(*m) / noise);
         Some(self.all.iter().map(of).sum::<f64>() / n)
     }
 }
@@ -203,25 +207,16 @@ fn two_best(row: &[f32]) -> Option<(usize, usize)> {
     Some((best, second))
 }
 
-/// `Φ(−x)`: the chance that a standard normal number lies above `x ≥ 0`, to 10⁻⁷ relative (Abramowitz and Stegun 7.1.26 has
-/// the form `t·exp(−z² + P(t))`, the polynomial is the Chebyshev fit of Press et al., Numerical Recipes, §6.2).
-fn normal_tail(x: f64) -> f64 {
-    const FIT: [f64; 10] = [
-        -1.26551223,
-        1.00002368,
-        0.37409196,
-        0.09678418,
-        -0.18628806,
-        0.27886807,
-        -1.13520398,
-        1.48851587,
-        -0.82215223,
-        0.17087277,
-    ];
-    let z = x / std::f64::consts::SQRT_2;
-    let t = 1.0 / (1.0 + 0.5 * z);
-    let p = FIT.iter().rev().fold(0.0, |sum, c| sum * t + c);
-    0.5 * t * (p - z * z).exp()
+/// The chance that an error is above `x ≥ 0` times the noise: Student's distribution with four degrees of freedom, whose mean size 1 is
+/// scaled to `√(2/π)`. With `s = x/√(4 + x²)` it is `(1 − s)²(2 + s)/4`.
+fn tail(x: f64) -> f64 {
+    let x = x * (std::f64::consts::PI / 2.0).sqrt();
+    if !x.is_finite() {
+        return 0.0;
+    }
+    let root = x.hypot(2.0);
+    let (s, rest) = (x / root, 4.0 / (root * (root + x)));
+    rest * rest * (2.0 + s) / 4.0
 }
 
 fn probabilities(row: &[f32]) -> bool {
@@ -303,15 +298,21 @@ mod tests {
     }
 
     #[test]
-    fn the_normal_tail_has_the_values_of_tables() {
-        for (x, p) in [
-            (0.0, 0.5),
-            (1.0, 0.158_655_253_9),
-            (2.0, 0.022_750_131_9),
-            (4.0, 3.167_124_2e-5),
-        ] {
-            assert!((normal_tail(x) / p - 1.0f64).abs() < 1e-6, "{x}: {}", normal_tail(x));
+    fn the_tail_has_the_values_of_tables() {
+        // The quantiles of Student's distribution with four degrees of freedom.
+        for (t, p) in [(0.0, 0.5), (2.131_847, 0.05), (4.604_095, 0.005), (8.610_302, 0.0005)] {
+            let x = t / (std::f64::consts::PI / 2.0).sqrt();
+            assert!((tail(x) / p - 1.0f64).abs() < 1e-6, "{t}: {}", tail(x));
         }
+        assert_eq!(tail(f64::INFINITY), 0.0);
+    }
+
+    #[test]
+    fn equal_margins_are_not_safe_because_none_was_passed() {
+        let mut all = Margins::default();
+        (0..64).for_each(|_| all.add(&[3.5, 0.0, 0.0, 0.0], Some(0)));
+        let [near, far] = [0.65, 0.1].map(|noise| all.loss(noise).expect("some"));
+        assert!(near > 0.002 && far < 1e-5, "{near} {far}");
     }
 
     #[test]
