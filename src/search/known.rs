@@ -63,6 +63,7 @@ impl Search<'_> {
         Measured {
             plan: plan.clone(),
             tried,
+            held: None,
             saved: self.saved(),
         }
     }
@@ -97,6 +98,7 @@ fn read(plan: &Plan, numbers: &[f64]) -> Result<Measured> {
             cached: true,
             ..Tried::default()
         },
+        held: None,
         saved: saved.map(|((name, _), x)| (name, *x)).collect(),
     })
 }

@@ -1,7 +1,7 @@
 //! The result of a search, made of all calibration samples.
 
 use super::plan::precisions;
-use super::{Measured, Plan, Search, usable};
+use super::{FIT, Measured, Plan, Search, usable};
 use crate::pipeline::{self, Options, OtherSize};
 use crate::report::Report;
 use crate::verify::Verdict;
@@ -39,9 +39,10 @@ impl Search<'_> {
             };
             let next = match &report.verdict {
                 Verdict::Outside(why) if chance < SECOND_CHANCES => {
-                    self.tried[k].tried.refused = Some(why.clone());
-                    let weaker = self.lessened(self.budget.used(&report.gaps), part);
-                    self.more_careful(k, chance, weaker)?
+                    let used = self.budget.used(&report.gaps);
+                    (self.tried[k].tried.refused, self.tried[k].held) = (Some(why.clone()), used);
+                    let weaker = self.lessened(used, part);
+                    self.more_careful(k, (chance, weaker), held_back)?
                 }
                 _ => None,
             };
@@ -62,6 +63,21 @@ impl Search<'_> {
             }
             return Ok((k, report));
         }
+    }
+
+    /// The smallest result that the held-back samples refused because they are few, but which fits by the tuning samples and these together.
+    fn agreed(&self, held_back: usize) -> Option<usize> {
+        let (n, m) = (self.tune.len(), held_back);
+        let most = FIT * usable(&self.budget, n + m);
+        let fits = |t: &Measured| {
+            let together = t
+                .held
+                .map(|held| (t.tried.used * n as f64 + held * m as f64) / (n + m) as f64);
+            t.held.is_some_and(|held| held <= 1.0) && together.is_some_and(|used| used <= most)
+        };
+        let all =
+            (0..self.tried.len()).filter(|k| fits(&self.tried[*k]) && self.misses(&self.tried[*k].tried).is_none());
+        all.min_by_key(|k| self.tried[*k].tried.bytes)
     }
 
     /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one, which is
@@ -118,8 +134,8 @@ impl Search<'_> {
     }
 
     /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
-    /// some of these, and where there is nothing to lessen) what uses much less of the budget.
-    fn more_careful(&mut self, k: usize, chance: usize, weaker: f64) -> Result<Option<usize>> {
+    /// some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its few samples only.
+    fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
         let refused = &self.tried[k];
         if let Some(plan) = refused.plan.weaker(weaker).filter(|_| chance + 1 < SECOND_CHANCES) {
             let next = self.measure(plan)?;
@@ -133,7 +149,11 @@ impl Search<'_> {
             let t = &this.tried[i].tried;
             t.refused.is_none() && t.used <= CAREFUL * much && this.misses(t).is_none()
         };
-        if let Some(next) = self.order().into_iter().find(|&i| careful(self, i)) {
+        let next = self.order().into_iter().find(|&i| careful(self, i));
+        let agreed = self.agreed(held_back).filter(|_| chance + 1 == SECOND_CHANCES);
+        let bytes = |i: usize| self.tried[i].tried.bytes;
+        if let Some(next) = [agreed, next].into_iter().flatten().min_by_key(|i| bytes(*i)) {
+            self.tried[next].tried.refused = None;
             return Ok(Some(next));
         }
         // A precision that was not needed before may be what is left.

@@ -10,9 +10,10 @@
 //!    for an error (4 bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
-//!    they compete for the same weights. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
+//!    they compete for the same weights. Storage in 4 bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
 //! 4. gives the smallest that fits (of results of about the same size the one that loses least), and more careful ones where
-//!    the held-back samples disagree, or where it comes too close to the budget for so few of them.
+//!    the held-back samples disagree, or where it comes too close to the budget for so few of them; when that does not end, the
+//!    smallest that fits by the tuning samples and those together.
 //!
 //! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
 //! that size. The winner is made anew from all calibration samples, no bolder than it was measured; its list of passes alone gives
@@ -144,6 +145,8 @@ struct Search<'a> {
 struct Measured {
     plan: Plan,
     tried: Tried,
+    /// What it used of the budget on the held-back samples, where these refused it.
+    held: Option<f64>,
     /// By structural pass: the part of the bytes or of the multiply-adds that it saved, the larger of the two.
     saved: BTreeMap<&'static str, f64>,
 }
@@ -204,9 +207,10 @@ impl Search<'_> {
                 // What computes in integers errs by that, too: what only stores them may store more in 4 bits, but runs no faster.
                 let stored = REST.iter().filter(|p| further(p) > 0 && precision != Some(p));
                 let stored = stored.map(|p| Plan::new(&[], 0.0, Some(p)).further());
-                let more = stored.chain(plain.map(plan));
-                let more = more.filter(|_| self.effort == Effort::Smallest);
-                bold.map(|s| plan(s).further()).chain(more).collect()
+                let more = plain.map(plan).filter(|_| self.effort == Effort::Smallest);
+                let mut all: Vec<Plan> = bold.map(|s| plan(s).further()).chain(more).collect();
+                all.splice(2..2, stored);
+                all
             }
         }
     }
