@@ -5,7 +5,8 @@
 //! layer may carry nearly all of the error of a network in which all layers look alike (the stem of a YOLOX-nano took its outputs from
 //! 17 dB to 9 dB, while a hundred others cost nothing that could be measured), and large relative errors of a value may not matter.
 //! Powers of independent noise add up, so what a stretch of operators (in the order in which they run) does is the error with it less the error
-//! without it: stretches that do most harm are halved, as in group testing, until single ones are left or trials run out.
+//! without it: stretches that do most harm are halved, as in group testing, until single ones are left or trials run out. Errors also
+//! saturate: a decision that either half turns is turned with either of them left out. Then it counts how much each half does alone.
 
 use super::place::Placement;
 use super::ranges::Scales;
@@ -98,7 +99,9 @@ impl Int8 {
                         let attempt = self.attempt(model, units, &fewer, (seen, &mut weights), cx)?;
                         attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
                     };
-                    for stretch in worst(&all, now, self.error, &mut without)? {
+                    // What is chosen by a few samples does worse on others.
+                    let limit = reference.careful(self.error);
+                    for stretch in worst(&all, now, limit, &mut without)? {
                         let some = &all[stretch.first..stretch.end];
                         elements = less(&elements, units, some);
                         given_up.extend(some.iter().map(|unit| (*unit, stretch.harm)));
@@ -224,9 +227,13 @@ fn told_apart(
     without: &mut impl FnMut(&[usize]) -> Result<f64>,
 ) -> Result<Vec<Stretch>> {
     let mut left = TRIALS;
-    let mut harm = |first: usize, end: usize, most: f64| {
-        let less = now - without(&all[first..end])?.min(f64::MAX);
+    let harm = |s: &Stretch, most: f64, without: &mut dyn FnMut(&[usize]) -> Result<f64>| {
+        let less = now - without(&all[s.first..s.end])?.min(f64::MAX);
         anyhow::Ok(less.clamp(0.0, most))
+    };
+    let alone = |s: &Stretch, most: f64, without: &mut dyn FnMut(&[usize]) -> Result<f64>| {
+        let others = [&all[..s.first], &all[s.end..]].concat();
+        anyhow::Ok(without(&others)?.clamp(0.0, most))
     };
     let mut stretches = vec![Stretch::new(0, all.len(), now)];
     loop {
@@ -238,16 +245,23 @@ fn told_apart(
         };
         let whole = stretches[k].harm;
         let [a, b] = stretches[k].halves(0.0, 0.0);
-        let one = harm(a.first, a.end, whole)?;
+        let mut one = harm(&a, whole, without)?;
         left -= 1;
         // The larger part is measured, never inferred.
-        let other = match one < whole / 2.0 && left > 0 {
+        let mut other = match one < whole / 2.0 && left > 0 {
             true => {
                 left -= 1;
-                harm(b.first, b.end, whole)?
+                harm(&b, whole, without)?
             }
             false => whole - one,
         };
+        if one + other < TOGETHER * whole && left > 1 {
+            left -= 2;
+            (one, other) = (alone(&a, whole, without)?, alone(&b, whole, without)?);
+            let sum = (one + other).max(f64::MIN_POSITIVE);
+            let part = if sum > whole { whole / sum } else { 1.0 };
+            (one, other) = (one * part, other * part);
+        }
         if one + other < TOGETHER * whole {
             stretches[k].whole = true;
             continue;
@@ -330,6 +344,28 @@ mod tests {
         };
         let (units, _) = found(either, 16, 0.05);
         assert!(units.contains(&6) && units.contains(&9), "{units:?}");
+        assert!(units.len() <= 4, "{units:?}");
+    }
+
+    #[test]
+    fn an_error_that_saturates_does_not_take_all() {
+        // Half of them do nearly as much as all.
+        let saturated = |some: &[usize]| 0.07 * (1.0 - 0.97f64.powi(some.len() as i32));
+        let (units, _) = found(saturated, 100, 0.05);
+        assert!(units.len() < 70, "{}", units.len());
+    }
+
+    #[test]
+    fn what_does_harm_only_together_is_given_up_as_far_as_needed() {
+        let both = |some: &[usize]| {
+            if some.contains(&6) && some.contains(&9) {
+                0.3
+            } else {
+                0.0
+            }
+        };
+        let (units, _) = found(both, 16, 0.05);
+        assert!(units.contains(&6) != units.contains(&9), "{units:?}");
     }
 
     #[test]
