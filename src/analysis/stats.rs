@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 pub use survey::LOOKED_AT;
 use survey::Survey;
-use tree::{Course, Known, Part as Shard, Take, Whole};
+use tree::{Course, Known, Part as Shard, Step, Take, Whole};
 
 /// What to measure of a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -294,12 +294,7 @@ impl Runner<'_> {
     }
 
     /// Looks at some samples; when all can be measured in one round, what those of the walk give is kept for it.
-    fn survey(
-        &self,
-        wanted: &Wanted,
-        walk: &[(usize, Option<usize>)],
-        session: &dyn Session,
-    ) -> Result<(Survey, Vec<Vec<Job>>, Early)> {
+    fn survey(&self, wanted: &Wanted, walk: &[Step], session: &dyn Session) -> Result<(Survey, Vec<Vec<Job>>, Early)> {
         let mut survey = Survey::new(self.model, wanted);
         let look = |some: &[usize], survey: &mut Survey| {
             survey.look(session, (self.model, wanted), (self.samples, some), self.threads)
@@ -363,7 +358,7 @@ impl Runner<'_> {
         wanted: &Wanted,
         mut jobs: Vec<Job>,
         session: &dyn Session,
-        (survey, early, walk, course): (&Survey, Early, &[(usize, Option<usize>)], &mut dyn Course),
+        (survey, early, walk, course): (&Survey, Early, &[Step], &mut dyn Course),
     ) -> Result<()> {
         let plan = Plan::new(self.model, wanted, &jobs, survey);
         let early = Mutex::new(early);

@@ -53,3 +53,16 @@ fn what_one_sample_in_ten_does_is_kept() {
     let loud = sqnr_on(&original, &m, &data(&original, 50, 9, |_| true));
     assert!(loud > 25.0, "{loud}");
 }
+
+#[test]
+fn what_is_zero_in_all_samples_stays_in_floating_point() {
+    let original = with_a_rare_channel();
+    let mut m = original.clone();
+    run_on(
+        &mut m,
+        "int8(prefer=size)",
+        &samples(&original, &[8, WIDTH], &[0.0; 8 * WIDTH]),
+    );
+    let ops: Vec<&str> = m.nodes().map(|(_, n)| n.op.name.as_str()).collect();
+    assert!(!ops.contains(&"QuantizeLinear"), "{ops:?}");
+}

@@ -26,8 +26,11 @@ pub fn run(number: usize, samples: usize) -> Range<usize> {
     edge(number)..edge(number + 1)
 }
 
-/// The samples of some runs, each with the number of the run that it ends, if it does.
-pub fn walk(runs: &[usize], samples: usize) -> Vec<(usize, Option<usize>)> {
+/// A sample, with the number of the run that it ends, if it does.
+pub type Step = (usize, Option<usize>);
+
+/// The samples of some runs.
+pub fn walk(runs: &[usize], samples: usize) -> Vec<Step> {
     let of = |&number: &usize| {
         let range = run(number, samples);
         let last = range.end - 1;

@@ -218,7 +218,7 @@ impl Int8 {
         }
         let stats = cx.stats_of(model, &wanted, &cx.affordable(model, WORK, SAMPLES))?;
         let ranges = ranges::all(self.ranges, &values, &stats);
-        let elements = elements(model, &values, &ranges, &stats, cx);
+        let elements = elements(model, &values, &units, &ranges, &stats, cx);
         let halves = split.then(|| cx.halves(model, moments)).transpose()?;
         let seen = Seen {
             stats: &stats,
@@ -377,6 +377,7 @@ impl Int8 {
 fn elements(
     model: &Model,
     values: &BTreeSet<ValueId>,
+    units: &Units,
     ranges: &BTreeMap<ValueId, ranges::Chosen>,
     stats: &Stats,
     cx: &mut Context,
@@ -391,6 +392,12 @@ fn elements(
                 name,
                 "NaN or infinite on the calibration data: stays in floating point",
             );
+            continue;
+        }
+        let weighted = |u: &Unit| u.site.as_ref().is_some_and(|s| s.input == *v);
+        if h.minmax() == Some((0.0, 0.0)) && units.all.iter().any(weighted) {
+            let what = "zero in all calibration samples, so nothing is known of its range: stays in floating point";
+            cx.note(NoteKind::Skip, name, what);
             continue;
         }
         let Some(chosen) = ranges.get(v) else { continue };

@@ -1,5 +1,6 @@
-//! Embedding tables in int8: `Gather(T, i)` becomes `DequantizeLinear(Gather(T_q, i))`, so that only rows that are read are ever
-//! turned into floats.
+//! Embedding tables in int8: `Gather(T, i)` becomes `Mul(Cast(Gather(T_q, i)), s)`, so that only rows that are read are ever
+//! turned into floats. `DequantizeLinear` along the last axis would give the same numbers, but ONNX Runtime takes longer for it, a
+//! third of the time of a small encoder.
 //!
 //! `T ≈ T_q · s`, one scale for each column, which is the last axis of what the Gather gives out. Elements are gathered, not
 //! summed: the error of an element stays its own, so rounding to the nearest code is the best there is. A table is left alone when
@@ -99,23 +100,25 @@ fn replace(model: &mut Model, table: ValueId, gathers: &[NodeId], codes: Tensor,
     };
     let codes = constant("quantized", codes);
     let scale = constant("scale", Tensor::new(&[columns], scales));
-    let zero = constant("zero_point", Tensor::new(&[columns], vec![0i8; columns]));
     for &gather in gathers {
         model.set_input(gather, 0, Some(codes));
         let Some(out) = model.node(gather).output(0) else {
             continue;
         };
         let name = model.value(out).name.clone();
-        let node = format!("{}_DequantizeLinear", model.label(gather));
-        let inputs = [Some(out), Some(scale), Some(zero)];
-        let axis = vec![Attr::int("axis", -1)];
-        let floats = model.fresh_name(&format!("{name}_DequantizeLinear_Output"));
-        let (made, dq) = model.add_node(graph, &node, "DequantizeLinear", &inputs, &[&floats], axis);
-        model.replace_uses_where(out, dq[0], |u| !matches!(u, Use::Node(n, _) if *n == made));
+        let mut after = |op: &str, inputs: &[ValueId], attrs: Vec<Attr>| {
+            let node = format!("{}_{op}", model.label(gather));
+            let made = model.fresh_name(&format!("{name}_{op}_Output"));
+            let inputs: Vec<Option<ValueId>> = inputs.iter().copied().map(Some).collect();
+            model.add_node(graph, &node, op, &inputs, &[&made], attrs)
+        };
+        let (cast, floats) = after("Cast", &[out], vec![Attr::int("to", DType::Float as i64)]);
+        let (_, rows) = after("Mul", &[floats[0], scale], Vec::new());
+        model.replace_uses_where(out, rows[0], |u| !matches!(u, Use::Node(n, _) if *n == cast));
         let inner = model.fresh_name(&format!("{name}_quantized"));
         model.forget_type(out);
         model.rename(out, inner);
-        model.rename(dq[0], name);
+        model.rename(rows[0], name);
     }
     model.erase_const(table);
 }
