@@ -15,7 +15,7 @@ use crate::analysis::ends;
 use crate::analysis::infer::{Types, infer_sample};
 use crate::data::{Sample, Samples};
 use crate::engine::{Engine, NotRun, Session};
-use crate::ir::{Model, ValueId};
+use crate::ir::{Model, Tensor, ValueId};
 use crate::math::variation::hardly;
 use crate::parallel::in_order;
 use crate::progress::Progress;
@@ -111,39 +111,37 @@ pub fn compare(
     progress.start("verify", samples.len());
     let at_once = at_once(original, &like, &pairs).max(threads);
     let wanted = || pairs.iter().map(|p| p.original).collect();
+    let given = || pairs.iter().map(|p| p.changed).collect();
     let mut before = Some(load(original, "the original", wanted())?);
     let mut after = None;
     for start in (0..samples.len()).step_by(at_once) {
         let n = at_once.min(samples.len() - start);
+        let run = |session: &dyn Session, i: usize| session.run(&samples.get(start + i)?);
         let mut xs = Vec::with_capacity(n);
-        if let Some(session) = &before {
-            let run = |i: usize| session.run(&samples.get(start + i)?);
-            in_order(n, threads, run, |_, x| {
+        if let Some(before) = &before {
+            let keep = |_, x| {
                 xs.push(x);
                 Ok(())
-            })?;
+            };
+            in_order(n, threads, |i| run(&**before, i), keep)?;
         }
         if start + n == samples.len() {
             before = None;
         }
-        let session: &dyn Session = &**match &after {
+        let after = match &after {
             Some(session) => session,
-            None => after.insert(load(changed, "the result", pairs.iter().map(|p| p.changed).collect())?),
+            None => after.insert(load(changed, "the result", given())?),
         };
-        in_order(
-            n,
-            threads,
-            |i| session.run(&samples.get(start + i)?),
-            |i, ys| {
-                let label = samples.label(start + i);
-                for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs[i].iter().zip(&ys)) {
-                    let added = meter.add(x, y, label);
-                    added.with_context(|| format!("output {:?}", pair.name))?;
-                }
-                progress.advance(1);
-                Ok(())
-            },
-        )?;
+        let count = |i: usize, ys: Vec<Tensor>| {
+            let label = samples.label(start + i);
+            for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs[i].iter().zip(&ys)) {
+                let added = meter.add(x, y, label);
+                added.with_context(|| format!("output {:?}", pair.name))?;
+            }
+            progress.advance(1);
+            Ok(())
+        };
+        in_order(n, threads, |i| run(&**after, i), count)?;
     }
     progress.finish();
     let of: Vec<usize> = pairs.iter().map(|p| p.of).collect();
