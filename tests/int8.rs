@@ -14,6 +14,7 @@ mod prepare;
 mod settle;
 mod tables;
 mod targets;
+mod tied;
 
 fn model(opset: i64) -> Model {
     Model::new(pb::ModelProto {

@@ -5,7 +5,7 @@ use crate::tool::samples;
 use onnxzip::analysis::{cost::cost, infer::infer};
 use onnxzip::engine::{Engine, tract::Tract};
 
-const WIDTH: usize = 128;
+pub const WIDTH: usize = 128;
 
 /// Three dense layers; the last may have an odd number of outputs.
 fn net(last: usize) -> Model {
@@ -24,7 +24,7 @@ fn net(last: usize) -> Model {
 }
 
 /// Rows that mix a few hidden numbers, as real inputs do.
-fn data(m: &Model, count: usize, seed: u64) -> Dataset {
+pub fn data(m: &Model, count: usize, seed: u64) -> Dataset {
     let (mix, hidden) = (numbers(12 * WIDTH, 1), numbers(12 * count, seed));
     let row = |h: &[f32]| -> Vec<f32> {
         let at = |j: usize| h.iter().enumerate().map(|(k, h)| h * mix[k * WIDTH + j]).sum();
@@ -34,12 +34,12 @@ fn data(m: &Model, count: usize, seed: u64) -> Dataset {
     samples(m, &[count, WIDTH], &all)
 }
 
-fn packed(m: &Model) -> Vec<String> {
+pub fn packed(m: &Model) -> Vec<String> {
     let casts = m.nodes().filter(|(_, n)| n.is("Cast") && n.int("to") == Some(3));
     casts.map(|(_, n)| n.name().to_owned()).collect()
 }
 
-fn quantized(original: &Model, list: &str) -> (Model, f64, u64) {
+pub fn quantized(original: &Model, list: &str) -> (Model, f64, u64) {
     let mut m = original.clone();
     run_on(&mut m, list, &data(original, 400, 5));
     let sqnr = sqnr_on(original, &m, &data(original, 100, 9));

@@ -44,8 +44,8 @@ pub struct Emitter<'a> {
     graph: GraphId,
     /// Scale and zero point of each root.
     params: BTreeMap<ValueId, (ValueId, ValueId)>,
-    /// The DQ output of each weight: by weight, axis and scales.
-    weights: BTreeMap<(ValueId, Option<usize>, Vec<u32>), ValueId>,
+    /// The DQ output of each weight, by its place among those that are rounded.
+    weights: BTreeMap<usize, ValueId>,
     /// The DQ output of each constant that is data.
     constants: BTreeMap<ValueId, ValueId>,
     /// Zero points, by their names.
@@ -112,31 +112,30 @@ impl<'a> Emitter<'a> {
         Ok(self.dequantize(&name, q, scale, zero, None))
     }
 
-    /// Puts a quantized weight, and its bias, in place of the float ones. `bias` with its input slot.
+    /// Puts a quantized weight (with its place among those that are rounded: readers of the same share its codes), and its bias, in place of the
+    /// float ones. `bias` with its input slot.
     ///
     /// # Errors
     /// When the bias does not fit.
     pub fn weight(
         &mut self,
         unit: &Unit,
-        weight: Weight,
+        (group, weight): (usize, Weight),
         bias: Option<(usize, &[f32])>,
         input_scale: f32,
     ) -> Result<()> {
         let site = unit.site.as_ref().context("a site")?;
         let axis = (weight.scales.len() > 1 || site.outputs() == 1).then_some(site.layout.out_axis);
-        let bits: Vec<u32> = weight.scales.iter().map(|s| s.to_bits()).collect();
         let int_bias = bias.filter(|_| self.target.int_bias);
         let bias_codes =
             int_bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
         let bias_codes = bias_codes.transpose()?;
-        let key = (site.weight, axis, bits);
-        let dq = match self.weights.get(&key) {
+        let dq = match self.weights.get(&group) {
             Some(&dq) => dq,
             None => {
                 let name = self.model.value(site.weight).name.clone();
                 let dq = self.weight_dq(&name, weight, axis)?;
-                self.weights.insert(key, dq);
+                self.weights.insert(group, dq);
                 dq
             }
         };

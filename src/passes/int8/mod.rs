@@ -20,6 +20,7 @@ mod seen;
 mod settle;
 pub(super) mod tables;
 mod target;
+mod tied;
 mod time;
 mod units;
 mod weights;
@@ -33,12 +34,12 @@ use account::{describe, summary};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
-use rayon::prelude::*;
-use seen::{Moments, Seen};
+use seen::Seen;
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
+use tied::Weights;
 use units::{Unit, Units};
-use weights::{Choice, Known, Scheme};
+use weights::{Choice, Scheme};
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -174,9 +175,6 @@ const MOST_LOST: f64 = 0.5;
 const WORK: u64 = 15_000_000_000;
 const SAMPLES: usize = 48;
 
-/// Moments of more than so many numbers in a row are factored one at a time.
-const LONG: usize = 640;
-
 /// The first default-domain opset with per-channel Q/DQ.
 const OPSET: i64 = 13;
 
@@ -204,8 +202,9 @@ impl Int8 {
             cx.skip(model, *node, why);
         }
         let values = place::candidates(model, &units);
+        let mut weights = Weights::new(&units, |node| self.scheme(model, node));
         let mut wanted: Vec<(ValueId, Measure)> = values.iter().map(|&v| (v, Measure::Histogram)).collect();
-        let moments = self.moments(model, &units);
+        let moments = self.moments(&weights);
         let split = self.int4 > 0.0 && cx.samples.len() > 1;
         wanted.extend(moments.iter().filter(|_| !split).cloned());
         if wanted.is_empty() {
@@ -225,62 +224,7 @@ impl Int8 {
             ranges,
             halves,
         };
-        self.settle(model, &units, elements, &seen, cx)
-    }
-
-    /// Rounds the weights of units that were not rounded for this scale of their input.
-    fn round<'a>(
-        &self,
-        model: &Model,
-        units: impl Iterator<Item = &'a Unit>,
-        scales: &ranges::Scales,
-        seen: &Seen,
-        weights: &mut Weights,
-    ) -> Result<()> {
-        let mut missing: BTreeMap<(NodeId, u32), (&Site, f32)> = BTreeMap::new();
-        for site in units.filter_map(|u| u.site.as_ref()) {
-            let input = scales.of(site.input).context("its input is quantized")?.scale;
-            missing.insert((site.node, input.to_bits()), (site, input));
-        }
-        missing.retain(|key, _| !weights.contains_key(key));
-        let round = |(key, (site, input)): ((NodeId, u32), (&Site, f32))| {
-            let moments = seen.all(site, Vec::new())?;
-            Ok((key, self.rounded(model, site, input, &moments, None)?))
-        };
-        // Long ones keep all threads busy by themselves, and several of them at once would take much memory.
-        let (long, short): (Vec<_>, Vec<_>) = missing.into_iter().partition(|m| m.1.0.columns() > LONG);
-        let rounded: Result<Vec<_>> = short.into_par_iter().map(round).collect();
-        weights.extend(rounded?);
-        for one in long {
-            weights.extend([round(one)?]);
-        }
-        Ok(())
-    }
-
-    /// The weight of a site in integers: of the kind that its scheme says, or of another.
-    fn rounded(
-        &self,
-        model: &Model,
-        site: &Site,
-        input_scale: f32,
-        moments: &Moments,
-        kind: Option<IntKind>,
-    ) -> Result<weights::Weight> {
-        let node = model.node(site.node);
-        let bias = match self.target.int_bias {
-            true => bias_of(model, site)?,
-            false => vec![0.0; site.outputs()], // no weight scale has to make room for it
-        };
-        let known = Known {
-            bias: &bias,
-            moments,
-            movable: node.is("Conv") || node.is("Gemm"),
-            input_scale,
-        };
-        let mut scheme = self.scheme(model, site.node);
-        scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
-        scheme.kind = kind.unwrap_or(scheme.kind);
-        weights::quantize(model, site, &known, scheme).with_context(|| model.label(site.node))
+        self.settle(model, &units, elements, (&seen, &mut weights), cx)
     }
 
     /// Writes the Q/DQ pairs.
@@ -298,16 +242,15 @@ impl Int8 {
             emitter.constants(unit)?;
             let Some(site) = &unit.site else { continue };
             let input = scales.of(site.input).context("its input is quantized")?;
-            let weight = weights
-                .get(&(site.node, input.scale.to_bits()))
-                .context("its weight was rounded")?;
+            let (group, weight) = weights.of(site.node, input.scale).context("its weight was rounded")?;
             let output = unit.results.first().and_then(|v| scales.of(*v));
             cx.did(emitter.model, unit.node, describe(input, output, weight));
             let bias = site.bias.filter(|b| b.node == site.node);
             let moved = shifted_bias(emitter.model, site, weight)?;
             let wanted = bias.is_some() || !weight.shift.is_empty();
             let slot = bias.map_or(2, |b| b.slot);
-            emitter.weight(unit, weight.clone(), wanted.then_some((slot, &moved[..])), input.scale)?;
+            let bias = wanted.then_some((slot, &moved[..]));
+            emitter.weight(unit, (group, weight.clone()), bias, input.scale)?;
         }
         let moved = emitter.absorb_clips();
         for &v in &placement.quantized {
@@ -317,9 +260,6 @@ impl Int8 {
         Ok(())
     }
 }
-
-/// Rounded weights, by operator and scale of its input (bits): nothing else that they depend on changes between rounds.
-type Weights = BTreeMap<(NodeId, u32), weights::Weight>;
 
 /// The units that run in integers.
 fn integer<'a>(units: &'a Units, placement: &'a place::Placement) -> impl Iterator<Item = &'a Unit> {
@@ -351,22 +291,26 @@ impl Int8 {
         scheme(&self.options.at(&model.label(node)), self.target)
     }
 
-    /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it.
-    fn moments(&self, model: &Model, units: &Units) -> Vec<(ValueId, Measure)> {
+    /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it. Where several operators
+    /// read a large weight, those of some.
+    fn moments(&self, weights: &Weights) -> Vec<(ValueId, Measure)> {
         /// Beyond this many inputs the moment costs more than the model itself; 4 bits are worth twice as many.
         const MOST: usize = 2304;
         let (most, detail) = match self.int4 > 0.0 {
             true => (2 * MOST, Detail::Fine),
             false => (MOST, Detail::Coarse),
         };
-        let sites = units.all.iter().filter_map(|u| u.site.as_ref());
         let mut all: Vec<(ValueId, Measure)> = Vec::new();
-        for s in sites {
-            let columns = s.columns();
-            let wanted = (s.input, Measure::Gram(s.patch.clone(), detail));
-            let asked = columns <= most && self.scheme(model, s.node).rounding == Choice::Data;
-            if asked && !all.contains(&wanted) {
-                all.push(wanted);
+        for (sites, scheme) in weights.all() {
+            let columns = sites[0].columns().max(1);
+            if columns > most || scheme.rounding != Choice::Data {
+                continue;
+            }
+            for site in tied::spread(sites, most * most / (columns * columns)) {
+                let wanted = (site.input, Measure::Gram(site.patch.clone(), detail));
+                if !all.contains(&wanted) {
+                    all.push(wanted);
+                }
             }
         }
         all

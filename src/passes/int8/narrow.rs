@@ -6,42 +6,53 @@
 //! the outputs on the other half say what may stay ([`crate::passes::trial`]). What stays is rounded again with all samples.
 
 use super::units::Units;
-use super::weights::Weight;
+use super::weights::{Scheme, Weight};
 use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
 use crate::analysis::sites::{Site, float_tensor};
-use crate::ir::{DType, Model, Tensor};
+use crate::ir::{DType, Model, NodeId, Tensor};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
 use crate::passes::nibbles::{self, Trial, choose};
 use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeSet;
 
-/// Why the weight of a site cannot take 4 bits.
-pub fn refusal(site: &Site) -> Option<&'static str> {
-    match site.shared {
+/// Why the weight that sites read cannot take 4 bits.
+fn refusal(model: &Model, sites: &[&Site]) -> Option<&'static str> {
+    let site = sites.first()?;
+    match model.value(site.weight).uses().len() > sites.len() {
         true => Some("other operators read it too"),
         false => nibbles::refusal(site.dims()),
     }
 }
 
-/// A weight with 4 bits, to be tried; `bias`, if it can move, with what the weight shifts.
+/// A weight with 4 bits, to be tried in all sites that read it; each with its bias, if it can move, with what the weight shifts.
 ///
 /// # Errors
-/// When codes and scales do not fit the site.
-pub fn trial<'a>(
-    site: &'a Site,
-    weight: &Weight,
-    bias: Option<Vec<f32>>,
+/// When codes and scales do not fit the sites.
+fn trial<'a>(
+    model: &Model,
+    sites: &'a [&'a Site],
+    weights: &[Weight],
 ) -> Result<Trial<impl Fn(&mut Model) -> Result<()> + use<'a>>> {
+    let (site, weight) = (sites.first().context("a site")?, weights.first().context("a weight")?);
     let float = floats(site, weight)?;
-    Ok(Trial::new(float.len(), weight.sqnr, move |model| {
-        let graph = model.node(site.node).graph();
-        let name = model.fresh_name(&format!("{}_int4", model.value(site.weight).name));
+    let moved = |(site, weight): (&&Site, &Weight)| match weight.shift.is_empty() {
+        true => Ok(None),
+        false => shifted_bias(model, site, weight).map(Some),
+    };
+    let biases: Vec<Option<Vec<f32>>> = sites.iter().zip(weights).map(moved).collect::<Result<_>>()?;
+    let (first, sqnr) = (*site, weight.sqnr);
+    Ok(Trial::new(float.len(), sqnr, move |model| {
+        let graph = model.node(first.node).graph();
+        let name = model.fresh_name(&format!("{}_int4", model.value(first.weight).name));
         let weight = model.add_const(graph, &name, float.clone());
-        model.set_input(site.node, site.slot, Some(weight));
-        match &bias {
-            Some(bias) => crate::passes::lowrank::set_bias(model, site, bias, DType::Float),
-            None => Ok(()),
-        }
+        sites.iter().zip(&biases).try_for_each(|(site, bias)| {
+            model.set_input(site.node, site.slot, Some(weight));
+            match bias {
+                Some(bias) => crate::passes::lowrank::set_bias(model, site, bias, DType::Float),
+                None => Ok(()),
+            }
+        })
     }))
 }
 
@@ -82,28 +93,34 @@ impl Int8 {
             cx.warn(format!("int8(int4={}): weights keep 8 bits: {why}", self.int4));
             return Ok(());
         }
+        let scale = |site: &Site| scales.of(site.input).map(|s| s.scale);
+        let in_integers: BTreeSet<NodeId> = integer(units, placement).map(|u| u.node).collect();
+        let groups: Vec<(usize, Vec<&Site>, Scheme)> = weights
+            .all()
+            .enumerate()
+            .map(|(group, (sites, scheme))| (group, sites.to_vec(), scheme))
+            .filter(|(_, sites, scheme)| {
+                let all = sites.iter().all(|s| in_integers.contains(&s.node));
+                all && scheme.kind == IntKind::S8 && refusal(model, sites).is_none()
+            })
+            .collect();
         let (mut trials, mut places) = (Vec::new(), Vec::new());
-        for unit in integer(units, placement) {
-            let Some(site) = &unit.site else { continue };
-            if self.scheme(model, site.node).kind != IntKind::S8 || refusal(site).is_some() {
-                continue;
-            }
-            let input = scales.of(site.input).context("its input is quantized")?.scale;
-            let doubt = seen.doubt(site)?;
-            let weight = self.rounded(model, site, input, &seen.half(site, &doubt), Some(IntKind::S4))?;
-            let movable = !weight.shift.is_empty();
-            let bias = movable.then(|| shifted_bias(model, site, &weight)).transpose()?;
-            let trial = trial(site, &weight, bias)?;
+        for (group, sites, scheme) in &groups {
+            let input = scale(sites[0]).context("its input is quantized")?;
+            let doubt = seen.doubt(sites)?;
+            let half = seen.half(sites, &doubt)?;
+            let rounded = self.rounded(model, (sites, *scheme), input, (seen, &half), Some(IntKind::S4))?;
+            let trial = trial(model, sites, &rounded)?;
             if trial.bearable() {
                 trials.push(trial);
-                places.push((site, input, doubt));
+                places.push((*group, sites, *scheme, input, doubt));
             }
         }
         let chosen = choose(model, &trials, self.int4, "int8", cx)?;
-        for ((site, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
-            let all = seen.all(site, doubt)?;
-            let weight = self.rounded(model, site, input, &all, Some(IntKind::S4))?;
-            weights.insert((site.node, input.to_bits()), weight);
+        for ((group, sites, scheme, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
+            let all = seen.all(sites, doubt)?;
+            let rounded = self.rounded(model, (sites, scheme), input, (seen, &all), Some(IntKind::S4))?;
+            weights.replace(group, input, rounded);
         }
         Ok(())
     }

@@ -2,12 +2,12 @@
 
 use super::ranges::Chosen;
 use crate::analysis::sites::Site;
-use crate::analysis::stats::Stats;
+use crate::analysis::stats::{Patch, Stats};
 use crate::ir::ValueId;
 use crate::math::gram::Gram;
 use crate::math::shrink::{Shrunk, for_half, shrunk_by};
 use anyhow::Result;
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -24,17 +24,36 @@ pub struct Seen<'a> {
     pub halves: Option<[Stats; 2]>,
 }
 
-/// Second moments of the input of a site, one for each group; none when nothing was measured.
+/// Second moments of the inputs of sites that read one weight, all together, one for each group; none when nothing was measured.
 pub struct Moments<'a> {
     sums: Cow<'a, [Gram]>,
     /// How far the entries off the diagonals are pulled to zero (`math::shrink`); empty: not at all.
     doubt: Vec<f64>,
+    /// The mean input of each site, group by group; that of all where its own was not measured.
+    means: Vec<Vec<Array1<f64>>>,
 }
 
 impl Moments<'_> {
-    /// The mean of the input, group by group.
-    pub fn means(&self) -> impl Iterator<Item = ndarray::Array1<f64>> {
-        self.sums.iter().map(Gram::mean)
+    fn new<'a>(measured: &[&'a Stats], sites: &[&Site], doubt: Vec<f64>) -> Result<Moments<'a>> {
+        let own = |site: &Site| summed(measured, std::slice::from_ref(&site));
+        let sums = summed(measured, sites)?;
+        let means = |sums: &[Gram]| sums.iter().map(Gram::mean).collect::<Vec<_>>();
+        let means = match sites {
+            [_] => vec![means(&sums)],
+            all => {
+                let all = all.iter().map(|site| {
+                    let own = own(site)?;
+                    Ok(means(if own.is_empty() { &sums } else { &own }))
+                });
+                all.collect::<Result<_>>()?
+            }
+        };
+        Ok(Moments { sums, doubt, means })
+    }
+
+    /// The mean input of the `i`-th site, group by group.
+    pub fn means(&self, i: usize) -> &[Array1<f64>] {
+        self.means.get(i).map_or(&[], |m| m)
     }
 
     /// The covariances (`centered`), or the second moments.
@@ -56,21 +75,15 @@ impl Moments<'_> {
 }
 
 impl Seen<'_> {
-    fn halves(&self, site: &Site) -> Option<[&[Gram]; 2]> {
-        let [one, other] = self.halves.as_ref()?;
-        Some([one.gram(site.input, &site.patch)?, other.gram(site.input, &site.patch)?])
-    }
-
     /// What all samples say, with this doubt; empty: none.
     ///
     /// # Errors
-    /// When the halves do not fit together.
-    pub fn all(&self, site: &Site, doubt: Vec<f64>) -> Result<Moments<'_>> {
-        let sums = match self.halves(site) {
-            Some(halves) => Cow::Owned(both(halves)?),
-            None => Cow::Borrowed(self.stats.gram(site.input, &site.patch).unwrap_or_default()),
-        };
-        Ok(Moments { sums, doubt })
+    /// When what was measured does not fit together.
+    pub fn all(&self, sites: &[&Site], doubt: Vec<f64>) -> Result<Moments<'_>> {
+        match &self.halves {
+            Some([one, other]) => Moments::new(&[one, other], sites, doubt),
+            None => Moments::new(&[self.stats], sites, doubt),
+        }
     }
 
     /// How far the entries off the diagonals are to be doubted, group by group: codes of few bits make large errors, which must
@@ -78,24 +91,43 @@ impl Seen<'_> {
     ///
     /// # Errors
     /// When the halves do not fit together.
-    pub fn doubt(&self, site: &Site) -> Result<Vec<f64>> {
-        let pairs = self.halves(site).map(|[one, other]| one.iter().zip(other));
+    pub fn doubt(&self, sites: &[&Site]) -> Result<Vec<f64>> {
+        let Some([one, other]) = &self.halves else {
+            return Ok(Vec::new());
+        };
+        let (one, other) = (summed(&[one], sites)?, summed(&[other], sites)?);
         let doubt = |(a, b)| Ok(shrunk_by(TIMES, a, b)?.all.intensity);
-        pairs.into_iter().flatten().map(doubt).collect()
+        one.iter().zip(&*other).map(doubt).collect()
     }
 
     /// What the first half says, with the doubt that is due to it; nothing without halves.
-    pub fn half(&self, site: &Site, doubt: &[f64]) -> Moments<'_> {
-        let sums = self.halves(site).map_or(&[][..], |[one, _]| one);
-        Moments {
-            sums: Cow::Borrowed(sums),
-            doubt: doubt.iter().map(|l| for_half(*l)).collect(),
-        }
+    ///
+    /// # Errors
+    /// When what was measured does not fit together.
+    pub fn half(&self, sites: &[&Site], doubt: &[f64]) -> Result<Moments<'_>> {
+        let one: Vec<&Stats> = self.halves.iter().map(|[one, _]| one).collect();
+        Moments::new(&one, sites, doubt.iter().map(|l| for_half(*l)).collect())
     }
 }
 
-fn both([one, other]: [&[Gram]; 2]) -> Result<Vec<Gram>> {
-    let mut all = one.to_vec();
-    all.iter_mut().zip(other).try_for_each(|(sum, more)| sum.merge(more))?;
-    Ok(all)
+/// The sums over the inputs of all sites, over all samples; a value that several read counts once. Empty when nothing was measured.
+fn summed<'a>(measured: &[&'a Stats], sites: &[&Site]) -> Result<Cow<'a, [Gram]>> {
+    let mut inputs: Vec<(ValueId, &Patch)> = Vec::new();
+    for site in sites {
+        if !inputs.contains(&(site.input, &site.patch)) {
+            inputs.push((site.input, &site.patch));
+        }
+    }
+    let each = inputs
+        .iter()
+        .flat_map(|(v, patch)| measured.iter().filter_map(|s| s.gram(*v, patch)));
+    each.map(|sums| Ok(Cow::Borrowed(sums)))
+        .reduce(|all, sums| both(all?, &sums?))
+        .unwrap_or(Ok(Cow::Borrowed(&[])))
+}
+
+fn both<'a>(all: Cow<'a, [Gram]>, more: &[Gram]) -> Result<Cow<'a, [Gram]>> {
+    let mut all = all.into_owned();
+    all.iter_mut().zip(more).try_for_each(|(sum, more)| sum.merge(more))?;
+    Ok(Cow::Owned(all))
 }

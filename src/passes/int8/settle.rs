@@ -69,12 +69,11 @@ impl Int8 {
         model: &mut Model,
         units: &Units,
         mut elements: Elements,
-        seen: &Seen,
+        (seen, weights): (&Seen, &mut Weights),
         cx: &mut Context,
     ) -> Result<bool> {
         let kept = cx.notes.len();
         let mut given_up: Vec<(usize, f64)> = Vec::new();
-        let mut weights = Weights::new();
         let reference = OnceCell::new();
         for round in 0.. {
             cx.notes.truncate(kept);
@@ -84,7 +83,7 @@ impl Int8 {
                 );
                 cx.skip(model, units.all[*unit].node, what);
             }
-            let Some(attempt) = self.attempt(model, units, &elements, (seen, &mut weights), cx)? else {
+            let Some(attempt) = self.attempt(model, units, &elements, (seen, weights), cx)? else {
                 cx.leave("no operator with a weight can run in integers");
                 return Ok(false);
             };
@@ -96,7 +95,7 @@ impl Int8 {
                     let all: Vec<usize> = (0..units.all.len()).filter(|i| attempt.placement.integer[*i]).collect();
                     let mut without = |some: &[usize]| {
                         let fewer = less(&elements, units, some);
-                        let attempt = self.attempt(model, units, &fewer, (seen, &mut weights), cx)?;
+                        let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
                         attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
                     };
                     // What is chosen by a few samples does worse on others.
@@ -109,7 +108,7 @@ impl Int8 {
                     continue;
                 }
             }
-            self.finish(model, units, attempt, (seen, &mut weights), cx)?;
+            self.finish(model, units, attempt, (seen, weights), cx)?;
             break;
         }
         Ok(true)

@@ -18,11 +18,11 @@ use crate::math::channel::{quantize_bias, quantize_per_channel};
 use crate::math::rounding::{Codes, Rounding, energies};
 use crate::passes::nibbles;
 use anyhow::{Context as _, Result};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2};
 use rayon::prelude::*;
 
 /// How weights are stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Scheme {
     /// S8, S7 for CPUs whose sums of two products saturate, or S4, whose codes are multiples of 16 in 8 bits.
     pub kind: IntKind,
@@ -66,15 +66,15 @@ pub struct Weight {
     pub sqnr: f64,
 }
 
-/// What is known of a site when its weight is quantized.
+/// What is known of the sites that read a weight when it is quantized.
 pub struct Known<'a> {
-    /// What will be added to the products.
+    /// What will be added to the products, the largest of all sites.
     pub bias: &'a [f32],
     /// The bias can be changed.
     pub movable: bool,
-    /// The scale of the activation.
+    /// The scale of the activation, the smallest of all sites.
     pub input_scale: f32,
-    /// Moments of the input.
+    /// Moments of the inputs.
     pub moments: &'a Moments<'a>,
 }
 
@@ -85,11 +85,12 @@ struct Rows {
     wrong: Vec<f64>,
 }
 
-/// Quantizes the weight of a site.
+/// Quantizes the weight that sites read in the same way: one for each, which differ in [`Weight::shift`] only.
 ///
 /// # Errors
-/// When the weight or the bias is not finite.
-pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Result<Weight> {
+/// When there is no site, or the weight or the bias is not finite.
+pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -> Result<Vec<Weight>> {
+    let site = sites.first().context("a site")?;
     let mut w = site.matrix(model)?;
     w.mapv_inplace(|x| x * site.layout.scale);
     let seconds = known.moments.matrices(known.movable);
@@ -106,11 +107,7 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
     let step = scheme.step();
     let codes = site.tensor_of(model, best.codes.mapv(|q| step * f32::from(q)).view())?;
     let scales: Vec<f32> = best.scales.iter().map(|s| s / step).collect();
-    let shift = match known.movable {
-        true => shift(site, error.view(), known.moments),
-        false => Vec::new(),
-    };
-    Ok(Weight {
+    let weight = Weight {
         codes: to_i8(&codes)?,
         packed: scheme.kind == IntKind::S4,
         scales: if scheme.per_channel {
@@ -118,9 +115,17 @@ pub fn quantize(model: &Model, site: &Site, known: &Known, scheme: Scheme) -> Re
         } else {
             scales[..1].to_vec()
         },
-        shift,
+        shift: Vec::new(),
         sqnr,
-    })
+    };
+    let each = (0..sites.len()).map(|i| Weight {
+        shift: match known.movable {
+            true => shift(site, error.view(), known.moments.means(i)),
+            false => Vec::new(),
+        },
+        ..weight.clone()
+    });
+    Ok(each.collect())
 }
 
 struct Task<'a> {
@@ -249,14 +254,14 @@ impl Task<'_> {
 }
 
 /// `(W − Ŵ) E[x]`.
-fn shift(site: &Site, error: ArrayView2<f32>, moments: &Moments) -> Vec<f32> {
+fn shift(site: &Site, error: ArrayView2<f32>, means: &[Array1<f64>]) -> Vec<f32> {
     let mut all = Vec::new();
-    for (g, mean) in moments.means().enumerate() {
+    for (g, mean) in means.iter().enumerate() {
         let rows = error.slice(ndarray::s![site.rows(g), ..]);
         all.extend(
             rows.rows()
                 .into_iter()
-                .map(|r| r.iter().zip(&mean).map(|(e, m)| f64::from(*e) * m).sum::<f64>() as f32),
+                .map(|r| r.iter().zip(mean).map(|(e, m)| f64::from(*e) * m).sum::<f64>() as f32),
         );
     }
     all
