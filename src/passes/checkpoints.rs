@@ -105,15 +105,8 @@ impl Checkpoints {
         let order = self.model.main().nodes().iter();
         let same = order.take_while(|id| self.is_same(changed, **id)).count();
         let cut = self.cuts.iter().rfind(|c| c.at <= same && samples <= c.kept.len())?;
-        let mut model = changed.clone();
-        let main = model.main_id();
-        let mut names = Vec::with_capacity(cut.values.len());
-        for v in &cut.values {
-            let name = model.fresh_name("checkpoint");
-            let input = model.add_input(main, Model::elem_info(name.clone(), DType::Float));
-            model.replace_uses(*v, input);
-            names.push(name);
-        }
+        let (model, inputs) = behind(changed, &cut.values);
+        let names = inputs.iter().map(|v| model.value(*v).name.clone()).collect();
         Some(Late { model, names, cut })
     }
 
@@ -134,6 +127,20 @@ impl Checkpoints {
             && was.attrs.iter().map(|a| &a.proto).eq(is.attrs.iter().map(|a| &a.proto))
             && was.inputs().iter().flatten().all(tensor)
     }
+}
+
+/// A model that reads inputs in the place of these values, which are floats; and those inputs.
+pub fn behind(model: &Model, values: &[ValueId]) -> (Model, Vec<ValueId>) {
+    let mut model = model.clone();
+    let main = model.main_id();
+    let mut inputs = Vec::with_capacity(values.len());
+    for v in values {
+        let name = model.fresh_name("checkpoint");
+        let input = model.add_input(main, Model::elem_info(name, DType::Float));
+        model.replace_uses(*v, input);
+        inputs.push(input);
+    }
+    (model, inputs)
 }
 
 /// Between as many layers with weights each, where fewest values pass.
@@ -160,20 +167,22 @@ fn places(model: &Model, order: &[NodeId]) -> Vec<Cut> {
 }
 
 /// Where a computed value is made and last read, by number of node.
-struct Span {
-    value: ValueId,
+pub struct Span {
+    /// Which.
+    pub value: ValueId,
     made: usize,
     last: usize,
 }
 
 impl Span {
     /// Made before a node, and read by it or later.
-    fn passes(&self, at: usize) -> bool {
+    pub fn passes(&self, at: usize) -> bool {
         self.made < at && at <= self.last
     }
 }
 
-fn spans(model: &Model, order: &[NodeId]) -> Vec<Span> {
+/// The spans of all values that the nodes make, which are in an order of execution.
+pub fn spans(model: &Model, order: &[NodeId]) -> Vec<Span> {
     let position: BTreeMap<NodeId, usize> = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
     // A node in a sub-graph reads where the node of the main graph stands that it is in.
     let reader = |mut id: NodeId| loop {
@@ -204,7 +213,7 @@ fn spans(model: &Model, order: &[NodeId]) -> Vec<Span> {
 }
 
 /// How many values pass each of so many nodes.
-fn counts(spans: &[Span], nodes: usize) -> Vec<usize> {
+pub fn counts(spans: &[Span], nodes: usize) -> Vec<usize> {
     let mut steps = vec![0isize; nodes + 2];
     for s in spans.iter().filter(|s| s.made < s.last) {
         steps[s.made + 1] += 1;
@@ -217,19 +226,19 @@ fn counts(spans: &[Span], nodes: usize) -> Vec<usize> {
     sums.collect()
 }
 
+/// A small model for tests.
 #[cfg(all(test, feature = "tract"))]
-mod tests {
+pub mod testing {
     use super::*;
     use crate::engine::testing::Builder;
-    use crate::engine::tract::Tract;
 
-    fn ramp(dims: &[usize], step: f32) -> Tensor {
+    pub fn ramp(dims: &[usize], step: f32) -> Tensor {
         let n: usize = dims.iter().product();
         Tensor::new(dims, (0..n).map(|i| (i as f32 * step).sin()).collect())
     }
 
     /// `h₀ = x`, `hᵢ₊₁ = Relu(hᵢ wᵢ) + hᵢ`, four layers; the weights, and the output.
-    fn residual() -> (Builder, Vec<ValueId>, ValueId) {
+    pub fn residual() -> (Builder, Vec<ValueId>, ValueId) {
         let mut b = Builder::new(13);
         let mut h = b.input("x", DType::Float, &[1, 3]);
         let mut weights = Vec::new();
@@ -243,6 +252,14 @@ mod tests {
         b.model.expose(&[h]);
         (b, weights, h)
     }
+}
+
+#[cfg(all(test, feature = "tract"))]
+mod tests {
+    use super::testing::{ramp, residual};
+    use super::*;
+    use crate::engine::testing::Builder;
+    use crate::engine::tract::Tract;
 
     fn samples() -> Vec<Sample> {
         let one = |i: usize| [("x".to_owned(), ramp(&[1, 3], 1.0 + i as f32))].into_iter().collect();

@@ -11,6 +11,7 @@ mod exchange;
 mod names;
 mod nibbles;
 mod noise;
+mod onward;
 mod options;
 mod repair;
 mod rules;

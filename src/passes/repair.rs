@@ -8,10 +8,11 @@
 //! the layer makes up for what the other branch has lost, too.
 //!
 //! One layer is fitted after the other, each measured after the one before it was written: two that are measured together would both make up
-//! for the same lack. What is too large for a run for every layer gets fewer layers, those before residual sums first. What
-//! the original computes is measured before, for as many layers as memory allows.
+//! for the same lack; each run begins where the last one ended ([`super::onward`]). What is too large for a run for every layer gets fewer layers,
+//! those before residual sums first. What the original computes is measured before, for as many layers as memory allows.
 
 use super::Context;
+use super::onward::Onward;
 use crate::analysis::stats::rows::{axis_of, cut, most_rows, shape};
 use crate::analysis::stats::{Detail, Patch};
 use crate::data::Samples;
@@ -139,12 +140,14 @@ pub fn repair(
     let chosen = thinned(&all, layers, |c| c.value != c.target.value); // before a residual sum
     cx.progress.start("repair", chosen.len());
     let mut ahead: VecDeque<Original> = VecDeque::new(); // of the next layers
+    let mut onward = Onward::default();
     for (done, c) in chosen.iter().enumerate() {
         if ahead.is_empty() {
             ahead = originals(original, &chosen[done..], (samples, most), cx)?.into();
         }
         let original = ahead.pop_front().context("layers were measured")?;
-        if let Some(sums) = measured(&subject.model(), c, &original, samples, cx)? {
+        let rest: Vec<NodeId> = chosen[done..].iter().map(|c| c.target.id).collect();
+        if let Some(sums) = measured((&subject.model(), &mut onward, &rest), c, &original, samples, cx)? {
             let lack = Lack {
                 sums,
                 samples: original.len(),
@@ -326,9 +329,9 @@ fn originals(
     Ok(all)
 }
 
-/// Sums over rows `[x', r]`; `None` where rows do not correspond.
+/// Sums over rows `[x', r]`; `None` where rows do not correspond. Nothing before the first node of `rest` will change any more.
 fn measured(
-    changed: &Model,
+    (changed, onward, rest): (&Model, &mut Onward, &[NodeId]),
     c: &Compared,
     original: &Original,
     samples: &Samples,
@@ -336,17 +339,14 @@ fn measured(
 ) -> Result<Option<Gram>> {
     let input = changed.node(c.target.id).input(c.target.slot);
     let wanted = [input.context("a layer has an input")?, shifted(changed, c.value)];
-    let session = cx.engine.load(changed, &wanted, &samples.get(0)?)?;
     let n = original.len();
     let (mut sums, mut misfit) = (Gram::new(c.target.columns + c.target.outputs), false);
-    in_order(
-        n,
-        cx.threads,
-        |i| {
-            let is = session.run(&samples.get(i)?)?;
-            stacked(c, (&is[0], &is[1]), &original[i], (i, n))
-        },
-        |_, rows| {
+    onward.run(
+        (changed, &wanted, rest),
+        (samples, n),
+        (cx.engine, cx.threads),
+        |i, is| stacked(c, (&is[0], &is[1]), &original[i], (i, n)),
+        |rows| {
             match rows {
                 Some(rows) => sums.add_rows(rows.view())?,
                 None => misfit = true,
