@@ -10,6 +10,7 @@
 mod amend;
 mod branches;
 mod convert;
+mod depthwise;
 mod dequantize;
 mod graph;
 mod nbits;

@@ -5,7 +5,7 @@
 use super::branches::{self, Choice};
 use super::graph::Flat;
 use super::prepare::{self, Input, Ready};
-use super::{convert, ops, quietly};
+use super::{convert, depthwise, ops, quietly};
 use crate::data::Sample;
 use crate::engine::wanted;
 use anyhow::{Context, Result, ensure};
@@ -177,8 +177,15 @@ fn compile(ready: Ready) -> Result<(Compiled, Vec<Input>)> {
     let typed = model.into_typed()?;
     affordable(&typed)?;
     // Rewrites of products whose axes are all 1 fail in tract 0.23.9; as it was written, the graph is slower, and right.
-    let compiled = typed.clone().into_optimized().and_then(Compiled::new);
+    let compiled = optimized(typed.clone()).and_then(Compiled::new);
     Ok((compiled.or_else(|_| Compiled::new(typed))?, inputs))
+}
+
+fn optimized(model: TypedModel) -> Result<TypedModel> {
+    let mut model = model.into_decluttered()?;
+    depthwise::replace(&mut model)?;
+    model.optimize()?;
+    Ok(model)
 }
 
 /// Refuses a graph one of whose values would not fit the memory: its shapes may come from a file that is not to be trusted.
