@@ -83,7 +83,7 @@ impl DepthWise {
         let (filter, kernel) = (&pool.kernel_shape, kernel.shape.as_concrete()?);
         let plain = kernel[..2] == [channels, 1] && kernel[2..] == filter[..] && conv.kernel_fmt == KernelFormat::OIHW;
         let bias = [1, channels].contains(&bias.shape.volume().to_usize().ok()?);
-        let places = (1..=2).contains(&filter.len()) && x.len() >= filter.len() + 1;
+        let places = (1..=2).contains(&filter.len()) && x.len() > filter.len();
         if !(each && floats && plain && bias && places) || pool.data_format.c_is_last() {
             return None;
         }
