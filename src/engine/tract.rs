@@ -18,6 +18,7 @@ mod ops;
 mod plan;
 mod prepare;
 mod shadow;
+mod winograd;
 
 use super::wanted::{at_hand, gather, places};
 use super::{Each, Engine, NotRun, Session, hand_over};

@@ -52,6 +52,16 @@ pub fn matmul_f32(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Array2<f32> {
     product(a, b)
 }
 
+/// `out (m × n) = a (m × k) · b (k × n)` in f32 on this thread, all row-major and not empty. Panics when sizes differ.
+pub fn multiply_f32(out: &mut [f32], a: &[f32], b: &[f32], [m, k, n]: [usize; 3]) {
+    let (a, b) = (
+        MatRef::from_row_major_slice(a, m, k),
+        MatRef::from_row_major_slice(b, k, n),
+    );
+    let out = MatMut::from_row_major_slice_mut(out, m, n);
+    faer_matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
+}
+
 fn product<T: ComplexField + Copy>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
     let mut out = Array2::from_elem((a.nrows(), b.ncols()), T::zero_impl());
     into(&mut out, Accum::Replace, T::one_impl(), (a, b));
