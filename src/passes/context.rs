@@ -12,7 +12,7 @@ use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
 use crate::ops::quant::is_quantized_op;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Display;
@@ -61,6 +61,18 @@ pub struct Context<'a> {
     pub notes: Vec<Note>,
     /// What the report draws.
     pub charts: Vec<Chart>,
+}
+
+impl<'a> Context<'a> {
+    /// For what is computed beside the pass: it shows no progress, and what it says is not kept.
+    pub fn aside(&self) -> Context<'a> {
+        Context {
+            progress: &Silent,
+            notes: Vec::new(),
+            charts: Vec::new(),
+            ..*self
+        }
+    }
 }
 
 impl Context<'_> {

@@ -321,14 +321,28 @@ fn transformed(filters: &[f32], count: usize) -> TractResult<Tensor> {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
+    const AT_A_TIME: usize = 32;
     let mut all = vec![0.0f32; ALL * count];
-    for (f, g) in filters.as_chunks::<9>().0.iter().enumerate() {
-        let rows = G.map(|of| {
-            let at = |column: usize| (0..3).map(|i| of[i] * f64::from(g[3 * i + column])).sum::<f64>();
-            [at(0), at(1), at(2)]
+    let mut g = [[0.0f64; AT_A_TIME]; 9];
+    let (mut rows, mut out) = ([[0.0f64; AT_A_TIME]; 3 * SIDE], [[0.0f32; AT_A_TIME]; ALL]);
+    for (part, filters) in filters.as_chunks::<9>().0.chunks(AT_A_TIME).enumerate() {
+        for (j, filter) in filters.iter().enumerate() {
+            (0..9).for_each(|t| g[t][j] = f64::from(filter[t]));
+        }
+        widest!({
+            for (k, row) in rows.iter_mut().enumerate() {
+                let (of, column) = (G[k / 3], k % 3);
+                (0..AT_A_TIME)
+                    .for_each(|j| row[j] = of[0] * g[column][j] + of[1] * g[3 + column][j] + of[2] * g[6 + column][j]);
+            }
+            for (k, out) in out.iter_mut().enumerate() {
+                let (row, of) = (&rows[k / SIDE * 3..], G[k % SIDE]);
+                (0..AT_A_TIME)
+                    .for_each(|j| out[j] = (of[0] * row[0][j] + of[1] * row[1][j] + of[2] * row[2][j]) as f32);
+            }
         });
-        for (k, row) in rows.iter().flat_map(|row| G.map(|of| (row, of))).enumerate() {
-            all[k * count + f] = (0..3).map(|i| row.0[i] * row.1[i]).sum::<f64>() as f32;
+        for (k, out) in out.iter().enumerate() {
+            all[k * count + part * AT_A_TIME..][..filters.len()].copy_from_slice(&out[..filters.len()]);
         }
     }
     Tensor::from_shape(&[ALL, count], &all)

@@ -17,7 +17,6 @@ use crate::ir::{Model, ValueId};
 use crate::passes::Context;
 use crate::passes::noise::Reference;
 use anyhow::Result;
-use once_cell::unsync::OnceCell;
 use std::collections::BTreeMap;
 
 /// Samples that are looked at: powers are means over many elements, so a few say enough.
@@ -73,9 +72,36 @@ impl Int8 {
         cx: &mut Context,
     ) -> Result<bool> {
         let kept = cx.notes.len();
+        let (few, aside) = (samples(cx), cx.aside());
+        // Large weights are rounded one at a time, which does not keep all threads busy.
+        let (first, reference) = rayon::join(
+            || self.attempt(model, units, &elements, (seen, weights), cx),
+            || Reference::new(model, &few, &aside),
+        );
+        let Some(mut attempt) = first? else {
+            cx.leave("no operator with a weight can run in integers");
+            return Ok(false);
+        };
+        let reference = reference?;
         let mut given_up: Vec<(usize, f64)> = Vec::new();
-        let reference = OnceCell::new();
-        for round in 0.. {
+        for _ in 0..ROUNDS {
+            let now = reference.error(&attempt.model, usize::MAX, cx)?;
+            if now <= self.error {
+                break;
+            }
+            let all: Vec<usize> = (0..units.all.len()).filter(|i| attempt.placement.integer[*i]).collect();
+            let mut without = |some: &[usize]| {
+                let fewer = less(&elements, units, some);
+                let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
+                attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
+            };
+            // What is chosen by a few samples does worse on others.
+            let limit = reference.careful(self.error);
+            for stretch in worst(&all, now, limit, &mut without)? {
+                let some = &all[stretch.first..stretch.end];
+                elements = less(&elements, units, some);
+                given_up.extend(some.iter().map(|unit| (*unit, stretch.harm)));
+            }
             cx.notes.truncate(kept);
             for (unit, harm) in &given_up {
                 let what = format!(
@@ -83,34 +109,16 @@ impl Int8 {
                 );
                 cx.skip(model, units.all[*unit].node, what);
             }
-            let Some(attempt) = self.attempt(model, units, &elements, (seen, weights), cx)? else {
-                cx.leave("no operator with a weight can run in integers");
+            let Some(fewer) = self.attempt(model, units, &elements, (seen, weights), cx)? else {
+                cx.leave(format_args!(
+                    "wherever integers were tried, the outputs err by more than error={}",
+                    self.error
+                ));
                 return Ok(false);
             };
-            if round < ROUNDS {
-                let before = || Reference::new(model, &samples(cx), cx);
-                let reference = reference.get_or_try_init(before)?;
-                let now = reference.error(&attempt.model, usize::MAX, cx)?;
-                if now > self.error {
-                    let all: Vec<usize> = (0..units.all.len()).filter(|i| attempt.placement.integer[*i]).collect();
-                    let mut without = |some: &[usize]| {
-                        let fewer = less(&elements, units, some);
-                        let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
-                        attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
-                    };
-                    // What is chosen by a few samples does worse on others.
-                    let limit = reference.careful(self.error);
-                    for stretch in worst(&all, now, limit, &mut without)? {
-                        let some = &all[stretch.first..stretch.end];
-                        elements = less(&elements, units, some);
-                        given_up.extend(some.iter().map(|unit| (*unit, stretch.harm)));
-                    }
-                    continue;
-                }
-            }
-            self.finish(model, units, attempt, (seen, weights), cx)?;
-            break;
+            attempt = fewer;
         }
+        self.finish(model, units, attempt, (seen, weights), cx)?;
         Ok(true)
     }
 

@@ -129,7 +129,7 @@ impl Int8 {
                 self.rounded(model, (sites, *scheme), input, (seen, &moments), None)?,
             ))
         };
-        // Long ones keep all threads busy by themselves, and several of them at once would take much memory.
+        // Several long ones at once would take much memory, and are hardly faster: a long one keeps all threads busy half of the time.
         let (long, short): (Vec<_>, Vec<_>) = missing.into_iter().partition(|m| groups[m.0.0].0[0].columns() > LONG);
         let rounded: Result<Vec<_>> = short.into_par_iter().map(round).collect();
         known.extend(rounded?);
