@@ -11,7 +11,7 @@
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
 //!    they compete for the same weights. Storage in 4 bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
-//! 4. gives the smallest that fits (of results of about the same size the one that loses least), and more careful ones where
+//! 4. gives the smallest that fits (of results of about the same size one that computes in integers, or loses least), and more careful ones where
 //!    the held-back samples disagree, or where it comes too close to the budget for so few of them; when that does not end, the
 //!    smallest that fits by the tuning samples and those together.
 //!
@@ -38,7 +38,7 @@ use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
 use crate::verify::{Budget, Decisions, compare};
 use anyhow::{Context, Result};
-use order::order;
+use order::{Candidate, order};
 use plan::{Knob, REST, further, knobs};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -314,9 +314,13 @@ impl Search<'_> {
 
     /// What was measured, the best first.
     fn order(&self) -> Vec<usize> {
-        let all: Vec<&Tried> = self.tried.iter().map(|m| &m.tried).collect();
-        let met: Vec<bool> = all.iter().map(|t| self.misses(t).is_none()).collect();
-        order(&all, &met, (self.options.targets.any(), self.fit()))
+        let all = self.tried.iter().map(|m| Candidate {
+            tried: &m.tried,
+            met: self.misses(&m.tried).is_none(),
+            integers: m.plan.in_integers(),
+        });
+        let all: Vec<Candidate> = all.collect();
+        order(&all, (self.options.targets.any(), self.fit()))
     }
 
     fn best(&self) -> usize {

@@ -132,6 +132,12 @@ impl Plan {
         takes.then(|| self.with(self.error * part))
     }
 
+    /// Whether the result computes in integers: other precisions only store them.
+    pub(super) fn in_integers(&self) -> bool {
+        let stored = |p: &str| REST.iter().any(|rest| name(rest) == name(p));
+        self.precision.as_deref().is_some_and(|p| !stored(p))
+    }
+
     /// How many passes take the error; one at least.
     pub(super) fn takers(&self) -> usize {
         let precision = self.precision.as_deref().filter(|_| self.further);

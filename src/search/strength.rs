@@ -13,6 +13,10 @@ const ERRORS: (f64, f64) = (1e-5, 0.5);
 const FELT: f64 = 0.75;
 /// Where a search begins when the budget does not say: the errors of all passes together.
 const FIRST: f64 = 0.03;
+/// A result that uses this part of what may be used will not shrink much more:
+const FAR: f64 = 0.6;
+/// when it is so many times as large as another one that fits, it is given up.
+const LARGER: f64 = 1.1;
 /// What does not fit and has more than this part of the bytes of the smallest that does will not be smaller when it fits.
 const HOPELESS: f64 = 0.95;
 
@@ -52,6 +56,9 @@ impl Search<'_> {
             if good {
                 best = Some((e, bytes));
             }
+            if good && !targets && self.beaten(k) {
+                break;
+            }
             let step = match (targets, up) {
                 (true, true) => 3.0,
                 (true, false) => 1.0 / 3.0,
@@ -76,6 +83,14 @@ impl Search<'_> {
         let all = self.tried.iter().map(|m| &m.tried);
         let least = all.filter(|t| self.fits(t)).map(|t| t.bytes).min();
         least.is_some_and(|least| self.tried[k].tried.bytes as f64 > HOPELESS * least as f64)
+    }
+
+    /// Whether a result that fits is larger than another one, with little left to use.
+    fn beaten(&self, k: usize) -> bool {
+        let t = &self.tried[k].tried;
+        let all = self.tried.iter().map(|m| &m.tried);
+        let least = all.filter(|t| self.fits(t)).map(|t| t.bytes).min();
+        t.used > FAR * self.fit() && least.is_some_and(|least| t.bytes as f64 > LARGER * least as f64)
     }
 
     /// A use of the budget as a power of noise.
