@@ -65,6 +65,13 @@ impl Plan {
         self.choices.is_empty()
     }
 
+    /// The names of the operators that run.
+    #[cfg(test)]
+    pub fn operators(&self) -> Vec<String> {
+        let nodes = self.compiled.plan.model().nodes().iter();
+        nodes.map(|n| n.op.name().into_owned()).collect()
+    }
+
     /// The wanted values; `None` when the sample takes other branches.
     ///
     /// # Errors

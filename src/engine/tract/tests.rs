@@ -5,6 +5,7 @@ use crate::pb;
 use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan};
 
 mod amended;
+mod convolutions;
 
 fn floats(t: &Tensor) -> Vec<f32> {
     t.floats().expect("floats").into_owned()
@@ -17,6 +18,14 @@ fn sample(inputs: &[(&str, Tensor)]) -> Sample {
 fn run(b: &Builder, wanted: &[ValueId], sample: &Sample) -> Vec<Tensor> {
     let session = Tract.load(&b.model, wanted, sample).expect("loads");
     session.run(sample).expect("runs")
+}
+
+/// The operators that compute these values.
+fn operators(model: &Model, wanted: &[ValueId], sample: &Sample) -> Vec<String> {
+    let job = Job::new(model, wanted, sample).expect("a job");
+    let running = Running::new(job, sample).expect("compiles");
+    let plans = running.plans();
+    plans.iter().flat_map(|p| p.operators()).collect()
 }
 
 fn ramp(dims: &[usize], from: f32, step: f32) -> Tensor {
