@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par, Spec};
+use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
@@ -28,8 +28,10 @@ const DAMPING: f64 = 0.01;
 pub struct Rounding {
     /// Which weight each place of the factor is.
     order: Vec<usize>,
-    /// `L` of the moment divided by `mean`; column `j` holds what weight `j` feels of those rounded before.
+    /// `L` of the moment divided by `mean`, zeros above the diagonal; column `j` holds what weight `j` feels of those rounded before.
     factor: Mat<f32>,
+    /// The moment's diagonal.
+    diagonal: Vec<f64>,
     /// The mean of the moment's diagonal.
     mean: f64,
     /// What was added to the diagonal of the moment divided by `mean`.
@@ -50,29 +52,37 @@ pub struct Codes {
 impl Rounding {
     /// Factors a symmetric positive semidefinite `dim × dim` matrix; `None` when it is zero, or not usable.
     pub fn new(second: ArrayView2<f64>) -> Option<Rounding> {
-        let n = second.nrows();
-        let diagonal = second.diag().to_owned();
-        let mean = diagonal.sum() / n.max(1) as f64;
-        if n != second.ncols() || !(mean.is_finite() && mean > 0.0) || second.iter().any(|x| !x.is_finite()) {
-            return None;
-        }
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&a, &b| diagonal[a].total_cmp(&diagonal[b]).then(a.cmp(&b)));
+        Rounding::of(|| second.to_owned())
+    }
+
+    /// The same of a matrix that is made when it is needed, and again where it is far from positive definite: it is not kept.
+    pub fn of(second: impl Fn() -> Array2<f64>) -> Option<Rounding> {
         let mut damping = DAMPING;
         while damping <= 1.0 {
-            // Columns are filled one by one, and rows of the moment are contiguous: it is symmetric.
-            let mut factor = Mat::from_fn(n, n, |i, j| {
-                second[[order[j], order[i]]] / mean + if i == j { damping } else { 0.0 }
-            });
+            let mut matrix = second();
+            let n = matrix.nrows();
+            let diagonal = matrix.diag().to_vec();
+            let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
+            if n != matrix.ncols() || !(mean.is_finite() && mean > 0.0) || matrix.iter().any(|x| !x.is_finite()) {
+                return None;
+            }
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by(|&a, &b| diagonal[a].total_cmp(&diagonal[b]).then(a.cmp(&b)));
+            permute(&mut matrix, &order);
+            matrix.mapv_inplace(|x| x / mean);
+            matrix.diag_mut().iter_mut().for_each(|x| *x += damping);
+            // It is symmetric: its rows are its columns.
+            let columns = MatMut::from_column_major_slice_mut(matrix.as_slice_mut()?, n, n);
             let params = Spec::default();
             let need = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, params);
             let mut memory = MemBuffer::new(need);
             let stack = MemStack::new(&mut memory);
-            if llt::factor::cholesky_in_place(factor.as_mut(), Default::default(), Par::Seq, stack, params).is_ok() {
-                let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)] as f32);
+            if llt::factor::cholesky_in_place(columns, Default::default(), Par::Seq, stack, params).is_ok() {
+                let lower = |i: usize, j: usize| if i >= j { matrix[[j, i]] as f32 } else { 0.0 };
                 return Some(Rounding {
                     order,
-                    factor,
+                    factor: Mat::from_fn(n, n, lower),
+                    diagonal,
                     mean,
                     damping,
                 });
@@ -80,6 +90,39 @@ impl Rounding {
             damping *= 10.0;
         }
         None
+    }
+
+    /// The diagonal of the moment.
+    pub fn diagonal(&self) -> &[f64] {
+        &self.diagonal
+    }
+
+    /// `eᵀ G e` of every row `e` of `errors` (rows × dim), by the factor: `‖Lᵀ e‖² − δ‖e‖²`.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub fn energies(&self, errors: ArrayView2<f32>) -> Vec<f64> {
+        let n = self.order.len();
+        assert_eq!(errors.ncols(), n, "a row for the moment");
+        let firsts: Vec<usize> = (0..errors.nrows()).step_by(ROWS).collect();
+        let task = |&first: &usize| {
+            let part = errors.slice(ndarray::s![first..errors.nrows().min(first + ROWS), ..]);
+            let part = Mat::from_fn(part.nrows(), n, |r, j| part[[r, self.order[j]]]);
+            let mut product = Mat::<f32>::zeros(part.nrows(), n);
+            matmul(
+                product.as_mut(),
+                Accum::Replace,
+                part.as_ref(),
+                self.factor.as_ref(),
+                1.0,
+                Par::Seq,
+            );
+            let square = |m: &Mat<f32>, r: usize| (0..n).map(|j| f64::from(m[(r, j)]).powi(2)).sum::<f64>();
+            let of = |r| self.mean * (square(&product, r) - self.damping * square(&part, r)).max(0.0);
+            (0..part.nrows()).map(of).collect()
+        };
+        let parts: Vec<Vec<f64>> = firsts.par_iter().map(task).collect();
+        parts.concat()
     }
 
     /// Codes of `w` (rows × dim), row `i` with `scales[i]`, zero point 0 and codes up to ±qmax of `kind`.
@@ -169,6 +212,31 @@ impl Rounding {
     }
 }
 
+/// Rows and columns of a square matrix in another order: number `i` is what number `order[i]` was.
+fn permute(matrix: &mut Array2<f64>, order: &[usize]) {
+    let mut row = vec![0.0; order.len()];
+    for mut of in matrix.rows_mut() {
+        row.iter_mut().zip(order).for_each(|(x, &j)| *x = of[j]);
+        of.iter_mut().zip(&row).for_each(|(x, y)| *x = *y);
+    }
+    let mut done = vec![false; order.len()];
+    for start in 0..order.len() {
+        if std::mem::replace(&mut done[start], true) || order[start] == start {
+            continue;
+        }
+        // Along a cycle each row takes the place of the one before it.
+        row.iter_mut().zip(matrix.row(start)).for_each(|(x, y)| *x = *y);
+        let mut at = start;
+        while order[at] != start {
+            let (mut to, from) = matrix.multi_slice_mut((ndarray::s![at, ..], ndarray::s![order[at], ..]));
+            to.assign(&from);
+            at = order[at];
+            done[at] = true;
+        }
+        matrix.row_mut(at).iter_mut().zip(&row).for_each(|(x, y)| *x = *y);
+    }
+}
+
 /// `eᵀ G e` of every row `e` of `errors` (rows × dim).
 ///
 /// # Panics
@@ -233,6 +301,9 @@ mod tests {
         let rounded = rounding.codes(w.view(), &scales, IntKind::S4).expect("fits");
         let better = of(&rounded.codes);
         assert!(better < 0.5 * nearest, "{better} against {nearest}");
+        let by_factor = |w: ArrayView2<f32>| rounding.energies(w).iter().sum::<f64>();
+        let plain = energies(w.view(), g.view()).iter().sum::<f64>();
+        assert!((by_factor(w.view()) / plain - 1.0).abs() < 1e-4, "{plain}");
         let told = rounded.energies.iter().sum::<f64>();
         assert!((told / better - 1.0).abs() < 1e-3, "{told} is said of {better}");
     }
@@ -269,6 +340,17 @@ mod tests {
             }
         }
         assert!(same as f64 > 0.99 * w.len() as f64, "{same} of {}", w.len());
+    }
+
+    #[test]
+    fn a_matrix_is_put_into_another_order() {
+        let old = random(7, 7, 3).mapv(f64::from);
+        for order in [[0, 1, 2, 3, 4, 5, 6], [3, 0, 1, 2, 6, 5, 4], [6, 5, 4, 3, 2, 1, 0]] {
+            let mut new = old.clone();
+            permute(&mut new, &order);
+            let wanted = Array2::from_shape_fn((7, 7), |(i, j)| old[[order[i], order[j]]]);
+            assert_eq!(new, wanted);
+        }
     }
 
     #[test]

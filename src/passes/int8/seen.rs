@@ -56,20 +56,19 @@ impl Moments<'_> {
         self.means.get(i).map_or(&[], |m| m)
     }
 
-    /// The covariances (`centered`), or the second moments.
-    pub fn matrices(&self, centered: bool) -> Vec<Array2<f64>> {
-        let plain = |sums: &Gram| if centered { sums.covariance() } else { sums.moment() };
-        let shrunk = |(sums, doubt): (&Gram, &f64)| {
-            let shrunk = Shrunk::new(sums, *doubt);
-            if centered {
-                shrunk.covariance
-            } else {
-                shrunk.into_moment()
-            }
-        };
-        match self.doubt.is_empty() {
-            true => self.sums.iter().map(plain).collect(),
-            false => self.sums.iter().zip(&self.doubt).map(shrunk).collect(),
+    /// How many groups were measured.
+    pub fn groups(&self) -> usize {
+        self.sums.len()
+    }
+
+    /// The covariance of a group (`centered`), or its second moment.
+    pub fn matrix(&self, group: usize, centered: bool) -> Array2<f64> {
+        let sums = &self.sums[group];
+        match self.doubt.get(group) {
+            None if centered => sums.covariance(),
+            None => sums.moment(),
+            Some(doubt) if centered => Shrunk::new(sums, *doubt).covariance,
+            Some(doubt) => Shrunk::new(sums, *doubt).into_moment(),
         }
     }
 }

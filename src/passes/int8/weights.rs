@@ -15,10 +15,10 @@ use crate::math::channel::{
     best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel,
 };
 use crate::math::channel::{quantize_bias, quantize_per_channel};
-use crate::math::rounding::{Codes, Rounding, energies};
+use crate::math::rounding::{Codes, Rounding};
 use crate::passes::nibbles;
 use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 /// How weights are stored.
@@ -93,14 +93,7 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
     let site = sites.first().context("a site")?;
     let mut w = site.matrix(model)?;
     w.mapv_inplace(|x| x * site.layout.scale);
-    let seconds = known.moments.matrices(known.movable);
-    let task = Task {
-        site,
-        w: &w,
-        seconds: &seconds,
-        known,
-        scheme,
-    };
+    let task = Task::new(site, &w, known, scheme);
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
     let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
@@ -131,28 +124,42 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
 struct Task<'a> {
     site: &'a Site,
     w: &'a Array2<f32>,
-    /// One for each group; none when nothing was measured.
-    seconds: &'a [Array2<f64>],
+    /// One for each group; none when nothing was measured, or nothing is asked. A group whose input is always zero has nothing to go by.
+    roundings: Vec<Option<Rounding>>,
     known: &'a Known<'a>,
     scheme: Scheme,
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
+    fn new(site: &'a Site, w: &'a Array2<f32>, known: &'a Known<'a>, scheme: Scheme) -> Task<'a> {
+        let groups = match scheme.rounding {
+            Choice::Data => known.moments.groups(),
+            Choice::Nearest => 0,
+        };
+        let of = |g: usize| Rounding::of(|| known.moments.matrix(g, known.movable));
+        Task {
+            site,
+            w,
+            roundings: (0..groups).into_par_iter().map(of).collect(),
+            known,
+            scheme,
+        }
+    }
+
     /// The best codes of all ways to choose them, row by row when each has a scale of its own.
     fn best(&self) -> Result<Rows> {
         let widest = self.safe(self.widest()?)?;
-        if self.scheme.rounding == Choice::Nearest || self.seconds.is_empty() {
+        if self.roundings.is_empty() {
             let narrow = self.scheme.kind == IntKind::S4 && self.scheme.per_channel;
             return match narrow {
                 true => self.nearest(self.safe(best_channel_scales(self.w.view(), None, self.scheme.kind)?)?),
                 false => self.nearest(widest),
             };
         }
-        let roundings: Vec<Option<Rounding>> = self.seconds.par_iter().map(|s| Rounding::new(s.view())).collect();
-        let mut best = self.rounded(widest, &roundings)?;
+        let mut best = self.rounded(widest)?;
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
-            self.improve(&mut best, self.rounded(narrow, &roundings)?);
+            self.improve(&mut best, self.rounded(narrow)?);
         }
         Ok(best)
     }
@@ -185,10 +192,11 @@ impl Task<'_> {
     /// Scales of the least error when inputs were uncorrelated.
     fn narrow(&self) -> Result<Vec<f32>> {
         let mut scales = Vec::new();
-        for (g, second) in self.seconds.iter().enumerate() {
-            let importance = second.diag().to_vec();
+        for (g, rounding) in self.roundings.iter().enumerate() {
+            let nothing = vec![0.0; if rounding.is_some() { 0 } else { self.w.ncols() }];
+            let importance = rounding.as_ref().map_or(&nothing[..], Rounding::diagonal);
             let rows = self.w.slice(ndarray::s![self.site.rows(g), ..]);
-            scales.extend(best_channel_scales(rows, Some(&importance), self.scheme.kind)?);
+            scales.extend(best_channel_scales(rows, Some(importance), self.scheme.kind)?);
         }
         fill_empty(self.w.view(), &mut scales);
         Ok(scales)
@@ -213,7 +221,7 @@ impl Task<'_> {
     }
 
     /// A group whose input is always zero has no factor: any code will do, the nearest is taken.
-    fn rounded(&self, scales: Vec<f32>, roundings: &[Option<Rounding>]) -> Result<Rows> {
+    fn rounded(&self, scales: Vec<f32>) -> Result<Rows> {
         let part = |(g, rounding): (usize, &Option<Rounding>)| {
             let rows = self.site.rows(g);
             let part = self.w.slice(ndarray::s![rows.clone(), ..]);
@@ -228,7 +236,7 @@ impl Task<'_> {
                 }
             }
         };
-        let parts: Vec<Codes> = roundings.par_iter().enumerate().map(part).collect::<Result<_>>()?;
+        let parts: Vec<Codes> = self.roundings.par_iter().enumerate().map(part).collect::<Result<_>>()?;
         let codes: Vec<_> = parts.iter().map(|p| p.codes.view()).collect();
         let codes = ndarray::concatenate(ndarray::Axis(0), &codes)?;
         Ok(Rows {
@@ -240,16 +248,19 @@ impl Task<'_> {
 
     /// The mean square of each row's products, or of its weights where nothing was measured.
     fn powers(&self, rows: ArrayView2<f32>) -> Vec<f64> {
-        if self.seconds.is_empty() {
-            return rows
-                .rows()
-                .into_iter()
-                .map(|r| r.iter().map(|x| f64::from(*x).powi(2)).sum())
-                .collect();
+        if self.roundings.is_empty() {
+            let square = |r: ArrayView1<f32>| r.iter().map(|x| f64::from(*x).powi(2)).sum();
+            return rows.rows().into_iter().map(square).collect();
         }
-        let each = self.seconds.iter().enumerate();
-        each.flat_map(|(g, s)| energies(rows.slice(ndarray::s![self.site.rows(g), ..]), s.view()))
-            .collect()
+        let each = self.roundings.iter().enumerate();
+        each.flat_map(|(g, rounding)| {
+            let rows = rows.slice(ndarray::s![self.site.rows(g), ..]);
+            match rounding {
+                Some(r) => r.energies(rows),
+                None => vec![0.0; rows.nrows()],
+            }
+        })
+        .collect()
     }
 }
 
