@@ -1,11 +1,11 @@
 //! The HTML report as a browser sees it, and the keys of the JSON report against their page in `docs`.
 
 use crate::tool::{arg, fixture, floats, model_with, node, onnxzip, port, save, say};
-use once_cell::sync::Lazy;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 /// One run with everything that a page can hold, and its reports.
 struct Pages {
@@ -34,7 +34,7 @@ fn pages(more: &[&str], model: &Path, code: i32) -> Pages {
 const ALL: &str = "prune(error=0.003),lowrank(error=0.01,min_size=64,gain=0.1),int8";
 
 /// Three passes in a row on a network with convolutions, timed.
-static PASSES: Lazy<Pages> = Lazy::new(|| {
+static PASSES: LazyLock<Pages> = LazyLock::new(|| {
     pages(
         &["--passes", ALL, "--bench", "--budget", "sqnr:3dB"],
         &fixture("digits_cnn.onnx"),
@@ -43,7 +43,7 @@ static PASSES: Lazy<Pages> = Lazy::new(|| {
 });
 
 /// A search on one without.
-static SEARCH: Lazy<Pages> = Lazy::new(|| pages(&["--budget", "sqnr:20dB"], &fixture("digits_mlp.onnx"), 0));
+static SEARCH: LazyLock<Pages> = LazyLock::new(|| pages(&["--budget", "sqnr:20dB"], &fixture("digits_mlp.onnx"), 0));
 
 /// A tag of a page, and where the text behind it begins.
 struct Tag<'a> {

@@ -4,8 +4,10 @@ use crate::report::Tried;
 
 /// Results up to so many times as large as the smallest are as small as that,
 const ALIKE: f64 = 1.05;
-/// and so are larger ones that compute in integers, and take about half of the time for it.
+/// and so are larger ones that compute in integers, and take about half of the time for it,
 const FASTER: f64 = 1.1;
+/// if they use at most this part of what may be used: a loss of integers is told from few samples, and a photo is soon lost.
+const ROOM: f64 = 0.5;
 
 /// A result that was tried.
 pub struct Candidate<'a> {
@@ -23,8 +25,9 @@ pub fn order(all: &[Candidate], (targets, fit): (bool, f64)) -> Vec<usize> {
     let fits = |r: &&Candidate| r.met && r.tried.used <= fit;
     let least = all.iter().filter(fits).map(|r| r.tried.bytes).min();
     // Results of about the same size are of the same size: then it counts how fast they are, and what they lose.
+    let fast = |r: &Candidate| r.integers && r.tried.used <= ROOM * fit;
     let near = |r: &Candidate| {
-        let times = if r.integers { FASTER } else { ALIKE };
+        let times = if fast(r) { FASTER } else { ALIKE };
         least.is_some_and(|least| r.tried.bytes as f64 <= times * least as f64)
     };
     let mut order: Vec<usize> = (0..all.len()).collect();
@@ -32,7 +35,7 @@ pub fn order(all: &[Candidate], (targets, fit): (bool, f64)) -> Vec<usize> {
         let flaws = |r: &Candidate| (!r.met, r.tried.used > fit);
         let cost = |r: &Candidate| match r.tried.used {
             used if targets || used > fit => (0.0, false, used),
-            used if near(r) => (0.0, !r.integers, used),
+            used if near(r) => (0.0, !fast(r), used),
             used => (r.tried.bytes as f64, false, used),
         };
         let (a, b) = (&all[a], &all[b]);
@@ -98,7 +101,7 @@ mod tests {
             tried(100, 0.0),
             tried(41, 0.1),
             tried(40, 0.0),
-            tried(43, 0.6),
+            tried(43, 0.3),
             tried(45, 0.0),
         ];
         assert_eq!(
@@ -107,6 +110,8 @@ mod tests {
             "the last is too large"
         );
         assert_eq!(ordered(&all, &[], &[3, 1], false)[..2], [1, 3]);
+        let risky = [tried(40, 0.1), tried(41, 0.6)];
+        assert_eq!(ordered(&risky, &[], &[1], false), [0, 1]);
     }
 
     #[test]
