@@ -5,6 +5,7 @@
 //! can bear it is measured: rounded on one half of the samples (`math::rounding`), they take the place of the float weights, and
 //! the outputs on the other half say what may stay ([`crate::passes::trial`]). What stays is rounded again with all samples.
 
+use super::tied::side_by_side;
 use super::units::Units;
 use super::weights::{Scheme, Weight};
 use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
@@ -104,23 +105,34 @@ impl Int8 {
                 all && scheme.kind == IntKind::S8 && refusal(model, sites).is_none()
             })
             .collect();
-        let (mut trials, mut places) = (Vec::new(), Vec::new());
-        for (group, sites, scheme) in &groups {
+        let columns = |g: &(usize, Vec<&Site>, Scheme)| g.1[0].columns();
+        let halves = side_by_side(&groups, columns, |(_, sites, scheme)| {
             let input = scale(sites[0]).context("its input is quantized")?;
             let doubt = seen.doubt(sites)?;
             let half = seen.half(sites, &doubt)?;
             let rounded = self.rounded(model, (sites, *scheme), input, (seen, &half), Some(IntKind::S4))?;
+            Ok((rounded, input, doubt))
+        })?;
+        let (mut trials, mut places) = (Vec::new(), Vec::new());
+        for ((group, sites, scheme), (rounded, input, doubt)) in groups.iter().zip(halves) {
             let trial = trial(model, sites, &rounded)?;
             if trial.bearable() {
                 trials.push(trial);
                 places.push((*group, sites, *scheme, input, doubt));
             }
         }
-        let chosen = choose(model, &trials, self.int4, "int8", cx)?;
-        for ((group, sites, scheme, input, doubt), _) in places.into_iter().zip(chosen).filter(|(_, chosen)| *chosen) {
-            let all = seen.all(sites, doubt)?;
-            let rounded = self.rounded(model, (sites, scheme), input, (seen, &all), Some(IntKind::S4))?;
-            weights.replace(group, input, rounded);
+        let mut chosen = choose(model, &trials, self.int4, "int8", cx)?.into_iter();
+        places.retain(|_| chosen.next() == Some(true));
+        let rounded = side_by_side(
+            &places,
+            |p| p.1[0].columns(),
+            |(_, sites, scheme, input, doubt)| {
+                let all = seen.all(sites, doubt.clone())?;
+                self.rounded(model, (sites, *scheme), *input, (seen, &all), Some(IntKind::S4))
+            },
+        )?;
+        for (place, rounded) in places.into_iter().zip(rounded) {
+            weights.replace(place.0, place.3, rounded);
         }
         Ok(())
     }

@@ -103,6 +103,23 @@ pub fn spread<'s, 'a>(sites: &'s [&'a Site], most: usize) -> impl Iterator<Item 
     (0..n).filter_map(move |i| sites.get((2 * i + 1) * sites.len() / (2 * n)))
 }
 
+/// Works on weights, of rows of so many columns: on short ones side by side. Several long ones at once would take much memory, and are hardly
+/// faster: a long one keeps all threads busy half of the time.
+pub fn side_by_side<T: Sync, R: Send>(
+    weights: &[T],
+    columns: impl Fn(&T) -> usize,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let (long, short): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| columns(&weights[*i]) > LONG);
+    let numbered = |i: usize| Ok((i, work(&weights[i])?));
+    let mut done: Vec<(usize, R)> = short.into_par_iter().map(numbered).collect::<Result<_>>()?;
+    for i in long {
+        done.push(numbered(i)?);
+    }
+    done.sort_by_key(|d| d.0);
+    Ok(done.into_iter().map(|d| d.1).collect())
+}
+
 impl Int8 {
     /// Rounds the weights of units that were not rounded for this scale of their input.
     pub(super) fn round<'u>(
@@ -120,22 +137,15 @@ impl Int8 {
             missing.insert(weights.key(group, input), input);
         }
         missing.retain(|key, _| !weights.rounded.contains_key(key));
-        let (known, groups) = (&mut weights.rounded, &weights.groups);
-        let round = |(key, input): ((usize, u32), f32)| {
+        let missing: Vec<((usize, u32), f32)> = missing.into_iter().collect();
+        let groups = &weights.groups;
+        let columns = |m: &((usize, u32), f32)| groups[m.0.0].0[0].columns();
+        let rounded = side_by_side(&missing, columns, |(key, input)| {
             let (sites, scheme) = &groups[key.0];
             let moments = seen.all(sites, Vec::new())?;
-            Ok((
-                key,
-                self.rounded(model, (sites, *scheme), input, (seen, &moments), None)?,
-            ))
-        };
-        // Several long ones at once would take much memory, and are hardly faster: a long one keeps all threads busy half of the time.
-        let (long, short): (Vec<_>, Vec<_>) = missing.into_iter().partition(|m| groups[m.0.0].0[0].columns() > LONG);
-        let rounded: Result<Vec<_>> = short.into_par_iter().map(round).collect();
-        known.extend(rounded?);
-        for one in long {
-            known.extend([round(one)?]);
-        }
+            self.rounded(model, (sites, *scheme), *input, (seen, &moments), None)
+        })?;
+        weights.rounded.extend(missing.into_iter().map(|m| m.0).zip(rounded));
         Ok(())
     }
 
