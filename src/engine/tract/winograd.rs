@@ -26,8 +26,10 @@ const CHANNELS: usize = 24;
 const PLACES: usize = 12;
 /// Transformed numbers that are worked on at a time: about what a core's own cache holds,
 const MOST: usize = 1 << 19;
-/// but so many tiles in any case.
+/// but so many tiles in any case,
 const LEAST: usize = 48;
+/// if they are not more than this: how wide a plane is, a file says.
+const LARGEST: u128 = 1 << 24;
 
 /// A convolution of planes of f32, channels before places. Inputs: `[…, C, H, W]`, and a bias of `[M]` or of one number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -86,7 +88,9 @@ impl Winograd {
         let size = [x[x.len() - 2], x[x.len() - 1]];
         let axes = pool.padding.compute(&size, &[3, 3], &[1, 1], &[1, 1]);
         let result = [axes[0].convoluted, axes[1].convoluted];
-        if result.iter().min() < Some(&PLACES) || !shape.ends_with(&result) {
+        let columns = result[1].div_ceil(TILE).max(LEAST) as u128;
+        let fits = ALL as u128 * (inputs as u128 + outputs as u128) * columns <= LARGEST;
+        if result.iter().min() < Some(&PLACES) || size.contains(&0) || !shape.ends_with(&result) || !fits {
             return Ok(None);
         }
         let filter = filter.try_as_plain_ram()?;
