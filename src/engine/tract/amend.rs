@@ -48,6 +48,16 @@ pub fn resize(flat: &mut Flat) {
     }
 }
 
+/// Squeeze without axes drops all of length 1.
+pub fn squeeze(flat: &mut Flat) {
+    for n in flat.graph.node.iter_mut().filter(|n| n.op_type() == "Squeeze") {
+        let says = n.attribute.iter().any(|a| a.name() == "axes") || n.input.get(1).is_some_and(|i| !i.is_empty());
+        if !says && matches!(n.domain(), "" | "ai.onnx") {
+            n.op_type = Some(ops::SQUEEZE.into());
+        }
+    }
+}
+
 /// LSTM, GRU and RNN with direction "reverse" between reversals of X and Y; states are the same either way.
 pub fn forward(nodes: Vec<pb::NodeProto>) -> Vec<pb::NodeProto> {
     let mut out = Vec::with_capacity(nodes.len());

@@ -10,6 +10,7 @@
 //! * [`REVERSE`]: one axis backwards; makes reverse recurrences out of forward ones.
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
+//! * [`SQUEEZE`]: Squeeze that does not say which axes, which tract does not have.
 //! * [`RESIZE`]: Resize of operator set 13 in a model of any; tract has no Upsample, and takes the nearest element of
 //!   Resize of operator set 10 to be the one that is next, where ONNX Runtime rounds down as Upsample did.
 
@@ -35,7 +36,8 @@ pub const SHAPE: &str = "onnxzip.Shape";
 pub const SIZE: &str = "onnxzip.Size";
 /// Cast to int64.
 pub const CAST64: &str = "onnxzip.Cast";
-
+/// Without every axis of length 1.
+pub const SQUEEZE: &str = "onnxzip.Squeeze";
 /// Resize as of operator set 13.
 pub const RESIZE: &str = "onnxzip.Resize";
 
@@ -69,6 +71,7 @@ pub fn register(onnx: &mut Onnx) {
             vec![],
         ))
     });
+    r.insert(SQUEEZE, |_, _| Ok((expand(Squeeze), vec![])));
     r.insert(CAST64, |_, n| built(n, Kind::Cast));
     r.insert(RESIZE, |cx, n| {
         let own = cx.framework.op_register.0.get("Resize").context("no Resize")?;
@@ -321,6 +324,38 @@ impl Shape {
         let clamp = |axis: i64| (if axis < 0 { axis + rank } else { axis }).clamp(0, rank) as usize;
         let (start, end) = (clamp(self.0), self.1.map_or(shape.len(), clamp));
         shape[start..end.max(start)].iter().map(|d| Ok(d.to_i64()?)).collect()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Squeeze;
+
+impl Expansion for Squeeze {
+    fn name(&self) -> StaticName {
+        "Squeeze".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?;
+        s.given(&inputs[0].shape, |s, shape| {
+            let left: TVec<TDim> = shape.into_iter().filter(|d| *d != TDim::Val(1)).collect();
+            s.equals(&outputs[0].shape, left)
+        })
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        let dims = model.outlet_fact(inputs[0])?.shape.to_tvec();
+        let mut wire: TVec<OutletId> = inputs.into();
+        let ones = (0..dims.len()).rev().filter(|axis| dims[*axis] == TDim::Val(1));
+        for axis in ones {
+            wire = model.wire_node(format!("{prefix}.{axis}"), AxisOp::Rm(axis), &wire)?;
+        }
+        Ok(wire)
     }
 }
 

@@ -98,6 +98,7 @@ pub struct Ready {
 pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     dequantize::rewrite(&mut flat)?;
     amend::resize(&mut flat);
+    amend::squeeze(&mut flat);
     amend::crop(&mut flat);
     amend::signals(&mut flat);
     let inputs = inputs_like(&mut flat.graph, like)?;

@@ -306,6 +306,21 @@ fn branches_may_have_different_shapes_and_change_from_sample_to_sample() {
 }
 
 #[test]
+fn a_squeeze_that_names_no_axes_drops_all_of_length_1() {
+    for opset in [11, 13] {
+        let mut b = Builder::new(opset);
+        let x = b.input("x", DType::Float, &[1, 2, 1, 3]);
+        let squeezed = b.op("Squeeze", &[x], vec![]);
+        let y = b.op("Neg", &[squeezed], vec![]);
+        let of = sample(&[("x", Tensor::new(&[1, 2, 1, 3], vec![1f32, 2., 3., 4., 5., 6.]))]);
+        let session = Tract.load(&b.model, &[squeezed, y], &of).expect("loads");
+        let got = session.run(&of).expect("runs");
+        assert_eq!((got[0].dims(), got[1].dims()), (&[2, 3][..], &[2, 3][..]));
+        assert_eq!(floats(&got[1]), [-1., -2., -3., -4., -5., -6.]);
+    }
+}
+
+#[test]
 fn local_functions_are_spliced_in_with_their_attributes() {
     let mut b = Builder::new(13);
     let x = b.input("x", DType::Float, &[2]);
