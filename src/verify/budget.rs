@@ -65,8 +65,7 @@ impl Budget {
 
     /// True when it is about decisions among classes.
     pub fn about_decisions(&self) -> bool {
-        let decides = |m| matches!(m, Metric::Top1 | Metric::Accuracy);
-        self.conditions.iter().any(|c| decides(c.metric))
+        self.conditions.iter().any(Condition::about_decisions)
     }
 
     /// The condition about an output that nobody has.
@@ -93,8 +92,17 @@ impl Budget {
 }
 
 impl Condition {
+    fn about_decisions(&self) -> bool {
+        matches!(self.metric, Metric::Top1 | Metric::Accuracy)
+    }
+
     fn about(&self, g: &OutputGap) -> bool {
-        (!g.inner || g.stands_in) && self.output.as_ref().is_none_or(|o| *o == g.name)
+        let judged = if g.inner {
+            g.stands_in
+        } else {
+            !g.negligible || self.about_decisions() || self.output.is_some()
+        };
+        judged && self.output.as_ref().is_none_or(|o| *o == g.name)
     }
 
     fn used(&self, g: &OutputGap) -> Option<f64> {
@@ -385,6 +393,18 @@ mod tests {
             panic!("it is outside");
         };
         assert!(why.contains("logits"), "{why}");
+    }
+
+    #[test]
+    fn of_a_negligible_difference_the_value_before_is_judged() {
+        let (mut y, mut before) = (gap(3.0, None), gap(70.0, None));
+        (y.negligible, before.inner, before.stands_in) = (true, true, true);
+        assert_eq!(
+            judge(&[y.clone(), before.clone()], &budget("sqnr:60dB")),
+            Verdict::Within
+        );
+        before.sqnr_db = 50.0;
+        assert!(matches!(judge(&[y, before], &budget("sqnr:60dB")), Verdict::Outside(_)));
     }
 
     #[test]

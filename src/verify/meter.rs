@@ -97,6 +97,7 @@ impl Meter {
             constant: self.least == self.most,
             variation: self.variation.part(),
             stands_in: false,
+            negligible: false,
         }
     }
 }

@@ -55,10 +55,16 @@ pub struct OutputGap {
     pub constant: bool,
     /// How much the original's values change from sample to sample, in parts of their power.
     pub variation: Option<f64>,
-    /// True for the inner value before an output that hardly changes from sample to sample, because it has saturated: the
-    /// budget holds for this value, too.
+    /// True for the inner value before an output that hardly changes from sample to sample, because it has saturated, or that
+    /// is negligible: the budget holds for this value, too.
     pub stands_in: bool,
+    /// True for an output of Sigmoid, Softmax or the like that differs by no more than the rounding of a number near 1. Ratios of
+    /// such numbers say nothing where all of them are tiny, so that only the value before it is judged.
+    pub negligible: bool,
 }
+
+/// What the results of saturating operators may differ by without anyone taking notice: some steps of a float near 1.
+const NEGLIGIBLE: f64 = 1e-6;
 
 /// Top-1 accuracy of both models.
 #[derive(Clone, Debug, Serialize)]
@@ -148,8 +154,11 @@ pub fn compare(
     let gaps = pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p.name, p.inner));
     let mut gaps: Vec<OutputGap> = gaps.collect();
     for k in 0..gaps.len() {
-        let saturated = gaps[of[k]].variation.is_some_and(hardly);
-        gaps[k].stands_in = gaps[k].inner && saturated;
+        if gaps[k].inner {
+            let output = &mut gaps[of[k]];
+            output.negligible = output.max_abs <= NEGLIGIBLE && output.broken == 0;
+            gaps[k].stands_in = output.negligible || output.variation.is_some_and(hardly);
+        }
     }
     Ok(gaps)
 }
@@ -257,6 +266,7 @@ mod tests {
             constant: false,
             variation: None,
             stands_in: false,
+            negligible: false,
         }
     }
 
