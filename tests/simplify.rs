@@ -7,6 +7,8 @@ use onnxzip::passes::{Context, Options, find};
 use onnxzip::{onnx, pb, progress};
 use std::path::{Path, PathBuf};
 
+mod gates;
+
 fn models_below(folder: &Path, out: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for e in entries.flatten() {

@@ -5,7 +5,7 @@
 //!
 //! * After a linear operator, `a·(W∗x + b) + c = (a·W)∗x + (a·b + c)`, by output channel.
 //! * Before one, `W∗(a·x + c) + b = (W·a)∗x + (b + Σ W·c)`, by input channel. The sum holds at the borders only without
-//!   padding, so that a shift stays before a padded Conv.
+//!   padding, so that a shift stays before a padded Conv. A scale before it goes past: `a·x + c = a·(x + c/a)`.
 //!
 //! Nothing is done when the value between has other readers, when the weight is not constant, or when a result is not finite.
 
@@ -18,10 +18,25 @@ pub(super) fn fold(w: &mut Work, id: NodeId) -> Option<String> {
     if !w.is_any(id, &["BatchNormalization", "Mul", "Add", "Sub", "Div"]) {
         return None;
     }
+    if halves_gelu(w, id) {
+        return None;
+    }
     let form = Form::read(w, id)?;
     after(w, id, &form)
         .or_else(|| after_bias(w, id, &form))
         .or_else(|| before(w, id, &form))
+        .or_else(|| past_shift(w, id, &form))
+}
+
+/// The ½ of `x·(erf(x/√2) + 1)·½`, which runtimes make one `Gelu` as long as it is whole.
+fn halves_gelu(w: &Work, id: NodeId) -> bool {
+    let product = |slot| w.private_producer(id, slot).filter(|p| w.is(*p, "Mul"));
+    let Some(product) = (0..2).find_map(product).filter(|_| w.is_any(id, &["Mul", "Div"])) else {
+        return false;
+    };
+    let erf = |add, slot| w.same_graph_producer(add, slot).is_some_and(|e| w.is(e, "Erf"));
+    let gates = |slot| w.same_graph_producer(product, slot).filter(|add| w.is(*add, "Add"));
+    (0..2).filter_map(gates).any(|add| erf(add, 0) || erf(add, 1))
 }
 
 /// `y = scale·x + shift`, before it is known how channels lie.
@@ -257,6 +272,46 @@ fn before(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
     w.model.set_input(next, 0, Some(x));
     w.model.erase(id);
     Some(format!("{op} folded into {into}"))
+}
+
+/// A sum with a constant, which a linear operator alone reads, is the only reader of the product `id`.
+fn past_shift(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
+    /// Quotients of shifts and scales may be so much larger than the shifts.
+    const LARGEST: f64 = 1e3;
+    let out = w.sole_output(id)?;
+    let (add, slot) = w.model.only_use(out)?;
+    if !w.is(add, "Add") || w.private_producer(add, slot) != Some(id) {
+        return None;
+    }
+    let (next, 0) = w.model.only_use(w.sole_output(add)?)? else {
+        return None;
+    };
+    let (x, graph) = (w.model.node(id).input(form.slot)?, w.model.node(id).graph());
+    let linear = Linear::read(w, next).filter(|l| l.kind == Kind::Conv && w.model.node(next).graph() == graph)?;
+    let (rank, axis) = linear.channel_axis(w)?;
+    let sum = Form::read(w, add).filter(|sum| sum.slot == slot)?;
+    let (f, g) = (
+        form.per_channel(rank, axis, linear.ins)?,
+        sum.per_channel(rank, axis, linear.ins)?,
+    );
+    let shape_kept = |form: &Form, x| match &form.layout {
+        Layout::Broadcast(d) => w.facts.broadcasts_into(d, x),
+        _ => true,
+    };
+    let small = f.scale.iter().any(|a| a.abs() * LARGEST < 1.0);
+    if f.shifts() || small || !shape_kept(form, x) || !shape_kept(&sum, out) {
+        return None;
+    }
+    let shift: Vec<f64> = g.shift.iter().zip(&f.scale).map(|(c, a)| c / a).collect();
+    let mut dims = vec![1; rank - axis];
+    dims[0] = linear.ins;
+    let shift = super::numbers::store(linear.weight.dtype(), &dims, &shift)?;
+    linear.rewrite(w, Some(linear.scaled_inputs(&f.scale)?), None)?;
+    let (op, into) = (w.model.node(id).op.name.clone(), w.model.label(next));
+    w.set_const_input(add, 1 - slot, &format!("{into}_shift"), shift);
+    w.model.set_input(add, slot, Some(x));
+    w.model.erase(id);
+    Some(format!("{op} folded into {into}, past the Add between"))
 }
 
 fn is_unpadded(w: &Work, conv: NodeId) -> bool {

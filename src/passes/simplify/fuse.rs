@@ -19,7 +19,7 @@ pub(super) fn recognize(w: &mut Work, id: NodeId) -> Option<String> {
     activation(w, id).or_else(|| layer_norm(w, id))
 }
 
-fn close(a: f64, b: f64) -> bool {
+pub(super) fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= CLOSE * b.abs()
 }
 
@@ -30,27 +30,45 @@ fn number(w: &Work, v: ValueId) -> Option<f64> {
     x.iter().all(|&e| e == first).then_some(first)
 }
 
-/// A product: the constant factor, and the other factors, through Mul and Div that nothing else reads.
-fn product(w: &Work, id: NodeId) -> Option<(f64, Vec<ValueId>)> {
-    let (mut constant, mut factors, mut open) = (1.0, Vec::new(), vec![id]);
+/// A product of what is constant and what is not.
+pub(super) struct Product {
+    /// The product of all constants.
+    pub constant: f64,
+    pub constants: Vec<ValueId>,
+    pub factors: Vec<ValueId>,
+}
+
+/// The factors of a product, through Mul and Div that nothing else reads. Every constant repeats one number.
+pub(super) fn factors(w: &Work, id: NodeId) -> Option<Product> {
+    let mut product = Product {
+        constant: 1.0,
+        constants: Vec::new(),
+        factors: Vec::new(),
+    };
+    let mut open = vec![id];
     while let Some(n) = open.pop() {
         let divides = w.is(n, "Div");
         for slot in 0..2 {
             let v = w.model.node(n).input(slot)?;
             if let Some(c) = number(w, v) {
-                constant *= if divides && slot == 1 { 1.0 / c } else { c };
+                product.constant *= if divides && slot == 1 { 1.0 / c } else { c };
+                product.constants.push(v);
                 continue;
             }
-            if divides && slot == 1 || factors.len() > 2 {
+            if divides && slot == 1 || product.factors.len() > 2 {
                 return None;
             }
             match w.private_producer(n, slot) {
                 Some(p) if w.is_any(p, &["Mul", "Div"]) && open.len() < 4 => open.push(p),
-                _ => factors.push(v),
+                _ => product.factors.push(v),
             }
         }
     }
-    Some((constant, factors))
+    Some(product)
+}
+
+fn product(w: &Work, id: NodeId) -> Option<(f64, Vec<ValueId>)> {
+    factors(w, id).map(|p| (p.constant, p.factors))
 }
 
 fn activation(w: &mut Work, id: NodeId) -> Option<String> {

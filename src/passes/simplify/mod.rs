@@ -23,6 +23,7 @@ mod direct;
 mod facts;
 mod fold;
 mod fuse;
+mod gates;
 mod gemm;
 mod identity;
 mod moved;
@@ -60,7 +61,7 @@ Rewrites the graph by identities only: outputs stay equal up to the rounding of 
 Constants: `Constant` nodes become initializers, what depends on constants only is computed (where the file does not
 grow by it), shapes that are known become constants.
 Folding: BatchNormalization and per-channel Mul, Add, Sub, Div go into a neighbouring Conv, ConvTranspose, Gemm or MatMul;
-MatMul and Add become Gemm where the rank is 2; Pad goes into Conv and pools; Relu goes where a Clip follows.
+MatMul and Add become Gemm where the rank is 2; Add, Clip and Mul that spell out a hard gate become HardSigmoid; Pad goes into Conv and pools; Relu goes where a Clip follows.
 Chains: Transpose, Reshape, Squeeze, Unsqueeze, Cast, Slice and Concat are merged or cancel.
 Nothing to do: Identity, Dropout, and every operator that hands on its input unchanged.
 Repetition: equal computations and byte-equal initializers are shared.
@@ -114,6 +115,7 @@ const LOCAL: &[Local] = &[
     views::merge,
     state::drop_zero_state,
     gemm::from_matmul_add,
+    gates::hard_sigmoid,
     affine::fold,
     pad::fold,
 ];
