@@ -267,6 +267,32 @@ impl Histogram {
         self.counted += other.counted;
     }
 
+    /// The same values, cut off at these ends (`low ≤ 0 ≤ high`).
+    pub fn clamped(&self, (low, high): (f32, f32)) -> Histogram {
+        let mut h = self.clone();
+        let Some((min, max)) = self.range.minmax().filter(|(min, max)| *min < low || high < *max) else {
+            return h;
+        };
+        (h.range.min, h.range.max) = (min.clamp(low, high), max.clamp(low, high));
+        h.counts.fill(0);
+        let inverse = power_of_two(-self.exponent);
+        let (lowest, highest) = (
+            index(low.max(min).min(0.0), inverse),
+            index(high.min(max).max(0.0), inverse),
+        );
+        let (first, counts) = self.bins();
+        for (i, n) in (first..).zip(counts) {
+            h.counts[i.clamp(lowest, highest) as usize & (BINS - 1)] += n;
+            if i < 0 && low == 0.0 || i >= 0 && high == 0.0 {
+                h.zeros += n;
+            }
+        }
+        if high == 0.0 {
+            h.zeros -= self.zeros; // these were among the bins
+        }
+        h
+    }
+
     /// The exponent of the width, zeros, and counts as [`Histogram::bins`] gives them; see [`Histogram::of`].
     pub fn fields(&self) -> (i32, u64, Vec<u64>) {
         (self.exponent, self.zeros, self.bins().1)

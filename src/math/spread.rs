@@ -86,6 +86,18 @@ impl Spread {
         (rare > 0).then(|| merged(self.classes.values().take(self.classes.len() - rare)))
     }
 
+    /// The same values, cut off at these ends (`low ≤ 0 ≤ high`).
+    pub fn clamped(&self, ends: (f32, f32)) -> Spread {
+        let one = |c: &Class| Class {
+            samples: c.samples,
+            values: c.values.clamped(ends),
+        };
+        let classes = self.classes.iter().map(|(key, c)| (*key, one(c)));
+        Spread {
+            classes: classes.collect(),
+        }
+    }
+
     /// The mean over samples of noise power over signal power, at most 1 each, if quantized to `kind` with this range.
     pub fn relative_error(&self, range: (f32, f32), kind: IntKind) -> f64 {
         let mut samples = 0;

@@ -204,3 +204,24 @@ fn the_range_is_that_of_all_when_only_some_values_are_counted() {
     assert_eq!((merged.count(), merged.range.count), (4000, 10004));
     assert!(some.percentile(50.0).is_some_and(|m| m.abs() <= 1.0));
 }
+
+#[test]
+fn cut_off_values_count_at_the_ends() {
+    let numbers: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 1000.0 + 0.0003).collect();
+    let all = histogram(&numbers);
+    for ends in [(-1.5, 2.5), (-9.0, 1.0), (0.0, 3.0), (-2.0, 0.0), (-9.0, f32::INFINITY)] {
+        let cut: Vec<f32> = numbers.iter().map(|x| x.clamp(ends.0, ends.1)).collect();
+        let (got, want) = (all.clamped(ends), histogram(&cut));
+        assert_eq!(
+            (got.minmax(), got.count(), got.zeros),
+            (want.minmax(), want.count(), want.zeros)
+        );
+        for percent in [1.0, 20.0, 50.0, 80.0, 99.0] {
+            let (a, b) = (got.percentile(percent).unwrap(), want.percentile(percent).unwrap());
+            assert!(
+                (a - b).abs() <= 2.0 * all.resolution() as f32,
+                "{ends:?} {percent}: {a} {b}"
+            );
+        }
+    }
+}

@@ -12,6 +12,8 @@ mod account;
 mod chart;
 mod cut;
 mod emit;
+mod equalize;
+mod gates;
 mod narrow;
 mod place;
 mod prepare;
@@ -30,11 +32,13 @@ use crate::analysis::sites::Site;
 use crate::analysis::stats::{Detail, Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
+use crate::ops::quant::Role;
 use account::{describe, summary};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use place::Prefer;
 use ranges::Method;
 use seen::Seen;
+use settle::{Outcome, Rival};
 use std::collections::{BTreeMap, BTreeSet};
 use target::Target;
 use tied::Weights;
@@ -194,10 +198,25 @@ impl Pass for Int8 {
 impl Int8 {
     /// Quantizes a model of opset 13 or later; false when there is nothing to quantize.
     fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
-        let order = model.topological(model.main_id());
-        let order = order.map_err(|_| anyhow!("the graph has a cycle"))?;
-        prepare::prepare(model, &order)?;
-        let units = units::find(model, &order, self.target, &self.skip);
+        prepare::prepare(model, &order(model)?)?;
+        Ok(self.measured(model, &BTreeMap::new(), None, cx)? == Outcome::Quantized)
+    }
+
+    /// Quantizes a model that is spelled for the target. `ends`: where values matter, besides what their readers tell.
+    fn measured(
+        &self,
+        model: &mut Model,
+        ends: &BTreeMap<ValueId, (f32, f32)>,
+        rival: Option<&Rival>,
+        cx: &mut Context,
+    ) -> Result<Outcome> {
+        let start = cx.notes.len();
+        let mut units = units::find(model, &order(model)?, self.target, &self.skip);
+        for (v, ends) in ends {
+            if let Some(&made) = units.producer.get(v) {
+                units.all[made].limit(Some(*ends));
+            }
+        }
         for (node, why) in &units.refused {
             cx.skip(model, *node, why);
         }
@@ -213,10 +232,10 @@ impl Int8 {
                 String::new(),
                 "no weight in the main graph meets an activation",
             );
-            return Ok(false);
+            return Ok(Outcome::Nothing);
         }
         let stats = cx.stats_of(model, &wanted, &cx.affordable(model, WORK, SAMPLES))?;
-        let ranges = ranges::all(self.ranges, &values, &stats);
+        let ranges = ranges::all(self.ranges, &values, &stats, &units);
         let elements = elements(model, &values, &units, &ranges, &stats, cx);
         let halves = split.then(|| cx.halves(model, moments)).transpose()?;
         let seen = Seen {
@@ -224,7 +243,7 @@ impl Int8 {
             ranges,
             halves,
         };
-        self.settle(model, &units, elements, (&seen, &mut weights), cx)
+        self.settle(model, &units, elements, (&seen, &mut weights), (rival, start), cx)
     }
 
     /// Writes the Q/DQ pairs.
@@ -259,6 +278,12 @@ impl Int8 {
         summary(emitter.model, units, placement, cx);
         Ok(())
     }
+}
+
+/// The main graph in order of execution.
+fn order(model: &Model) -> Result<Vec<NodeId>> {
+    let order = model.topological(model.main_id());
+    order.map_err(|_| anyhow!("the graph has a cycle"))
 }
 
 /// The units that run in integers.
@@ -346,11 +371,13 @@ fn elements(
         }
         let Some(chosen) = ranges.get(v) else { continue };
         if chosen.lost > MOST_LOST {
-            let (low, high) = h.minmax().unwrap_or_default();
-            let what = format!(
-                "outliers stretch its range to [{low:.4}, {high:.4}], {:.0} % of the rest would become zero: stays in floating point",
-                chosen.lost * 100.0
-            );
+            let made = units.producer.get(v).map(|p| units.all[*p].role);
+            let stretched = match (made, h.minmax().unwrap_or_default()) {
+                (Some(Role::Fixed(low, high)), _) => format!("codes would cover [{low}, {high}]"),
+                (_, (low, high)) => format!("outliers stretch its range to [{low:.4}, {high:.4}]"),
+            };
+            let lost = chosen.lost * 100.0;
+            let what = format!("{stretched}, {lost:.0} % of the rest would become zero: stays in floating point");
             cx.note(NoteKind::Skip, name, what);
             continue;
         }

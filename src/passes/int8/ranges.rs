@@ -62,35 +62,47 @@ pub struct Chosen {
     pub lost: f64,
 }
 
-/// What a method makes of all values that were measured: a long search through each distribution.
-pub fn all(method: Method, values: &BTreeSet<ValueId>, stats: &Stats) -> BTreeMap<ValueId, Chosen> {
-    let of = |v: &ValueId| Some((*v, method.choose(stats.spread(*v)?)?));
+impl Chosen {
+    fn of(spread: &Spread, range: (f32, f32)) -> Chosen {
+        Chosen {
+            range,
+            lost: lost(spread, range),
+        }
+    }
+}
+
+fn lost(spread: &Spread, (low, high): (f32, f32)) -> f64 {
+    let h = spread.usual().map_or(spread.all(), Cow::Owned); // its bins are finer
+    let half = f64::from(high - low) / 255.0 / 2.0;
+    let (first, counts) = h.bins();
+    let nonzero = h.count().saturating_sub(h.zeros);
+    let mut near = 0.0;
+    for (i, &n) in (i64::from(first)..).zip(&counts) {
+        let n = if i == 0 { n.saturating_sub(h.zeros) } else { n };
+        let inner = if i < 0 { -(i + 1) } else { i } as f64 * h.resolution();
+        near += n as f64 * ((half - inner) / h.resolution()).clamp(0.0, 1.0);
+    }
+    if nonzero == 0 { 0.0 } else { near / nonzero as f64 }
+}
+
+/// What a method makes of all values that were measured, up to where anything depends on them: a long search through each
+/// distribution.
+pub fn all(method: Method, values: &BTreeSet<ValueId>, stats: &Stats, units: &Units) -> BTreeMap<ValueId, Chosen> {
+    let of = |v: &ValueId| {
+        let spread = stats.spread(*v)?;
+        let made = units.producer.get(v).map(|p| &units.all[*p]);
+        if let Some(Role::Fixed(low, high)) = made.map(|u| u.role) {
+            return Some((*v, Chosen::of(spread, (low, high))));
+        }
+        let cut = made.map(|u| spread.clamped(u.limits));
+        let spread = cut.as_ref().unwrap_or(spread);
+        Some((*v, Chosen::of(spread, method.range(spread)?)))
+    };
     let found: Vec<_> = values.par_iter().filter_map(of).collect();
     found.into_iter().collect()
 }
 
 impl Method {
-    /// `None` when nothing was seen.
-    fn choose(self, spread: &Spread) -> Option<Chosen> {
-        let range = self.range(spread)?;
-        let lost = Self::lost(spread, range);
-        Some(Chosen { range, lost })
-    }
-
-    fn lost(spread: &Spread, (low, high): (f32, f32)) -> f64 {
-        let h = spread.usual().map_or(spread.all(), Cow::Owned); // its bins are finer
-        let half = f64::from(high - low) / 255.0 / 2.0;
-        let (first, counts) = h.bins();
-        let nonzero = h.count().saturating_sub(h.zeros);
-        let mut near = 0.0;
-        for (i, &n) in (i64::from(first)..).zip(&counts) {
-            let n = if i == 0 { n.saturating_sub(h.zeros) } else { n };
-            let inner = if i < 0 { -(i + 1) } else { i } as f64 * h.resolution();
-            near += n as f64 * ((half - inner) / h.resolution()).clamp(0.0, 1.0);
-        }
-        if nonzero == 0 { 0.0 } else { near / nonzero as f64 }
-    }
-
     /// The range of a distribution; `None` when nothing was seen.
     fn range(self, spread: &Spread) -> Option<(f32, f32)> {
         let h = spread.all();

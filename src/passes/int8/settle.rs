@@ -1,6 +1,7 @@
 //! What integers do to the outputs of the model on calibration samples, and which operators are to blame.
 //!
-//! The float model and the quantized one run on a few samples. Where an output errs by more than asked, operators are given up: their
+//! The float model and the quantized one run on a few samples. Where an output errs by more than asked, the same is tried with equalized
+//! channels ([`super::equalize`]), which help some networks much and others not, so that the outputs decide; and then operators are given up: their
 //! inputs are not quantized any more, and then all is written again. Which ones, the outputs tell, not the values between: one
 //! layer may carry nearly all of the error of a network in which all layers look alike (the stem of a YOLOX-nano took its outputs from
 //! 17 dB to 9 dB, while a hundred others cost nothing that could be measured), and large relative errors of a value may not matter.
@@ -11,12 +12,12 @@
 use super::place::Placement;
 use super::ranges::Scales;
 use super::units::{Unit, Units};
-use super::{Int8, Seen, Weights, account, chart, integer, place, ranges};
+use super::{Int8, Seen, Weights, account, chart, equalize, integer, order, place, ranges};
 use crate::data::Samples;
 use crate::ir::{Model, ValueId};
-use crate::passes::Context;
 use crate::passes::noise::Reference;
-use anyhow::Result;
+use crate::passes::{Context, NoteKind};
+use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
 /// Samples that are looked at: powers are means over many elements, so a few say enough.
@@ -29,6 +30,24 @@ const TRIALS: usize = 24;
 const LEFT: f64 = 0.8;
 /// Halves that together take away less than this part of what the whole does are to blame together.
 const TOGETHER: f64 = 0.5;
+
+/// What became of a model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has Q/DQ pairs now.
+    Quantized,
+    /// Nothing can be in integers.
+    Nothing,
+    /// The rival is better: nothing was changed.
+    Beaten,
+}
+
+/// The same function, quantized in another way.
+pub struct Rival<'a> {
+    reference: &'a Reference,
+    /// How much its outputs err.
+    error: f64,
+}
 
 /// Elements per sample of the values that can be quantized.
 pub type Elements = BTreeMap<ValueId, u64>;
@@ -59,7 +78,8 @@ fn samples(cx: &Context) -> Samples {
 }
 
 impl Int8 {
-    /// Writes Q/DQ pairs; where an output errs too much, again with less in integers. False when nothing can be in integers.
+    /// Writes Q/DQ pairs; where an output errs too much, with equalized channels, or again with less in integers. What was said of the
+    /// model begins with the note of number `start`.
     ///
     /// # Errors
     /// When a sample fails, or a value cannot be quantized.
@@ -69,23 +89,35 @@ impl Int8 {
         units: &Units,
         mut elements: Elements,
         (seen, weights): (&Seen, &mut Weights),
+        (rival, start): (Option<&Rival>, usize),
         cx: &mut Context,
-    ) -> Result<bool> {
+    ) -> Result<Outcome> {
         let kept = cx.notes.len();
         let (few, aside) = (samples(cx), cx.aside());
         // Large weights are rounded one at a time, which does not keep all threads busy.
         let (first, reference) = rayon::join(
             || self.attempt(model, units, &elements, (seen, weights), cx),
-            || Reference::new(model, &few, &aside),
+            || rival.is_none().then(|| Reference::new(model, &few, &aside)).transpose(),
         );
         let Some(mut attempt) = first? else {
             cx.leave("no operator with a weight can run in integers");
-            return Ok(false);
+            return Ok(Outcome::Nothing);
         };
-        let reference = reference?;
+        let own = reference?;
+        let reference = own
+            .as_ref()
+            .or(rival.map(|r| r.reference))
+            .context("one of both is given")?;
+        let mut now = reference.error(&attempt.model, usize::MAX, cx)?;
+        match rival {
+            Some(rival) if now >= rival.error => return Ok(Outcome::Beaten),
+            None if now > self.error && self.equal(model, &Rival { reference, error: now }, start, cx)? => {
+                return Ok(Outcome::Quantized);
+            }
+            _ => {}
+        }
         let mut given_up: Vec<(usize, f64)> = Vec::new();
         for _ in 0..ROUNDS {
-            let now = reference.error(&attempt.model, usize::MAX, cx)?;
             if now <= self.error {
                 break;
             }
@@ -114,11 +146,33 @@ impl Int8 {
                     "wherever integers were tried, the outputs err by more than error={}",
                     self.error
                 ));
-                return Ok(false);
+                return Ok(Outcome::Nothing);
             };
             attempt = fewer;
+            now = reference.error(&attempt.model, usize::MAX, cx)?;
         }
         self.finish(model, units, attempt, (seen, weights), cx)?;
+        Ok(Outcome::Quantized)
+    }
+
+    /// Quantizes the model with equalized channels, where that is better.
+    fn equal(&self, model: &mut Model, rival: &Rival, start: usize, cx: &mut Context) -> Result<bool> {
+        let Some(mut equal) = equalize::equalized(model, &order(model)?, cx)? else {
+            return Ok(false);
+        };
+        let said = cx.notes.split_off(start);
+        let outcome = self.measured(&mut equal.model, &equal.ends, Some(rival), cx)?;
+        if outcome != Outcome::Quantized {
+            cx.notes.truncate(start);
+            cx.notes.extend(said);
+            return Ok(false);
+        }
+        let what = format!(
+            "{} layers make channels of equal reach for depthwise convolutions",
+            equal.layers
+        );
+        cx.note(NoteKind::Did, String::new(), what);
+        *model = equal.model;
         Ok(true)
     }
 

@@ -25,7 +25,7 @@ pub struct Unit {
     pub results: Vec<ValueId>,
     /// The `Relu`s and `Clip`s that saturation can replace, first to last; only behind a single result.
     pub clips: Vec<NodeId>,
-    /// The limits of the clips, here or further down a chain of operators that keep the scale.
+    /// The limits of the clips, here or further down a chain of operators that keep the scale, and of gates that read its result.
     pub limits: (f32, f32),
     /// It may give out floats.
     pub free_output: bool,
@@ -39,6 +39,13 @@ impl Unit {
     /// True when it has a weight.
     pub fn is_weighted(&self) -> bool {
         self.site.is_some()
+    }
+
+    /// Its results matter between these ends only.
+    pub fn limit(&mut self, ends: Option<(f32, f32)>) {
+        if let Some((low, high)) = ends {
+            self.limits = (self.limits.0.max(low), self.limits.1.min(high));
+        }
     }
 
     /// Nanoseconds for one sample, in floating point and in integers; `elements` counts those of a value.
@@ -111,6 +118,9 @@ pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> U
     for i in (0..units.all.len()).filter(|_| target.results) {
         units.absorb(model, i);
     }
+    for unit in units.all.iter_mut().filter(|u| u.results.len() == 1) {
+        unit.limit(super::gates::ends(model, unit.results[0]));
+    }
     for i in (0..units.all.len()).filter(|_| target.joins_add) {
         units.join_add(model, i);
     }
@@ -127,6 +137,9 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         return Err("a product of two activations stays in floating point".into());
     }
     let row = target.row(model, node)?;
+    if target.timed && super::gates::feeds_gate(model, node) {
+        return Err("what reads it, a gate, takes floats".to_owned());
+    }
     let site = match role {
         Role::Weighted { weight, .. } => Some(integer_site(model, node, weight)?),
         _ => None,
