@@ -117,8 +117,11 @@ impl Int8 {
             _ => {}
         }
         let mut given_up: Vec<(usize, f64)> = Vec::new();
+        // What is chosen by a few samples does worse on others.
+        let limit = reference.careful(self.error);
+        let mut allowed = if rival.is_some() { limit } else { self.error };
         for _ in 0..ROUNDS {
-            if now <= self.error {
+            if now <= std::mem::replace(&mut allowed, self.error) {
                 break;
             }
             let all: Vec<usize> = (0..units.all.len()).filter(|i| attempt.placement.integer[*i]).collect();
@@ -127,8 +130,6 @@ impl Int8 {
                 let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
                 attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
             };
-            // What is chosen by a few samples does worse on others.
-            let limit = reference.careful(self.error);
             for stretch in worst(&all, now, limit, &mut without)? {
                 let some = &all[stretch.first..stretch.end];
                 elements = less(&elements, units, some);
