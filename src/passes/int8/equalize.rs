@@ -12,8 +12,8 @@
 //! `x·HardSigmoid(x)` becomes `(s·x)·HardSigmoid((s·x)·(1/s))`, one product more.
 
 use super::gates;
-use crate::analysis::sites::{Site, float_tensor, site};
-use crate::ir::{Attr, Model, NodeId, Tensor, Use, ValueId};
+use crate::analysis::sites::{Site, site};
+use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::parallel::in_order;
 use crate::passes::Context;
 use anyhow::{Context as _, Result};
@@ -134,6 +134,9 @@ impl Pair {
         let owned = |s: &Site| !s.shared && s.slot == 1 && s.layout.window.as_ref().is_some_and(|w| !w.transposed);
         let maker = site(model, node)?.ok().filter(owned)?;
         maker.bias_values(model)?;
+        if model.constant(maker.weight)?.dtype() != DType::Float {
+            return None;
+        }
         let mut pair = Pair {
             values: Vec::new(),
             steps: Vec::new(),
@@ -169,7 +172,7 @@ impl Pair {
             .uses()
             .iter()
             .map(|u| match u {
-                Use::Node(n, _) if model.node(*n).op.domain.is_empty() => Some(*n),
+                Use::Node(n, _) if is_plain(model, *n) => Some(*n),
                 _ => None,
             })
             .collect();
@@ -247,7 +250,7 @@ impl Pair {
         if let Some(bias) = maker.bias {
             let values = maker.bias_values(model).context("its bias is constant")?;
             let scaled = values.iter().zip(factors).map(|(b, s)| b * s).collect();
-            self.put(model, (bias.node, bias.slot), &[factors.len()], scaled)?;
+            put(model, (bias.node, bias.slot), &[factors.len()], scaled)?;
         }
         model.set_const(maker.weight, weight);
         for reader in &self.readers {
@@ -255,7 +258,12 @@ impl Pair {
             let weight = scaled(reader, model, &|o| 1.0 / factors[o / each])?;
             model.set_const(reader.weight, weight);
         }
-        let mut along = vec![1; maker.dims().len()];
+        self.carry(model, factors)
+    }
+
+    /// Lets what stands between pass the factors.
+    fn carry(&self, model: &mut Model, factors: &[f32]) -> Result<()> {
+        let mut along = vec![1; self.maker.dims().len()];
         along[1] = factors.len();
         for step in &self.steps {
             match *step {
@@ -267,18 +275,19 @@ impl Pair {
                         .context("a constant")?;
                     let old = |c: usize| if old.len() == 1 { old[0] } else { old[c] };
                     let shifts = factors.iter().enumerate().map(|(c, s)| s * old(c)).collect();
-                    self.put(model, (add, slot), &along, shifts)?;
+                    put(model, (add, slot), &along, shifts)?;
                 }
                 Step::Gate(gate) => {
                     let v = model.node(gate).input(0).context("a gate reads something")?;
-                    let own = self.divided(model, v, &along, factors)?;
+                    let own = Pair::divided(model, v, &along, factors);
                     model.set_input(gate, 0, Some(own));
                 }
                 Step::Swish(node) => {
                     let v = model.node(node).input(0).context("a HardSwish reads something")?;
-                    let own = self.divided(model, v, &along, factors)?;
+                    let own = Pair::divided(model, v, &along, factors);
                     let attrs = vec![Attr::float("alpha", 1.0 / 6.0), Attr::float("beta", 0.5)];
-                    let gate = self.node(model, "HardSigmoid", v, "gate", &[Some(own)], attrs);
+                    let name = format!("{}_gate", model.value(v).name);
+                    let gate = append(model, "HardSigmoid", &name, &[Some(own)], attrs);
                     model.node_mut(node).op.name = "Mul".into();
                     model.set_inputs(node, vec![Some(v), Some(gate)]);
                 }
@@ -288,47 +297,39 @@ impl Pair {
     }
 
     /// `v` as it was before it was multiplied.
-    fn divided(&self, model: &mut Model, v: ValueId, along: &[usize], factors: &[f32]) -> Result<ValueId> {
+    fn divided(model: &mut Model, v: ValueId, along: &[usize], factors: &[f32]) -> ValueId {
         let inverse = factors.iter().map(|s| 1.0 / s).collect();
         let name = model.fresh_name(&format!("{}_inverse", model.value(v).name));
-        let dtype = self.dtype(model)?;
-        let inverse = model.add_const(model.main_id(), &name, float_tensor(dtype, along, inverse)?);
-        Ok(self.node(model, "Mul", v, "divided", &[Some(v), Some(inverse)], Vec::new()))
+        let inverse = model.add_const(model.main_id(), &name, Tensor::new(along, inverse));
+        let name = format!("{}_divided", model.value(v).name);
+        append(model, "Mul", &name, &[Some(v), Some(inverse)], Vec::new())
     }
+}
 
-    fn node(
-        &self,
-        model: &mut Model,
-        op: &str,
-        v: ValueId,
-        what: &str,
-        inputs: &[Option<ValueId>],
-        attrs: Vec<Attr>,
-    ) -> ValueId {
-        let name = model.fresh_name(&format!("{}_{what}", model.value(v).name));
-        let graph = model.node(self.maker.node).graph();
-        model.add_node(graph, &name, op, inputs, &[&name], attrs).1[0]
-    }
+/// Adds a node with one output of this name, or a like one.
+fn append(model: &mut Model, op: &str, name: &str, inputs: &[Option<ValueId>], attrs: Vec<Attr>) -> ValueId {
+    let name = model.fresh_name(name);
+    model.add_node(model.main_id(), &name, op, inputs, &[&name], attrs).1[0]
+}
 
-    /// Puts a constant of its own behind an input.
-    fn put(&self, model: &mut Model, (node, slot): (NodeId, usize), dims: &[usize], data: Vec<f32>) -> Result<()> {
-        let tensor = float_tensor(self.dtype(model)?, dims, data)?;
-        let old = model.node(node).input(slot).context("there is an input")?;
-        let name = model.fresh_name(&format!("{}_equalized", model.value(old).name));
-        let new = model.add_const(model.main_id(), &name, tensor);
-        model.set_input(node, slot, Some(new));
-        Ok(())
-    }
+/// Puts a constant of its own behind an input.
+fn put(model: &mut Model, (node, slot): (NodeId, usize), dims: &[usize], data: Vec<f32>) -> Result<()> {
+    let old = model.node(node).input(slot).context("there is an input")?;
+    let name = model.fresh_name(&format!("{}_equalized", model.value(old).name));
+    let new = model.add_const(model.main_id(), &name, Tensor::new(dims, data));
+    model.set_input(node, slot, Some(new));
+    Ok(())
+}
 
-    fn dtype(&self, model: &Model) -> Result<crate::ir::DType> {
-        Ok(model.constant(self.maker.weight).context("a constant weight")?.dtype())
-    }
+/// An ONNX operator of the main graph.
+fn is_plain(model: &Model, n: NodeId) -> bool {
+    model.node(n).op.domain.is_empty() && model.node(n).graph() == model.main_id()
 }
 
 /// A depthwise convolution that nothing else shares its weight with, and reads the value as its data.
 fn depthwise(model: &Model, u: &Use) -> Option<Site> {
     let Use::Node(n, 0) = *u else { return None };
-    let site = site(model, n)?.ok()?;
+    let site = site(model, n).filter(|_| is_plain(model, n))?.ok()?;
     let groups = site.layout.groups;
     let plain = site.layout.window.as_ref().is_some_and(|w| !w.transposed) && !site.shared;
     (plain && groups > 1 && site.inputs() == groups && site.outputs() % groups == 0).then_some(site)
