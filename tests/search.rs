@@ -61,6 +61,27 @@ fn a_budget_alone_gives_less_than_int8_alone_and_the_passes_that_it_names_give_i
 }
 
 #[test]
+fn a_search_whose_time_is_over_gives_the_best_so_far_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (ran, report) = search(&["--budget", "sqnr:20dB", "--search-time", "0s"], folder.path());
+    let out = ran.ok();
+    let tried = report["search"].as_array().expect("a search");
+    assert_eq!(tried.len(), 1, "{out}");
+    assert!(
+        out.contains("--search-time") && bytes(&folder.path().join("small.onnx")) > 0,
+        "{out}"
+    );
+    let (ran, report) = search(&["--budget", "sqnr:20dB", "--search-time", "1h"], folder.path());
+    assert!(!ran.ok().contains("--search-time"));
+    assert!(report["search"].as_array().expect("a search").len() >= 3);
+    for wrong in ["5", "m", "1e400h", "fast"] {
+        let (ran, _) = search(&["--budget", "sqnr:20dB", "--search-time", wrong], folder.path());
+        let said = ran.err;
+        assert!(said.contains("write 90s, 5m or 1h"), "{said}");
+    }
+}
+
+#[test]
 fn a_target_is_met_with_the_least_loss_or_refused_with_what_was_reached() {
     let folder = tempfile::tempdir().expect("a folder");
     let small = folder.path().join("small.onnx");

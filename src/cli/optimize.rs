@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,6 +57,10 @@ pub struct Args {
     /// How long to search for the passes: a few measurements, some ten, or some twenty and every precision
     #[arg(long, value_enum, conflicts_with = "passes")]
     preset: Option<Effort>,
+    /// How long the search may go on measuring: 90s, 5m or 1h. It takes the best by then, which another machine may not have reached;
+    /// the passes that the report names give the same bytes everywhere
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "passes")]
+    search_time: Option<Duration>,
     /// Keep what is measured on the way in this file, for the next run with the same model and data: the result is the same,
     /// only sooner
     #[arg(long, value_name = "FILE")]
@@ -104,6 +109,17 @@ pub struct Args {
     /// The result; may be the same file
     #[arg(value_name = "OUT", required_unless_present_any = ["recipe", "stats"])]
     output: Option<PathBuf>,
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let wrong = || format!("{text:?}: write 90s, 5m or 1h");
+    let text = text.trim();
+    let unit = text.chars().last().with_context(wrong)?;
+    let seconds = [('s', 1.0), ('m', 60.0), ('h', 3600.0)]
+        .into_iter()
+        .find(|u| u.0 == unit);
+    let number: f64 = text.trim_end_matches(unit).trim().parse().with_context(wrong)?;
+    Duration::try_from_secs_f64(number * seconds.with_context(wrong)?.1).with_context(wrong)
 }
 
 fn percent(text: &str) -> Result<f64> {
@@ -156,6 +172,7 @@ impl Job {
         let cache = args.cache.as_deref().map(Cache::open);
         options.cache = cache.transpose().context("--cache")?.map(Arc::new);
         options.targets = targets;
+        options.search_time = args.search_time;
         options.keep = args.keep;
         options.bench = args.bench || args.max_latency.is_some();
         options.layers = args.json.is_some() || args.report.is_some() || args.verbose;

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Samples that are made up when there are no real ones.
 const SYNTHETIC_SAMPLES: usize = 16;
@@ -64,6 +64,8 @@ pub struct Options {
     pub part: f64,
     /// A result of another size is not looked at: [`OtherSize`].
     pub bytes: RangeInclusive<u64>,
+    /// A search begins no further measurement after so long; `None`: it takes as long as its effort says.
+    pub search_time: Option<Duration>,
     /// Measure how fast the result is beside the original.
     pub bench: bool,
     /// Write the output even when the verdict is against it.
@@ -97,6 +99,7 @@ impl Options {
             baseline: None,
             part: 1.0,
             bytes: 0..=u64::MAX,
+            search_time: None,
             bench: false,
             keep: false,
             verify: true,

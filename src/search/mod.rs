@@ -101,11 +101,17 @@ pub fn optimize(
         progress,
         chain: Vec::new(),
         tried: Vec::new(),
+        start,
+        stopped: false,
     };
     search.run().with_context(|| format!("{}", input.display()))?;
     let (k, mut report) = search.verified([input, output], data.split().1.len())?;
     search.tried[k].tried.chosen = true;
     report.tuning_samples = search.tune.len();
+    if search.stopped {
+        let why = "the search ended for its time (--search-time): a smaller result may be within the budget";
+        report.warnings.push(why.into());
+    }
     report.search = search.tried.into_iter().map(|m| m.tried).collect();
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
@@ -139,6 +145,9 @@ struct Search<'a> {
     /// The models of the last result, pass by pass, with the passes as they are written.
     chain: Vec<(String, Model)>,
     tried: Vec<Measured>,
+    start: Instant,
+    /// It ended for its time.
+    stopped: bool,
 }
 
 /// A result that was measured.
@@ -162,7 +171,16 @@ impl Search<'_> {
         t.refused.is_none() && t.used <= self.fit()
     }
 
-    /// Measures as many results as the effort allows.
+    /// Whether the time is over after which nothing more is measured.
+    fn late(&mut self) -> bool {
+        self.stopped |= self
+            .options
+            .search_time
+            .is_some_and(|most| self.start.elapsed() >= most);
+        self.stopped
+    }
+
+    /// Measures as many results as the effort and the time allow.
     fn run(&mut self) -> Result<()> {
         let (precision, base) = self.precision()?;
         if base > self.fit() && precision.is_some() || self.effort == Effort::Fast && !self.options.targets.any() {
@@ -171,6 +189,9 @@ impl Search<'_> {
         // All passes of a plan err alike, and what fits one of them leaves each of several a part.
         let mut sum = self.first_error(base);
         for (round, part) in self.parts(precision.as_deref()).into_iter().enumerate() {
+            if self.late() {
+                break;
+            }
             if round > 0 && self.idle(&part) {
                 continue;
             }

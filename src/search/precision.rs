@@ -22,6 +22,9 @@ impl Search<'_> {
         let (mut best, fit) = (None::<(f64, String, f64)>, self.fit());
         let mut todo: VecDeque<String> = precisions().into_iter().map(str::to_owned).collect();
         while let Some(p) = todo.pop_front() {
+            if best.is_some() && self.late() {
+                break;
+            }
             let k = self.measure(Plan::new(&[], 0.0, Some(&p)))?;
             let t = &self.tried[k].tried;
             // A limit that did not bind before binds no more: the same pass with another gives the same.

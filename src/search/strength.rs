@@ -40,7 +40,10 @@ impl Search<'_> {
         let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None::<(f64, u64)>;
-        for _ in 0..probes {
+        for probe in 0..probes {
+            if probe > 0 && self.late() {
+                break;
+            }
             let k = self.measure(part.with(e))?;
             let t = &self.tried[k].tried;
             let (used, bytes) = (t.used, t.bytes);
