@@ -6,6 +6,7 @@ pub mod ends;
 pub mod groups;
 pub mod infer;
 pub mod legal;
+pub mod parts;
 pub mod readers;
 pub mod sites;
 pub mod stats;

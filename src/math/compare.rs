@@ -132,6 +132,16 @@ impl Gap {
         }
     }
 
+    /// The same, of a signal whose root mean square is taken to be `least` at least.
+    pub fn noise_above(&self, least: f64) -> Option<f64> {
+        let signal = self.reference_squared.max(least * least * self.count as f64);
+        match (self.count, self.broken) {
+            (0, 0) => None,
+            (_, 0) => Some(self.error_squared / signal),
+            _ => Some(f64::INFINITY),
+        }
+    }
+
     /// Cosine of the angle between reference and test, all samples taken as one vector: 1 when all pairs are equal, 0 when a
     /// pair is broken or only one of the two is zero.
     pub fn cosine(&self) -> f64 {

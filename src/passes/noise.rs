@@ -3,6 +3,8 @@
 use super::Context;
 use super::checkpoints::{Checkpoints, Late};
 use crate::analysis::ends;
+use crate::analysis::infer::infer_sample;
+use crate::analysis::parts::{Part, parts};
 use crate::cache::{Cache, Key};
 use crate::data::{Sample, Samples};
 use crate::engine::{NotRun, Session};
@@ -21,6 +23,9 @@ const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
 
+/// Scores between 0 and 1 count as if they were at least so large, root mean square: where there are none, there is nothing to lose.
+const LEAST: f64 = 1e-3;
+
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
     /// The numbers of outputs that have saturated: the values before them count, too.
@@ -28,6 +33,8 @@ pub struct Reference {
     samples: Vec<Sample>,
     /// Outputs, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
+    /// What outputs are put together from, with the number of each output.
+    parts: Vec<(usize, Part)>,
     /// Tells the model and the samples, where there is a cache.
     key: Option<Key>,
     /// The model as it was, where it is changed at one place after the other, and on how many samples that is tried.
@@ -53,6 +60,7 @@ impl Reference {
             before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
+            parts: Vec::new(),
             key: None,
             piecemeal: None,
             checkpoints: OnceLock::new(),
@@ -60,6 +68,12 @@ impl Reference {
         let named = |_: &Cache| Key::new("error of outputs", &cx.engine.name()).model(model);
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
+        if let Ok(types) = samples.get(0).and_then(|like| infer_sample(model, &like)) {
+            for (k, output) in outputs.iter().enumerate() {
+                let all = parts(model, *output, |v| types.dims(v));
+                reference.parts.extend(all.into_iter().map(|part| (k, part)));
+            }
+        }
         let run = |i: usize| {
             let sample = samples.get(i)?;
             let wanted = session.run(&sample)?;
@@ -169,14 +183,30 @@ impl Reference {
         cx: &Context,
     ) -> Result<f64> {
         let mut gaps = vec![Gap::new(); there.iter().filter(|t| **t).count()];
+        let mut parts = vec![Gap::new(); self.parts.len()];
         let wanted = |i: usize| self.wanted[i].iter().zip(there).filter(|(_, there)| **there);
         in_order(
             samples,
             cx.threads,
             |i| session.run(&sample(i)),
-            |i, values| add(&mut gaps, wanted(i).map(|(x, _)| x), &values),
+            |i, values| {
+                for (gap, (k, part)) in parts.iter_mut().zip(&self.parts) {
+                    let of = |t: &Tensor| part.of(&t.floats()?, t.dims());
+                    if let Some((x, y)) = of(&self.wanted[i][*k]).zip(of(&values[*k])) {
+                        gap.add(&x, &y)?;
+                    }
+                }
+                add(&mut gaps, wanted(i).map(|(x, _)| x), &values)
+            },
         )?;
-        Ok(gaps.iter().filter_map(Gap::noise).fold(0.0, f64::max))
+        let parts = parts
+            .iter()
+            .zip(&self.parts)
+            .filter_map(|(gap, (_, part))| match part.saturates {
+                true => gap.noise_above(LEAST),
+                false => gap.noise(),
+            });
+        Ok(gaps.iter().filter_map(Gap::noise).chain(parts).fold(0.0, f64::max))
     }
 }
 

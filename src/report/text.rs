@@ -156,8 +156,10 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
         let sqnr = db(g.sqnr_db);
         let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
         let mut notes = String::new();
-        if g.inner {
-            notes += "  (before the last nonlinearity)";
+        match &g.part_of {
+            Some(output) => notes += &format!("  (a part of {output})"),
+            None if g.inner => notes += "  (before the last nonlinearity)",
+            None => {}
         }
         if let Some(a) = &g.accuracy {
             let (before, after) = (a.before * 100.0, a.after * 100.0);

@@ -102,7 +102,8 @@ impl Condition {
         } else {
             !g.negligible || self.about_decisions() || self.output.is_some()
         };
-        judged && self.output.as_ref().is_none_or(|o| *o == g.name)
+        let output = g.part_of.as_ref().unwrap_or(&g.name);
+        judged && self.output.as_ref().is_none_or(|o| o == output)
     }
 
     fn used(&self, g: &OutputGap) -> Option<f64> {
@@ -155,10 +156,10 @@ impl Condition {
             return None;
         }
         let (name, limit) = (&g.name, self.limit);
-        let what = if g.stands_in {
-            "before a saturated output,"
-        } else {
-            "output"
+        let what = match &g.part_of {
+            Some(output) => &format!("of output {output:?} the part"),
+            None if g.stands_in => "before a saturated output,",
+            None => "output",
         };
         match self.metric {
             Metric::Sqnr if g.sqnr_db.is_nan() || g.sqnr_db < limit => {

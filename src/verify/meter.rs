@@ -1,6 +1,7 @@
 //! What is measured of one output, sample by sample.
 
 use super::{Accuracy, OutputGap};
+use crate::analysis::parts::Part;
 use crate::ir::{DType, Tensor};
 use crate::math::compare::Gap;
 use crate::math::margins::{Margins, Noise};
@@ -38,13 +39,27 @@ impl Meter {
         let (Some(a), Some(b)) = (x.to_f32(), y.to_f32()) else {
             return Ok(()); // strings are not compared
         };
-        self.gap.add(&a, &b)?;
+        self.compare(&a, &b)?;
+        self.decide(x, &a, &b, label);
+        Ok(())
+    }
+
+    /// Adds a part of the original's output, and of the result's.
+    pub fn add_part(&mut self, part: &Part, x: &Tensor, y: &Tensor) -> Result<()> {
+        let of = |t: &Tensor| part.of(&t.floats()?, t.dims());
+        match of(x).zip(of(y)) {
+            Some((a, b)) => self.compare(&a, &b),
+            None => Ok(()),
+        }
+    }
+
+    fn compare(&mut self, a: &[f32], b: &[f32]) -> Result<()> {
+        self.gap.add(a, b)?;
         for &v in a.iter().filter(|v| v.is_finite()) {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
         }
-        self.variation.add(&a);
-        self.decide(x, &a, &b, label);
+        self.variation.add(a);
         Ok(())
     }
 
@@ -98,6 +113,7 @@ impl Meter {
             variation: self.variation.part(),
             stands_in: false,
             negligible: false,
+            part_of: None,
         }
     }
 }

@@ -13,6 +13,7 @@ pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 
 use crate::analysis::ends;
 use crate::analysis::infer::{Types, infer_sample};
+use crate::analysis::parts::{Part, parts};
 use crate::data::{Sample, Samples};
 use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
@@ -61,7 +62,13 @@ pub struct OutputGap {
     /// True for an output of Sigmoid, Softmax or the like that differs by no more than the rounding of a number near 1. Ratios of
     /// such numbers say nothing where all of them are tiny, so that only the value before it is judged.
     pub negligible: bool,
+    /// For a part of an output that is put together from things of different kinds, such as boxes and scores ([`crate::analysis::parts`]): the
+    /// output's name. The budget holds for every part, but for scores that change by no more than a hundredth anywhere.
+    pub part_of: Option<String>,
 }
+
+/// Scores between 0 and 1 that change by no more than this lose nothing, however small they are.
+const UNNOTICED: f64 = 0.01;
 
 /// What the results of saturating operators may differ by without anyone taking notice: some steps of a float near 1.
 const NEGLIGIBLE: f64 = 1e-6;
@@ -113,6 +120,7 @@ pub fn compare(
         let session = engine.load(model, &wanted, &like);
         session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("{which}: {why}"))))
     };
+    let mut parts = parts_of(original, &like, &pairs);
     let mut meters: Vec<Meter> = pairs.iter().map(|_| Meter::default()).collect();
     progress.start("verify", samples.len());
     let at_once = at_once(original, &like, &pairs).max(threads);
@@ -144,6 +152,9 @@ pub fn compare(
                 let added = meter.add(x, y, label);
                 added.with_context(|| format!("output {:?}", pair.name))?;
             }
+            for (of, part, meter) in &mut parts {
+                meter.add_part(part, &xs[i][*of], &ys[*of])?;
+            }
             progress.advance(1);
             Ok(())
         };
@@ -160,7 +171,26 @@ pub fn compare(
             gaps[k].stands_in = output.negligible || output.variation.is_some_and(hardly);
         }
     }
+    for (of, part, meter) in parts {
+        let mut gap = meter.gap(part.name, true);
+        gap.part_of = Some(gaps[of].name.clone());
+        gap.stands_in = !part.saturates || gap.max_abs > UNNOTICED || gap.broken > 0;
+        gaps.push(gap);
+    }
     Ok(gaps)
+}
+
+/// What outputs are put together from, with the number of each output.
+fn parts_of(original: &Model, like: &Sample, pairs: &[Pair]) -> Vec<(usize, Part, Meter)> {
+    let Ok(types) = infer_sample(original, like) else {
+        return Vec::new();
+    };
+    let outer = pairs.iter().enumerate().filter(|(_, p)| !p.inner);
+    let parts = outer.flat_map(|(k, p)| {
+        let all = parts(original, p.original, |v| types.dims(v));
+        all.into_iter().map(move |part| (k, part, Meter::default()))
+    });
+    parts.collect()
 }
 
 /// How many samples the original is run on before the result is: where the outputs for all of them are small, only one of the two is in
@@ -267,7 +297,56 @@ mod tests {
             variation: None,
             stands_in: false,
             negligible: false,
+            part_of: None,
         }
+    }
+
+    /// Boxes of some hundreds beside scores below 1; the logits of the latter are multiplied.
+    #[cfg(feature = "tract")]
+    fn detector(factor: f32, logit: f32) -> Model {
+        use crate::engine::testing::Builder;
+        use crate::ir::{Attr, DType};
+        let mut b = Builder::new(13);
+        let x = b.input("x", DType::Float, &[1, 2, 30]);
+        let mut number = |name: &str, x: f32| b.constant(name, Tensor::new(&[], vec![x]));
+        let (hundred, factor, logit) = (
+            number("hundred", 100.0),
+            number("factor", factor),
+            number("logit", logit),
+        );
+        let boxes = b.op("Mul", &[x, hundred], vec![]);
+        let logits = b.op("Add", &[x, logit], vec![]);
+        let logits = b.op("Mul", &[logits, factor], vec![]);
+        let scores = b.op("Sigmoid", &[logits], vec![]);
+        let y = b.op("Concat", &[boxes, scores], vec![Attr::int("axis", 1)]);
+        let info = crate::pb::ValueInfoProto {
+            name: Some("y".into()),
+            ..Default::default()
+        };
+        b.model.add_output(b.model.main_id(), info, y);
+        b.model
+    }
+
+    #[test]
+    #[cfg(feature = "tract")]
+    fn scores_beside_boxes_are_judged_by_themselves() {
+        use crate::engine::tract::Tract;
+        let gaps = |factor: f32, size: f32| {
+            let (a, b) = (detector(1.0, size), detector(factor, size));
+            let samples = crate::data::Dataset::synthetic(&a, 1, 4).all();
+            compare(&a, &b, &samples, &Tract, 1, &crate::progress::Silent).expect("both run")
+        };
+        let broken = gaps(0.0, 0.0);
+        assert!(broken[0].sqnr_db > 40.0 && broken.len() == 3, "{broken:?}");
+        assert!(broken[2].sqnr_db < 10.0 && broken[2].part_of.as_deref() == Some(&*broken[0].name));
+        let Verdict::Outside(why) = judge(&broken, &Budget::lossy()) else {
+            panic!("the scores are lost: {broken:?}");
+        };
+        assert!(why.contains("the part"), "{why}");
+        // Where there is nothing to see, nothing is lost.
+        let empty = gaps(1.5, -15.0);
+        assert!(empty[2].sqnr_db < 10.0, "{empty:?}");
+        assert_eq!(judge(&empty, &Budget::lossy()), Verdict::Within);
     }
 
     #[test]

@@ -1,0 +1,137 @@
+//! Outputs that are put together from things of different kinds: a detector's boxes, in pixels, beside its scores, from 0 to 1. Errors of
+//! such an output as a whole say nothing of its smaller parts.
+
+use crate::ir::{Model, ValueId};
+use crate::ops::saturates;
+use std::collections::BTreeSet;
+
+/// A run of indices along one axis of an output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The value that stands there.
+    pub name: String,
+    /// It comes from Sigmoid, Softmax or the like: its numbers have a scale by nature.
+    pub saturates: bool,
+    axis: usize,
+    start: usize,
+    length: usize,
+}
+
+/// More are no longer things of different kinds.
+const MOST: usize = 4;
+
+/// The parts of an output whose last operator, but for Transpose and codes, is a Concat of values that different operators make; else
+/// none. `dims` tells the dimensions of values.
+pub fn parts(model: &Model, output: ValueId, dims: impl Fn(ValueId) -> Option<Vec<usize>>) -> Vec<Part> {
+    found(model, output, dims).unwrap_or_default()
+}
+
+fn found(model: &Model, output: ValueId, dims: impl Fn(ValueId) -> Option<Vec<usize>>) -> Option<Vec<Part>> {
+    let rank = dims(output)?.len();
+    // Which axis of the value at hand each axis of the output is.
+    let mut axes: Vec<usize> = (0..rank).collect();
+    let mut v = output;
+    let concat = loop {
+        let id = model.value(v).producer()?;
+        let node = model.node(id);
+        match node.op.name.as_str() {
+            _ if !node.op.domain.is_empty() || node.has_attr_refs() => return None,
+            "Concat" => break id,
+            "Transpose" => {
+                let turned: Vec<usize> = match node.ints("perm") {
+                    Some(perm) => perm.iter().map(|p| usize::try_from(*p).ok()).collect::<Option<_>>()?,
+                    None => (0..rank).rev().collect(),
+                };
+                axes = axes.iter().map(|a| turned.get(*a).copied()).collect::<Option<_>>()?;
+            }
+            "Identity" | "QuantizeLinear" | "DequantizeLinear" => {}
+            _ => return None,
+        }
+        v = node.input(0)?;
+    };
+    let node = model.node(concat);
+    let axis = node.int("axis")?;
+    let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).ok()?;
+    let along = axes.iter().position(|a| *a == axis)?;
+    let mut kinds = BTreeSet::new();
+    let (mut all, mut start) = (Vec::new(), 0);
+    for v in node.inputs() {
+        let v = (*v)?;
+        let made = model.node(made_by(model, v)?);
+        kinds.insert(made.op.name.clone());
+        let length = *dims(v)?.get(axis)?;
+        all.push(Part {
+            name: model.value(v).name.clone(),
+            saturates: saturates(made),
+            axis: along,
+            start,
+            length,
+        });
+        start += length;
+    }
+    (kinds.len() > 1 && all.len() <= MOST && dims(output)?.get(along) == Some(&start)).then_some(all)
+}
+
+/// The operator that makes a value, codes and moves aside.
+fn made_by(model: &Model, mut v: ValueId) -> Option<crate::ir::NodeId> {
+    const ASIDE: [&str; 6] = [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Transpose",
+        "Reshape",
+        "Identity",
+        "Unsqueeze",
+    ];
+    loop {
+        let id = model.value(v).producer()?;
+        if !ASIDE.iter().any(|op| model.node(id).is(op)) {
+            return Some(id);
+        }
+        v = model.node(id).input(0)?;
+    }
+}
+
+impl Part {
+    /// What an output of these dimensions holds there; `None` when they do not fit.
+    pub fn of(&self, x: &[f32], dims: &[usize]) -> Option<Vec<f32>> {
+        let length = *dims.get(self.axis).filter(|n| self.start + self.length <= **n)?;
+        let inner: usize = dims[self.axis + 1..].iter().product();
+        let runs = x.chunks_exact((length * inner).max(1));
+        let run = |run: &[f32]| run[self.start * inner..(self.start + self.length) * inner].to_vec();
+        (x.len() == dims.iter().product::<usize>()).then(|| runs.flat_map(run).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::infer::infer;
+    use crate::engine::testing::Builder;
+    use crate::ir::{Attr, DType};
+
+    #[test]
+    fn boxes_and_scores_are_told_apart_behind_a_transpose() {
+        for op in ["Sigmoid", "Neg"] {
+            let mut b = Builder::new(13);
+            let x = b.input("x", DType::Float, &[1, 2, 3]);
+            let boxes = b.op("Neg", &[x], vec![]);
+            let scores = b.op(op, &[x], vec![]);
+            let all = b.op("Concat", &[boxes, scores], vec![Attr::int("axis", 1)]);
+            let y = b.op("Transpose", &[all], vec![Attr::ints("perm", vec![0, 2, 1])]);
+            let types = infer(&b.model).expect("dimensions");
+            let found = parts(&b.model, y, |v| types.dims(v));
+            if op == "Neg" {
+                assert_eq!(found, [], "things of one kind");
+                continue;
+            }
+            let numbers: Vec<f32> = (0..12).map(|i| i as f32).collect();
+            let cut = |i: usize| found[i].of(&numbers, &[1, 3, 4]).expect("it fits");
+            assert_eq!(
+                (cut(0), cut(1)),
+                (vec![0., 1., 4., 5., 8., 9.], vec![2., 3., 6., 7., 10., 11.])
+            );
+            assert_eq!((found[0].saturates, found[1].saturates), (false, true));
+            assert_eq!(found[1].of(&numbers, &[1, 4, 3]), None);
+        }
+    }
+}
