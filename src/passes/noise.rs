@@ -65,7 +65,7 @@ impl Reference {
             piecemeal: None,
             checkpoints: OnceLock::new(),
         };
-        let named = |_: &Cache| Key::new("error of outputs", &cx.engine.name()).model(model);
+        let named = |_: &Cache| Key::new("error of outputs and their parts", &cx.engine.name()).model(model);
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
         if let Ok(types) = samples.get(0).and_then(|like| infer_sample(model, &like)) {
