@@ -1,7 +1,8 @@
 //! Outputs that are put together from things of different kinds: a detector's boxes, in pixels, beside its scores, from 0 to 1. Errors of
 //! such an output as a whole say nothing of its smaller parts.
 
-use crate::ir::{Model, ValueId};
+use super::infer::Types;
+use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::ops::saturates;
 use std::collections::BTreeSet;
 
@@ -20,14 +21,20 @@ pub struct Part {
 /// More are no longer things of different kinds.
 const MOST: usize = 4;
 
-/// The parts of an output whose last operator, but for Transpose and codes, is a Concat of values that different operators make; else
-/// none. `dims` tells the dimensions of values.
-pub fn parts(model: &Model, output: ValueId, dims: impl Fn(ValueId) -> Option<Vec<usize>>) -> Vec<Part> {
-    found(model, output, dims).unwrap_or_default()
+/// The parts of the model's outputs, each with the number of the output: of those whose last operator, but for Transpose and codes, is a
+/// Concat of values that different operators make. `types`: for the dimensions of the samples.
+pub fn parts(model: &Model, types: &Types) -> Vec<(usize, Part)> {
+    let outputs = model.main().outputs().iter().enumerate();
+    let all = outputs.flat_map(|(k, port)| {
+        let found = found(model, port.value, types).unwrap_or_default();
+        found.into_iter().map(move |part| (k, part))
+    });
+    all.collect()
 }
 
-fn found(model: &Model, output: ValueId, dims: impl Fn(ValueId) -> Option<Vec<usize>>) -> Option<Vec<Part>> {
-    let rank = dims(output)?.len();
+fn found(model: &Model, output: ValueId, types: &Types) -> Option<Vec<Part>> {
+    let dims = |v| types.dims(v);
+    let rank = types.rank(output)?;
     // Which axis of the value at hand each axis of the output is.
     let mut axes: Vec<usize> = (0..rank).collect();
     let mut v = output;
@@ -73,7 +80,7 @@ fn found(model: &Model, output: ValueId, dims: impl Fn(ValueId) -> Option<Vec<us
 }
 
 /// The operator that makes a value, codes and moves aside.
-fn made_by(model: &Model, mut v: ValueId) -> Option<crate::ir::NodeId> {
+fn made_by(model: &Model, mut v: ValueId) -> Option<NodeId> {
     const ASIDE: [&str; 6] = [
         "QuantizeLinear",
         "DequantizeLinear",
@@ -92,8 +99,13 @@ fn made_by(model: &Model, mut v: ValueId) -> Option<crate::ir::NodeId> {
 }
 
 impl Part {
-    /// What an output of these dimensions holds there; `None` when they do not fit.
-    pub fn of(&self, x: &[f32], dims: &[usize]) -> Option<Vec<f32>> {
+    /// What two forms of an output hold there; `None` when they are no floats, or the dimensions do not fit.
+    pub fn both(&self, x: &Tensor, y: &Tensor) -> Option<(Vec<f32>, Vec<f32>)> {
+        let of = |t: &Tensor| self.of(&t.floats()?, t.dims());
+        of(x).zip(of(y))
+    }
+
+    fn of(&self, x: &[f32], dims: &[usize]) -> Option<Vec<f32>> {
         let length = *dims.get(self.axis).filter(|n| self.start + self.length <= **n)?;
         let inner: usize = dims[self.axis + 1..].iter().product();
         let runs = x.chunks_exact((length * inner).max(1));
@@ -119,7 +131,7 @@ mod tests {
             let all = b.op("Concat", &[boxes, scores], vec![Attr::int("axis", 1)]);
             let y = b.op("Transpose", &[all], vec![Attr::ints("perm", vec![0, 2, 1])]);
             let types = infer(&b.model).expect("dimensions");
-            let found = parts(&b.model, y, |v| types.dims(v));
+            let found = found(&b.model, y, &types).unwrap_or_default();
             if op == "Neg" {
                 assert_eq!(found, [], "things of one kind");
                 continue;

@@ -69,10 +69,7 @@ impl Reference {
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
         if let Ok(types) = samples.get(0).and_then(|like| infer_sample(model, &like)) {
-            for (k, output) in outputs.iter().enumerate() {
-                let all = parts(model, *output, |v| types.dims(v));
-                reference.parts.extend(all.into_iter().map(|part| (k, part)));
-            }
+            reference.parts = parts(model, &types);
         }
         let run = |i: usize| {
             let sample = samples.get(i)?;
@@ -191,8 +188,7 @@ impl Reference {
             |i| session.run(&sample(i)),
             |i, values| {
                 for (gap, (k, part)) in parts.iter_mut().zip(&self.parts) {
-                    let of = |t: &Tensor| part.of(&t.floats()?, t.dims());
-                    if let Some((x, y)) = of(&self.wanted[i][*k]).zip(of(&values[*k])) {
+                    if let Some((x, y)) = part.both(&self.wanted[i][*k], &values[*k]) {
                         gap.add(&x, &y)?;
                     }
                 }

@@ -46,8 +46,7 @@ impl Meter {
 
     /// Adds a part of the original's output, and of the result's.
     pub fn add_part(&mut self, part: &Part, x: &Tensor, y: &Tensor) -> Result<()> {
-        let of = |t: &Tensor| part.of(&t.floats()?, t.dims());
-        match of(x).zip(of(y)) {
+        match part.both(x, y) {
             Some((a, b)) => self.compare(&a, &b),
             None => Ok(()),
         }

@@ -14,7 +14,7 @@ pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 use crate::analysis::ends;
 use crate::analysis::infer::{Types, infer_sample};
 use crate::analysis::parts::{Part, parts};
-use crate::data::{Sample, Samples};
+use crate::data::Samples;
 use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::variation::hardly;
@@ -120,10 +120,16 @@ pub fn compare(
         let session = engine.load(model, &wanted, &like);
         session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("{which}: {why}"))))
     };
-    let mut parts = parts_of(original, &like, &pairs);
+    let types = infer_sample(original, &like).ok();
+    let parts = types.as_ref().map(|types| parts(original, types));
+    let mut parts: Vec<(usize, Part, Meter)> = parts
+        .into_iter()
+        .flatten()
+        .map(|(of, part)| (of, part, Meter::default()))
+        .collect();
     let mut meters: Vec<Meter> = pairs.iter().map(|_| Meter::default()).collect();
     progress.start("verify", samples.len());
-    let at_once = at_once(original, &like, &pairs).max(threads);
+    let at_once = at_once(types.as_ref(), &pairs).max(threads);
     let wanted = || pairs.iter().map(|p| p.original).collect();
     let given = || pairs.iter().map(|p| p.changed).collect();
     let mut before = Some(load(original, "the original", wanted())?);
@@ -180,29 +186,15 @@ pub fn compare(
     Ok(gaps)
 }
 
-/// What outputs are put together from, with the number of each output.
-fn parts_of(original: &Model, like: &Sample, pairs: &[Pair]) -> Vec<(usize, Part, Meter)> {
-    let Ok(types) = infer_sample(original, like) else {
-        return Vec::new();
-    };
-    let outer = pairs.iter().enumerate().filter(|(_, p)| !p.inner);
-    let parts = outer.flat_map(|(k, p)| {
-        let all = parts(original, p.original, |v| types.dims(v));
-        all.into_iter().map(move |part| (k, part, Meter::default()))
-    });
-    parts.collect()
-}
-
 /// How many samples the original is run on before the result is: where the outputs for all of them are small, only one of the two is in
 /// memory at a time. One where their dimensions are not known.
-fn at_once(original: &Model, like: &Sample, pairs: &[Pair]) -> usize {
-    let types = infer_sample(original, like);
+fn at_once(types: Option<&Types>, pairs: &[Pair]) -> usize {
     let bytes = |types: &Types| {
         let all = pairs.iter().map(|p| types.dims(p.original));
         let numbers = all.map(|dims| dims?.iter().try_fold(4usize, |n, d| n.checked_mul(*d)));
         numbers.sum::<Option<usize>>()
     };
-    let bytes = types.ok().as_ref().and_then(bytes);
+    let bytes = types.and_then(bytes);
     bytes.map_or(1, |bytes| (KEPT / bytes.max(1)).max(1))
 }
 
@@ -215,7 +207,7 @@ struct Pair {
     changed: ValueId,
 }
 
-/// Outputs by name, and the inputs of last nonlinearities that both models have.
+/// Outputs by name, in their order, and then the inputs of last nonlinearities that both models have.
 fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     for port in original.main().outputs() {

@@ -26,6 +26,9 @@ const WORTH: f64 = 0.5;
 /// Channels become at most so many times as large: what is smaller does not count.
 const LARGEST: f32 = 256.0;
 
+/// The ends of a value all of which matters.
+const EVERYWHERE: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
+
 /// A model whose channels reach equally far, and the ends of values of which only a part matters.
 pub struct Equalized {
     /// It computes the same.
@@ -149,16 +152,14 @@ impl Pair {
         for _ in 0..STEPS {
             let readers = model.value(v).uses().iter().map(|u| depthwise(model, u));
             if let Some(readers) = readers.collect::<Option<Vec<Site>>>() {
-                pair.values.push((v, (f32::NEG_INFINITY, f32::INFINITY)));
+                pair.values.push((v, EVERYWHERE));
                 pair.readers = readers;
                 return (!pair.readers.is_empty()).then_some(pair);
             }
             let (step, next) = pair.step(model, v)?;
             match step {
                 Step::Through => {}
-                _ => pair
-                    .values
-                    .push((v, gates::ends(model, v).unwrap_or((f32::NEG_INFINITY, f32::INFINITY)))),
+                _ => pair.values.push((v, gates::ends(model, v).unwrap_or(EVERYWHERE))),
             }
             pair.steps.push(step);
             v = next;

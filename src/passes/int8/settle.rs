@@ -120,8 +120,11 @@ impl Int8 {
         // What is chosen by a few samples does worse on others.
         let limit = reference.careful(self.error);
         let mut allowed = if rival.is_some() { limit } else { self.error };
-        for _ in 0..ROUNDS {
-            if now <= std::mem::replace(&mut allowed, self.error) {
+        for round in 0..ROUNDS {
+            if round > 0 {
+                (now, allowed) = (reference.error(&attempt.model, usize::MAX, cx)?, self.error);
+            }
+            if now <= allowed {
                 break;
             }
             let all: Vec<usize> = (0..units.all.len()).filter(|i| attempt.placement.integer[*i]).collect();
@@ -150,7 +153,6 @@ impl Int8 {
                 return Ok(Outcome::Nothing);
             };
             attempt = fewer;
-            now = reference.error(&attempt.model, usize::MAX, cx)?;
         }
         self.finish(model, units, attempt, (seen, weights), cx)?;
         Ok(Outcome::Quantized)

@@ -12,7 +12,7 @@
 use super::numbers::floats;
 use super::weights::{Kind, Linear};
 use super::work::Work;
-use crate::ir::{NodeId, Tensor};
+use crate::ir::{NodeId, Tensor, ValueId};
 
 pub(super) fn fold(w: &mut Work, id: NodeId) -> Option<String> {
     if !w.is_any(id, &["BatchNormalization", "Mul", "Add", "Sub", "Div"]) {
@@ -140,6 +140,14 @@ impl Form {
         Some(Layout::From(axis, dims))
     }
 
+    /// Whether the result certainly has the shape of `x`.
+    fn keeps_shape(&self, w: &Work, x: ValueId) -> bool {
+        match &self.layout {
+            Layout::Broadcast(d) => w.facts.broadcasts_into(d, x),
+            _ => true,
+        }
+    }
+
     /// One scale and one shift for each of `count` channels along `axis` of a value of rank `rank`; `None` when the
     /// constant varies along another axis as well.
     fn per_channel(&self, rank: usize, axis: usize, count: usize) -> Option<PerChannel> {
@@ -237,10 +245,6 @@ fn before(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
     if w.model.node(next).graph() != w.model.node(id).graph() {
         return None;
     }
-    let keeps_shape = match &form.layout {
-        Layout::Broadcast(d) => w.facts.broadcasts_into(d, x),
-        _ => true,
-    };
     let linear = Linear::read(w, next)?;
     let (rank, axis) = linear.channel_axis(w)?;
     let f = form.per_channel(rank, axis, linear.ins)?;
@@ -251,7 +255,7 @@ fn before(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
         Kind::ConvTranspose | Kind::MatMul => true,
     };
     let transposed = linear.kind != Kind::Conv && n.int_or("transA", 0) != 0;
-    if !keeps_shape || transposed || f.shifts() && blocked {
+    if !form.keeps_shape(w, x) || transposed || f.shifts() && blocked {
         return None;
     }
     let bias = match f.shifts() {
@@ -294,12 +298,8 @@ fn past_shift(w: &mut Work, id: NodeId, form: &Form) -> Option<String> {
         form.per_channel(rank, axis, linear.ins)?,
         sum.per_channel(rank, axis, linear.ins)?,
     );
-    let shape_kept = |form: &Form, x| match &form.layout {
-        Layout::Broadcast(d) => w.facts.broadcasts_into(d, x),
-        _ => true,
-    };
     let small = f.scale.iter().any(|a| a.abs() * LARGEST < 1.0);
-    if f.shifts() || small || !shape_kept(form, x) || !shape_kept(&sum, out) {
+    if f.shifts() || small || !form.keeps_shape(w, x) || !sum.keeps_shape(w, out) {
         return None;
     }
     let shift: Vec<f64> = g.shift.iter().zip(&f.scale).map(|(c, a)| c / a).collect();
