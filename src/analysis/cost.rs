@@ -11,7 +11,7 @@
 
 use super::infer::{Functions, Types, function_of, functions};
 use crate::ir::{GraphId, Model, NodeId, Use, ValueId};
-use crate::ops::cost::{bodies, constant_size, hands_on, is_packed, is_parameter, macs};
+use crate::ops::cost::{bodies, constant_size, hands_on, is_parameter, macs};
 use crate::ops::infer::{Call, Fact};
 use std::collections::BTreeMap;
 
@@ -60,12 +60,11 @@ pub fn cost(model: &Model, types: &Types) -> Cost {
             }
             Use::Output(..) => false,
         };
-        let packed = model.readers(v).iter().any(|n| {
-            let op = &model.node(*n).op;
-            is_packed(&op.domain, &op.name, dtype)
-        });
-        let len = if packed { len.saturating_mul(2) } else { len };
-        let params = if value.uses().iter().any(counts) { len } else { 0 };
+        let params = match in_planes(model, v) {
+            Some(codes) => codes,
+            None if value.uses().iter().any(counts) => len,
+            None => 0,
+        };
         total.params = total.params.saturating_add(params);
         total.bytes = total.bytes.saturating_add(bytes);
         if let Some(n) = owner(model, v) {
@@ -108,11 +107,14 @@ fn constant(model: &Model, v: ValueId) -> Option<(usize, u64, u64)> {
     }
 }
 
+/// A constant goes through so many nodes at most to the one that uses it.
+const HANDED_ON: usize = 12;
+
 /// The node that uses a value in the end.
 fn owner(model: &Model, v: ValueId) -> Option<NodeId> {
     let mut v = v;
     let mut last = None;
-    for _ in 0..8 {
+    for _ in 0..HANDED_ON {
         let Some(n) = model.readers(v).first().copied() else {
             break;
         };
@@ -120,7 +122,7 @@ fn owner(model: &Model, v: ValueId) -> Option<NodeId> {
         let node = model.node(n);
         let next = node
             .output(0)
-            .filter(|_| (hands_on(node) || joins_bits(model, n)) && node.input(0) == Some(v));
+            .filter(|_| hands_on(node) && node.input(0) == Some(v) || joins_planes(model, n));
         match next {
             Some(o) if model.readers(o).len() == 1 => v = o,
             _ => break,
@@ -129,11 +131,36 @@ fn owner(model: &Model, v: ValueId) -> Option<NodeId> {
     last
 }
 
-/// True for a Concat of shifted bytes alone.
-fn joins_bits(model: &Model, id: NodeId) -> bool {
+/// The node of this kind that makes a value.
+fn made_by<'m>(model: &'m Model, v: ValueId, op: &str) -> Option<&'m crate::ir::Node> {
+    model.value(v).producer().map(|p| model.node(p)).filter(|n| n.is(op))
+}
+
+/// True for an Add of planes of bits (`int8(mixed=…)` writes them), cast to wider integers.
+fn joins_planes(model: &Model, id: NodeId) -> bool {
+    let plane = |v: &ValueId| {
+        let cast = made_by(model, *v, "Cast").and_then(|n| n.input(0));
+        let shaped = cast.and_then(|v| made_by(model, v, "Reshape")).and_then(|n| n.input(0));
+        shaped.is_some_and(|v| made_by(model, v, "BitShift").is_some())
+    };
     let node = model.node(id);
-    let shifted = |v: &ValueId| model.value(*v).producer().is_some_and(|p| model.node(p).is("BitShift"));
-    node.is("Concat") && node.inputs().iter().flatten().all(shifted)
+    node.is("Add") && node.inputs().iter().flatten().all(plane)
+}
+
+/// How many codes have their highest bits in these bytes; 0 for lower bits, which others count; `None` when it is no plane of bits.
+fn in_planes(model: &Model, v: ValueId) -> Option<u64> {
+    let shifted = |v: ValueId| match model.readers(v)[..] {
+        [n] if model.node(n).is("BitShift") && model.node(n).input(0) == Some(v) => Some(model.node(n)),
+        _ => None,
+    };
+    let apart = shifted(v)?;
+    let low = shifted(apart.output(0)?)?;
+    let codes_each = model.constant(apart.input(1)?)?.len() as u64;
+    let high = low.output(0).and_then(shifted);
+    match high.is_some_and(|n| n.input(1) == low.input(1)) {
+        true => constant(model, v)?.1.checked_mul(codes_each),
+        false => Some(0),
+    }
 }
 
 fn node_macs(model: &Model, types: &Types, id: NodeId) -> Option<u64> {

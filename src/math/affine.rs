@@ -16,8 +16,14 @@ use anyhow::{Result, bail, ensure};
 pub enum IntKind {
     /// 0 to 15.
     U4,
+    /// −4 to 3.
+    S3,
     /// −8 to 7.
     S4,
+    /// −16 to 15.
+    S5,
+    /// −32 to 31.
+    S6,
     /// 0 to 127, kept in 8 bits: sums of two products with 8 bits do not saturate int16 on CPUs without VNNI.
     U7,
     /// −63 to 63, kept in 8 bits, for the same reason.
@@ -39,7 +45,10 @@ impl IntKind {
     pub fn limits(self) -> (i32, i32) {
         match self {
             IntKind::U4 => (0, 15),
+            IntKind::S3 => (-4, 3),
             IntKind::S4 => (-8, 7),
+            IntKind::S5 => (-16, 15),
+            IntKind::S6 => (-32, 31),
             IntKind::U7 => (0, 127),
             IntKind::S7 => (-63, 63),
             IntKind::U8 => (0, 255),
@@ -76,7 +85,10 @@ impl IntKind {
     /// Bits that a code is stored in.
     pub fn bits(self) -> u32 {
         match self {
+            IntKind::S3 => 3,
             IntKind::U4 | IntKind::S4 => 4,
+            IntKind::S5 => 5,
+            IntKind::S6 => 6,
             IntKind::U7 | IntKind::S7 | IntKind::U8 | IntKind::S8 => 8,
             IntKind::U16 | IntKind::S16 => 16,
             IntKind::S32 => 32,

@@ -1,7 +1,8 @@
 //! Constants of a layer in integers: weights with one symmetric scale per output channel, biases in int32.
 //!
 //! Weights: `q = clamp(round_half_even(w / s_w))` in f32, codes ±qmax (−128 is not used, as in TFLite's specification).
-//! Scale search: among 101 scales `f · absmax / qmax`, `f` from 1 to 0.2, the one of least `Σ h_i (w_i − s q_i)²`. With
+//! Scale search: among 101 scales `f · absmax / qmax`, `f` from 1 to 0.2, the one of least `Σ h_i (w_i − s q_i)²`; where it is near the end, once
+//! more from there. With
 //! `h = diag G`, the mean squares of the inputs, this is the output error when inputs are uncorrelated.
 //!
 //! Biases: `q = round_half_even(b / (s_x s_w))`, no zero point. A channel whose weights are nearly zero has a tiny `s_w`,
@@ -44,25 +45,31 @@ pub fn best_scale_diag(row: &[f32], importance: Option<&[f64]>, kind: IntKind) -
         let bad = h.iter().find(|h| !(h.is_finite() && **h >= 0.0));
         ensure!(bad.is_none(), "an importance is {}", bad.unwrap_or(&0.0));
     }
-    let first = scale_of(row.iter(), kind)?;
     let squared_error = |scale, enough| widest!(squared_error(row, importance, scale, kind, enough));
-    let (mut best, mut least) = (first, squared_error(first, f64::INFINITY));
-    for i in 1..=TRIES {
-        let factor = 1.0 - (1.0 - SMALLEST) * f64::from(i) / f64::from(TRIES);
-        let scale = (f64::from(first) * factor) as f32;
-        if scale < f32::MIN_POSITIVE || least == 0.0 {
-            break;
+    let mut best = scale_of(row.iter(), kind)?;
+    let mut least = squared_error(best, f64::INFINITY);
+    loop {
+        let first = best;
+        for i in 1..=TRIES {
+            let factor = 1.0 - (1.0 - SMALLEST) * f64::from(i) / f64::from(TRIES);
+            let scale = (f64::from(first) * factor) as f32;
+            if scale < f32::MIN_POSITIVE || least == 0.0 {
+                return Ok(best);
+            }
+            // What is cut off grows as the scale shrinks: where that alone is too much, it is for all that follow.
+            if i % 4 == 1 && cut_off(row, importance, scale, kind) > least {
+                return Ok(best);
+            }
+            let error = squared_error(scale, least);
+            if error < least {
+                (best, least) = (scale, error);
+            }
         }
-        // What is cut off grows as the scale shrinks: where that alone is too much, it is for all that follow.
-        if i % 4 == 1 && cut_off(row, importance, scale, kind) > least {
-            break;
-        }
-        let error = squared_error(scale, least);
-        if error < least {
-            (best, least) = (scale, error);
+        // Weights of inputs that hardly ever move may be hundreds of times as large as the others.
+        if f64::from(best) > 2.0 * SMALLEST * f64::from(first) {
+            return Ok(best);
         }
     }
-    Ok(best)
 }
 
 /// The part of [`squared_error`] that comes from weights beyond the largest code.

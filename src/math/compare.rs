@@ -142,6 +142,11 @@ impl Gap {
         }
     }
 
+    /// `Σ r²` and `Σ (r − t)²` over finite pairs.
+    pub fn powers(&self) -> (f64, f64) {
+        (self.reference_squared, self.error_squared)
+    }
+
     /// Cosine of the angle between reference and test, all samples taken as one vector: 1 when all pairs are equal, 0 when a
     /// pair is broken or only one of the two is zero.
     pub fn cosine(&self) -> f64 {
@@ -167,9 +172,31 @@ impl Gap {
     }
 }
 
+/// The noise of typical samples relative to their signal, of the powers of signal and noise of each: samples louder than the median
+/// are turned down to it. A few loud ones, which may err by less, would stand for all else, and others may have none of them. `None` without signal.
+pub fn typical_noise(powers: &[(f64, f64)]) -> Option<f64> {
+    let mut signals: Vec<f64> = powers.iter().map(|p| p.0).collect();
+    signals.sort_by(f64::total_cmp);
+    let median = *signals.get(signals.len() / 2)?;
+    let weight = |signal: f64| if signal > median { median / signal } else { 1.0 };
+    let sum = |of: fn(&(f64, f64)) -> f64| powers.iter().map(|p| weight(p.0) * of(p)).sum::<f64>();
+    let (signal, noise) = (sum(|p| p.0), sum(|p| p.1));
+    (signal > 0.0).then(|| noise / signal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loud_sample_does_not_stand_for_all() {
+        let alike = [(1.0, 0.01), (1.0, 0.02), (1.0, 0.03)];
+        assert!((typical_noise(&alike).expect("some") - 0.02).abs() < 1e-12);
+        let loud = [(1.0, 0.01), (100.0, 0.01), (1.0, 0.03)];
+        // Turned down by 100, its noise, too.
+        assert!((typical_noise(&loud).expect("some") - 0.0401 / 3.0).abs() < 1e-12);
+        assert_eq!((typical_noise(&[]), typical_noise(&[(0.0, 0.1)])), (None, None));
+    }
 
     fn gap(reference: &[f32], test: &[f32]) -> Gap {
         let mut gap = Gap::new();

@@ -147,15 +147,10 @@ pub fn is_parameter(domain: &str, name: &str, slot: usize, dtype: DType, rank: u
         ),
         Int8 | Uint8 | Int4 | Uint4 | Int2 | Uint2 | Int16 | Uint16 | Int32 => {
             let handed_on = name == "DequantizeLinear" || name == "Cast" && dtype == Int8;
-            handed_on || is_packed(domain, name, dtype) || multiplies(domain, name)
+            handed_on || multiplies(domain, name)
         }
         _ => false,
     }
-}
-
-/// True when bytes that are read there hold two codes of 4 bits each, as `int8(int4=…)` writes them.
-pub fn is_packed(domain: &str, name: &str, dtype: DType) -> bool {
-    domain.is_empty() && name == "BitShift" && dtype == DType::Uint8
 }
 
 /// True for operators that only hand on a constant in another form; what they are read by uses it.

@@ -289,7 +289,9 @@ pub fn rewrite(
     match measured {
         Ok(gaps) => {
             report.verdict = judge(&gaps, &report.budget);
-            report.verdict = close(report.verdict, report.budget.used(&gaps), options.part);
+            if options.part < 1.0 {
+                report.verdict = close(report.verdict, report.budget.risked(&gaps), options.part);
+            }
             report.gaps = gaps;
         }
         Err(e) => match e.downcast_ref::<NotRun>() {

@@ -20,6 +20,8 @@ const WEAKER: [f64; 2] = [0.25, 0.8];
 const HALF: f64 = 0.5;
 /// Another result is more careful when it uses at most this part of the budget that the refused one did.
 const CAREFUL: f64 = 0.6;
+/// Another result that was measured is taken before a more careful one is made, when it is at most so many times as large as the refused one.
+const NEXT: f64 = 1.1;
 /// A result that becomes larger than this beside what was measured, and than another result, gives way to that.
 const GROWN: f64 = 1.1;
 
@@ -39,7 +41,7 @@ impl Search<'_> {
             };
             let next = match &report.verdict {
                 Verdict::Outside(why) if chance < SECOND_CHANCES => {
-                    let used = self.budget.used(&report.gaps);
+                    let used = self.budget.risked(&report.gaps);
                     (self.tried[k].tried.refused, self.tried[k].held) = (Some(why.clone()), used);
                     let weaker = self.lessened(used, part);
                     self.more_careful(k, (chance, weaker), held_back)?
@@ -81,7 +83,8 @@ impl Search<'_> {
     }
 
     /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one, which is
-    /// `best` now. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as large.
+    /// `best` now. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as
+    /// large, but not much larger.
     fn made_of_all(
         &mut self,
         k: usize,
@@ -92,28 +95,37 @@ impl Search<'_> {
         let targets = self.options.targets.any();
         let other = if targets || chance > 0 { None } else { self.second(k) };
         let Measured { plan, tried, .. } = &mut self.tried[k];
-        let mut plan = plan.clone();
         let mut job = self.options.clone();
         (job.keep, job.part) = (false, part);
-        let mut left = LESSENED;
+        // Parts of the error: what is tried now, and the last that gave a result too small.
+        let (mut now, mut small, mut left) = (1.0, 1.0, LESSENED);
         loop {
-            job.passes = plan.requests(&self.options.passes)?;
+            let lessened = plan.weaker(now).filter(|_| now < 1.0);
+            tried.made = lessened.as_ref().map(Plan::to_string);
+            job.passes = lessened.as_ref().unwrap_or(plan).requests(&self.options.passes)?;
             let measured = tried.bytes as f64;
-            let as_large = left > 0 && plan.weaker(1.0).is_some() && !targets;
-            let least = if as_large { (SAME * measured) as u64 } else { 0 };
-            let most = other.map_or(u64::MAX, |bytes| bytes.max((GROWN * measured) as u64));
+            let grown = (GROWN * measured) as u64;
+            let bound = left > 0 && plan.weaker(1.0).is_some() && !targets;
+            let least = if bound { (SAME * measured) as u64 } else { 0 };
+            let most = match bound && now < 1.0 {
+                true => grown,
+                false => other.map_or(u64::MAX, |bytes| bytes.max(grown)),
+            };
             job.bytes = least..=most;
             let made = pipeline::optimize(paths[0], paths[1], &job, self.engine, self.progress);
             match made.as_ref().err().and_then(|e| e.downcast_ref::<OtherSize>()) {
-                Some(OtherSize(bytes)) if *bytes > most => {
+                Some(OtherSize(bytes)) if *bytes > most && now == 1.0 => {
                     tried.bytes = *bytes;
                     return Ok(None);
                 }
-                Some(OtherSize(bytes)) => {
-                    let part = (*bytes as f64 / measured).powi(2);
-                    plan = plan.weaker(part.clamp(0.2, 0.9)).unwrap_or(plan);
-                    tried.made = Some(plan.to_string());
+                Some(OtherSize(bytes)) if *bytes > most => {
                     left -= 1;
+                    now = if left > 0 { (small * now).sqrt() } else { small };
+                }
+                Some(OtherSize(bytes)) => {
+                    left -= 1;
+                    small = now;
+                    now *= (*bytes as f64 / measured).powi(2).clamp(0.2, 0.9);
                 }
                 None => return Ok(Some((job, made?))),
             }
@@ -133,14 +145,36 @@ impl Search<'_> {
         share.clamp(WEAKER[0], WEAKER[1])
     }
 
-    /// Another result than `k`, which the held-back samples refused: the same passes with less error, or (after
-    /// some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its few samples only.
+    /// The smallest result that was measured which would fit if the held-back samples took as much more of the budget for it as they
+    /// did for `k`.
+    fn next(&self, k: usize, part: f64) -> Option<usize> {
+        let refused = &self.tried[k];
+        let more = (refused.held? / refused.tried.used).max(1.0);
+        let fits = |i: &usize| {
+            let t = &self.tried[*i].tried;
+            self.fits(t) && t.used * more <= part && self.misses(t).is_none()
+        };
+        (0..self.tried.len())
+            .filter(fits)
+            .min_by_key(|i| self.tried[*i].tried.bytes)
+    }
+
+    /// Another result than `k`, which the held-back samples refused: the smaller of what was measured and should fit, and of the same passes with
+    /// less error, or (after some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its
+    /// few samples only.
     fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
+        let known = self.next(k, usable(&self.budget, held_back));
+        let bytes = |this: &Self, i: usize| this.tried[i].tried.bytes;
+        if known.is_some_and(|i| bytes(self, i) as f64 <= NEXT * bytes(self, k) as f64) {
+            return Ok(known);
+        }
         let refused = &self.tried[k];
         if let Some(plan) = refused.plan.weaker(weaker).filter(|_| chance + 1 < SECOND_CHANCES) {
             let next = self.measure(plan)?;
             let t = &self.tried[next].tried;
-            if t.refused.is_none() && self.misses(t).is_none() {
+            let next = Some(next).filter(|_| t.refused.is_none() && self.misses(t).is_none());
+            let all = [next, known].into_iter().flatten();
+            if let Some(next) = all.min_by_key(|i| bytes(self, *i)) {
                 return Ok(Some(next));
             }
         }
@@ -151,8 +185,7 @@ impl Search<'_> {
         };
         let next = self.order().into_iter().find(|&i| careful(self, i));
         let agreed = self.agreed(held_back).filter(|_| chance + 1 == SECOND_CHANCES);
-        let bytes = |i: usize| self.tried[i].tried.bytes;
-        if let Some(next) = [agreed, next].into_iter().flatten().min_by_key(|i| bytes(*i)) {
+        if let Some(next) = [agreed, next].into_iter().flatten().min_by_key(|i| bytes(self, *i)) {
             self.tried[next].tried.refused = None;
             return Ok(Some(next));
         }

@@ -7,10 +7,10 @@
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits and in float16
 //!    where it leaves many as they were; one that can go further (2.) and has room for it before a slightly smaller one that cannot;
 //! 2. looks for the largest error `e` with `u ≤ FIT` (less where samples are few) that a precision which can go further
-//!    for an error (4 bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
+//!    for an error (fewer bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
-//!    they compete for the same weights. Storage in 4 bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
+//!    they compete for the same weights. Storage in few bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
 //! 4. gives the smallest that fits (of results of about the same size one that computes in integers, or loses least), and more careful ones where
 //!    the held-back samples disagree, or where it comes too close to the budget for so few of them; when that does not end, the
 //!    smallest that fits by the tuning samples and those together.
@@ -225,7 +225,7 @@ impl Search<'_> {
                 }
                 let bold = bold.into_iter().chain(alone.clone());
                 let plain = std::iter::once(&knobs[..]).chain(alone);
-                // What computes in integers errs by that, too: what only stores them may store more in 4 bits, but runs no faster.
+                // What computes in integers errs by that, too: what only stores them may store more in few bits, but runs no faster.
                 let stored = REST.iter().filter(|p| further(p) > 0 && precision != Some(p));
                 let stored = stored.map(|p| Plan::new(&[], 0.0, Some(p)).further());
                 let more = plain.map(plan).filter(|_| self.effort == Effort::Smallest);
@@ -275,7 +275,7 @@ impl Search<'_> {
             passes: plan.to_string(),
             bytes: onnx::encoded_len(&model)?,
             macs: Size::of(&model, &self.dims).macs,
-            used: self.budget.used(&gaps).unwrap_or(f64::INFINITY),
+            used: self.budget.risked(&gaps).unwrap_or(f64::INFINITY),
             sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),
             ..Tried::default()
         })

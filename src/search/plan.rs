@@ -207,14 +207,14 @@ mod tests {
             );
         }
         let further = |precision| Plan::new(&[], 0.02, Some(precision)).further().to_string();
-        assert_eq!(further("int8"), "int8(int4=0.02)");
+        assert_eq!(further("int8"), "int8(mixed=0.02)");
         assert_eq!(
             further("int8(error=0.01),fp16(only=weights)"),
-            "int8(int4=0.02,error=0.01),fp16(only=weights)"
+            "int8(mixed=0.02,error=0.01),fp16(only=weights)"
         );
         assert_eq!(
             further("int8,weights(form=folded)"),
-            "int8(int4=0.02),weights(int4=0.02,form=folded)"
+            "int8(mixed=0.02),weights(mixed=0.02,form=folded)"
         );
         assert_eq!(further("fp16(only=weights)"), "fp16(only=weights)");
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");

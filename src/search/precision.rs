@@ -11,7 +11,7 @@ const SMALL: f64 = 0.3;
 const NEARLY_ALL: f64 = 0.9;
 /// A precision that uses at most this part of what may be used
 const ROOM: f64 = 0.5;
-/// and can go further is preferred to another down to this part of its size: 4 bits are half of 8, and integers run faster
+/// and can go further is preferred to another down to this part of its size: 6 bits are three quarters of 8, and integers run faster
 /// than what only stores them ([`REST`]).
 const FURTHER: f64 = 0.75;
 

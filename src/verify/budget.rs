@@ -84,6 +84,16 @@ impl Budget {
         all.reduce(f64::max)
     }
 
+    /// The same, where other samples count: of two ways to tell a noise, the one that says more. A few samples that are much louder than the
+    /// others may not have their like there.
+    pub fn risked(&self, gaps: &[OutputGap]) -> Option<f64> {
+        let typical = |g: &OutputGap| OutputGap {
+            sqnr_db: g.typical_sqnr_db.map_or(g.sqnr_db, |db| db.min(g.sqnr_db)),
+            ..g.clone()
+        };
+        self.used(&gaps.iter().map(typical).collect::<Vec<_>>())
+    }
+
     /// The first condition that does not hold, in words.
     pub fn exceeded(&self, gaps: &[OutputGap]) -> Option<String> {
         gaps.iter()
@@ -306,6 +316,17 @@ mod tests {
         };
         assert_eq!(few(0.004), Verdict::Within);
         assert!(matches!(few(0.02), Verdict::Outside(why) if why.contains("expected by the margins")));
+    }
+
+    #[test]
+    fn what_is_risked_on_other_samples_is_what_typical_ones_say() {
+        let mut g = gap(30.0, None);
+        let b = budget("sqnr:20dB");
+        assert_eq!(b.risked(&[g.clone()]), b.used(&[g.clone()]));
+        g.typical_sqnr_db = Some(23.0);
+        assert!((b.risked(&[g.clone()]).expect("measured") - 10f64.powf(-0.3)).abs() < 1e-9);
+        g.typical_sqnr_db = Some(40.0);
+        assert_eq!(b.risked(&[g.clone()]), b.used(&[g]));
     }
 
     #[test]

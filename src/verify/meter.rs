@@ -3,7 +3,7 @@
 use super::{Accuracy, OutputGap};
 use crate::analysis::parts::Part;
 use crate::ir::{DType, Tensor};
-use crate::math::compare::Gap;
+use crate::math::compare::{Gap, typical_noise};
 use crate::math::margins::{Margins, Noise};
 use crate::math::variation::Variation;
 use anyhow::{Result, ensure};
@@ -12,6 +12,8 @@ use anyhow::{Result, ensure};
 #[derive(Default)]
 pub struct Meter {
     gap: Gap,
+    /// Of signal and noise, of each sample.
+    powers: Vec<(f64, f64)>,
     agree: u64,
     decisions: u64,
     margins: Margins,
@@ -53,7 +55,10 @@ impl Meter {
     }
 
     fn compare(&mut self, a: &[f32], b: &[f32]) -> Result<()> {
-        self.gap.add(a, b)?;
+        let mut one = Gap::new();
+        one.add(a, b)?;
+        self.powers.push(one.powers());
+        self.gap.merge(&one);
         for &v in a.iter().filter(|v| v.is_finite()) {
             self.least = Some(self.least.map_or(v, |l| l.min(v)));
             self.most = Some(self.most.map_or(v, |m| m.max(v)));
@@ -96,6 +101,7 @@ impl Meter {
             inner,
             max_abs: self.gap.max_abs(),
             sqnr_db: self.gap.sqnr_db(),
+            typical_sqnr_db: typical_noise(&self.powers).map(|x| -10.0 * x.log10()),
             cosine: self.gap.cosine(),
             top1: (self.decisions > 0).then(|| self.agree as f64 / self.decisions as f64),
             margin_noise: noise,

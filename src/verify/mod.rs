@@ -38,6 +38,9 @@ pub struct OutputGap {
     pub max_abs: f64,
     /// Signal-to-quantization-noise ratio, dB; infinite (in JSON: null) when all is equal.
     pub sqnr_db: f64,
+    /// The same with samples louder than the median turned down to it, which other samples may be more like; null of zeros, and
+    /// when all is equal.
+    pub typical_sqnr_db: Option<f64>,
     /// Cosine similarity over all elements.
     pub cosine: f64,
     /// Share of class decisions that agree, when the output looks like class scores.
@@ -278,6 +281,7 @@ mod tests {
             inner: false,
             max_abs: 0.1,
             sqnr_db,
+            typical_sqnr_db: None,
             cosine: 0.99,
             top1,
             margin_noise: top1.map(|_| 0.1),

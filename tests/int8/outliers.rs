@@ -41,7 +41,8 @@ fn one_sample_in_a_hundred_decides_neither_ranges_nor_weights() {
     let rare = |i: usize| i % 100 == 41;
     let (never, few) = (sqnr("int8(prefer=size)", &|_| false), sqnr("int8(prefer=size)", &rare));
     let all = sqnr("int8(prefer=size, ranges=minmax, rounding=nearest, error=100)", &rare);
-    assert!(few > never - 6.0 && few > all + 6.0, "{never} {few} {all}");
+    // Weights of an input that never moves are cut off; those of one that rarely does are not.
+    assert!(never > few && few > 30.0 && few > all + 9.0, "{never} {few} {all}");
 }
 
 #[test]

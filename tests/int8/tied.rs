@@ -19,12 +19,12 @@ fn unrolled() -> Model {
     m
 }
 
-/// The names of the constants of as many numbers as the weight, or half as many.
+/// The names of the constants of as many numbers as the weight, or an eighth.
 fn weights(m: &Model) -> Vec<&str> {
     let all = m
         .values()
         .filter_map(|(_, v)| Some((v.name.as_str(), v.tensor()?.len())));
-    all.filter(|(_, len)| *len >= WIDTH * WIDTH / 2)
+    all.filter(|(_, len)| *len >= WIDTH * WIDTH / 8)
         .map(|(name, _)| name)
         .collect()
 }
@@ -35,9 +35,9 @@ fn a_weight_that_several_operators_read_is_stored_once() {
     let (eight, fine, _) = quantized(&original, "int8(prefer=size)");
     assert_eq!(weights(&eight), ["w_quantized"]);
     assert!(fine > 28.0, "{fine} dB");
-    let (four, coarse, _) = quantized(&original, "int8(prefer=size,int4=0.3)");
-    assert_eq!(weights(&four), ["w_quantized_packed"]);
-    assert_eq!(packed(&four).len(), 1);
+    let (few, coarse, _) = quantized(&original, "int8(prefer=size,mixed=0.3)");
+    assert_eq!(weights(&few), ["w_quantized_bits2", "w_quantized_bits1"]);
+    assert_eq!(packed(&few).len(), 1);
     assert!(fine > coarse && coarse > 6.0, "{coarse} dB");
 }
 

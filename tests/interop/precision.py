@@ -130,7 +130,7 @@ PASSES = [
     ("weights", 32, True), ("weights(bits=8,block=64,symmetric=off)", 32, True), ("weights(bits=4)", 13, True),
     ("weights(bits=4,block=0)", 8, True), ("weights(bits=4,form=matmulnbits)", 13, True),
     ("weights(bits=4,symmetric=on,form=matmulnbits,block=16)", 13, True), ("weights(bits=8,form=matmulnbits,block=128)", 30, True),
-    ("weights(form=folded)", 32, True), ("weights(form=folded,int4=0.3)", 8, True),
+    ("weights(form=folded)", 32, True), ("weights(form=folded,mixed=0.3)", 6, True), ("weights(form=folded,mixed=0.002)", 20, True),
     ("weights(bits=4,rounding=nearest,min=1)", 11, True), ("dynamic", 25, True), ("dynamic(rounding=nearest,lstm=off)", 25, True),
     ("fp16", 45, True), ("fp16(keep_io=off)", 45, True), ("fp16(only=weights)", 60, True),
     ("fp16(type=bfloat16,only=weights)", 40, True), ("fp16(type=bfloat16)", 0, False),

@@ -43,33 +43,36 @@ fn wide() -> Model {
 }
 
 #[test]
-fn folded_weights_take_4_bits_as_far_as_the_outputs_bear_it() {
+fn folded_weights_take_as_few_bits_as_the_outputs_bear() {
     let original = wide();
-    let folded = |int4: &str| {
+    let folded = |mixed: &str| {
         let mut m = original.clone();
-        run(&mut m, &format!("weights(form=folded{int4})"));
+        run(&mut m, &format!("weights(form=folded{mixed})"));
         (sqnr(&original, &m), bytes(&m), count(&m, "BitShift"))
     };
     let (fine, eight, none) = folded("");
-    let (coarse, four, both) = folded(",int4=0.2");
-    let (strict, same, kept) = folded(",int4=0.000001");
-    assert_eq!((none, both, kept), (0, 6, 0), "three for each weight");
-    assert!(
-        coarse > 14.0 && fine > coarse + 15.0,
-        "{fine} dB with 8 bits, {coarse} with 4"
-    );
-    assert!(eight - four > (64 * 96 + 96 * 48) / 2 - 2048, "{eight} → {four} bytes");
-    assert_eq!((strict, same), (fine, eight));
-    // One of the two: the limit lies between what they do alone.
-    let (between, _, one) = folded(",int4=0.005");
-    assert!(one == 3 && between > coarse + 1.0, "{one} BitShifts, {between} dB");
+    let (strict, same, kept) = folded(",mixed=0.0000001");
+    assert_eq!((none, strict, same, kept), (0, fine, eight, 0));
+    // Every limit is kept (other samples are seen here), and each takes less than a stricter one.
+    let mut last = eight;
+    for (limit, least) in [("0.001", 28.0), ("0.01", 18.0), ("0.1", 8.0)] {
+        let (gap, bytes, shifts) = folded(&format!(",mixed={limit}"));
+        assert!(gap > least && gap < fine, "{limit}: {gap} dB");
+        assert!(
+            bytes < last && shifts % 3 == 0 && shifts > 0,
+            "{limit}: {bytes} bytes, {shifts} BitShifts"
+        );
+        last = bytes;
+    }
+    let weights = 64 * 96 + 96 * 48;
+    assert!(last < eight - weights / 3, "{eight} → {last} bytes");
 }
 
 #[test]
 fn without_data_folded_weights_keep_8_bits_and_say_so() {
     let mut m = wide();
     let data = Dataset::synthetic(&m, 3, 8);
-    let notes = run_on(&mut m, "weights(form=folded,int4=0.2)", &data);
+    let notes = run_on(&mut m, "weights(form=folded,mixed=0.2)", &data);
     assert_eq!(count(&m, "BitShift"), 0);
     assert!(notes.iter().any(|n| n.what.contains("without real data")), "{notes:?}");
 }
@@ -377,8 +380,8 @@ fn bad_options_are_refused_with_a_way_out() {
     for (list, says) in [
         ("weights(block=7)", "power of two"),
         ("weights(form=matmulnbits,block=0)", "MatMulNBits has blocks"),
-        ("weights(int4=0.01)", "goes with form=folded"),
-        ("weights(form=folded,int4=1)", "give a number from 0 to below 1"),
+        ("weights(mixed=0.01)", "goes with form=folded"),
+        ("weights(form=folded,mixed=1)", "give a number from 0 to below 1"),
         ("weights(bits=3)", "choose one of 8, 4"),
         ("dynamic(weights=4)", "choose one of 8, 7"),
         ("fp16(type=float8)", "choose one of"),

@@ -13,7 +13,10 @@ pub fn describe(input: &Affine, output: Option<&Affine>, weight: &Weight) -> Str
     let range = |a: &Affine| format!("[{:.4}, {:.4}]", a.range().0, a.range().1);
     let out = output.map_or("float".to_owned(), range);
     let codes = if input.kind.signed() { "s8" } else { "u8" };
-    let bits = if weight.packed { " in 4 bits" } else { "" };
+    let bits = match weight.kind.bits() {
+        8 => String::new(),
+        bits => format!(" in {bits} bits"),
+    };
     format!("{codes} {} → {out}, weight{bits} {:.1} dB", range(input), weight.sqnr)
 }
 

@@ -16,7 +16,7 @@ use super::units::{Unit, Units, is_shape};
 use super::weights::{Weight, quantize_bias_for};
 use crate::ir::{Attr, GraphId, Model, NodeId, Tensor, Use, ValueId};
 use crate::math::affine::Affine;
-use crate::passes::nibbles;
+use crate::passes::planes::Packer;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +50,7 @@ pub struct Emitter<'a> {
     constants: BTreeMap<ValueId, ValueId>,
     /// Zero points, by their names.
     zeros: BTreeMap<String, ValueId>,
+    packer: Packer,
     /// The names of all nodes.
     nodes: BTreeSet<String>,
 }
@@ -76,6 +77,7 @@ impl<'a> Emitter<'a> {
             weights: BTreeMap::new(),
             constants: BTreeMap::new(),
             zeros: BTreeMap::new(),
+            packer: Packer::default(),
             nodes,
         }
     }
@@ -157,8 +159,10 @@ impl<'a> Emitter<'a> {
     fn weight_dq(&mut self, name: &str, weight: Weight, axis: Option<usize>) -> Result<ValueId> {
         let n = weight.scales.len();
         let quantized = format!("{name}_quantized");
-        let codes = match weight.packed {
-            true => nibbles::packed(self.model, self.model.main_id(), &quantized, &weight.codes)?,
+        let codes = match weight.kind.bits() < 8 {
+            true => self
+                .packer
+                .packed(self.model, self.graph, &quantized, (weight.kind, &weight.codes))?,
             false => self.constant(&quantized, weight.codes),
         };
         let (scale, zero) = match axis {

@@ -53,7 +53,7 @@ pub const INFO: PassInfo = PassInfo {
     lossy: true,
     part: Part::Precision {
         ways: &["int8", "int8(error=0.01)", "int8(error=0.003)"],
-        error: Some("int4"),
+        error: Some("mixed"),
     },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
@@ -97,10 +97,10 @@ const OPTIONS: &[Opt] = &[
         doc: "when an output errs by more on calibration data, what does most harm stays in floating point",
     },
     Opt {
-        name: "int4",
+        name: "mixed",
         default: "0",
         values: "a part of the output's power, such as 0.01",
-        doc: "weights are stored in 4 bits as long as the outputs err by no more because of it; computed with in 8 bits all the same (target=ort)",
+        doc: "weights are stored in 3 to 6 bits, as few as will do for outputs that err by no more because of it; computed with in 8 bits all the same (target=ort)",
     },
     Opt {
         name: "prefer",
@@ -123,18 +123,18 @@ struct Int8 {
     options: Options,
     prefer: Prefer,
     error: f64,
-    /// What weights of 4 bits may cost; 0: none.
-    int4: f64,
+    /// What weights of fewer bits may cost; 0: none.
+    mixed: f64,
     skip: Names,
 }
 
 fn build(o: &Options) -> Result<Int8> {
     let error: f64 = o.get("error")?;
     ensure!(error > 0.0, "int8(error={error}): give a number above 0, such as 0.01");
-    let int4: f64 = o.get("int4")?;
+    let mixed: f64 = o.get("mixed")?;
     ensure!(
-        (0.0..1.0).contains(&int4),
-        "int8(int4={int4}): give a number from 0 to below 1, such as 0.01"
+        (0.0..1.0).contains(&mixed),
+        "int8(mixed={mixed}): give a number from 0 to below 1, such as 0.01"
     );
     let name = o.text("target");
     let target = target::ALL.iter().find(|t| t.name == name);
@@ -144,7 +144,7 @@ fn build(o: &Options) -> Result<Int8> {
         ranges: o.get("ranges")?,
         options: o.clone(),
         error,
-        int4,
+        mixed,
         prefer: if o.text("prefer") == "size" {
             Prefer::Size
         } else {
@@ -224,7 +224,7 @@ impl Int8 {
         let mut weights = Weights::new(&units, |node| self.scheme(model, node));
         let mut wanted: Vec<(ValueId, Measure)> = values.iter().map(|&v| (v, Measure::Histogram)).collect();
         let moments = self.moments(&weights);
-        let split = self.int4 > 0.0 && cx.samples.len() > 1;
+        let split = self.mixed > 0.0 && cx.samples.len() > 1;
         wanted.extend(moments.iter().filter(|_| !split).cloned());
         if wanted.is_empty() {
             cx.note(
@@ -319,9 +319,9 @@ impl Int8 {
     /// The second moments of the inputs of all weights that are rounded by them and small enough to be worth it. Where several operators
     /// read a large weight, those of some.
     fn moments(&self, weights: &Weights) -> Vec<(ValueId, Measure)> {
-        /// Beyond this many inputs the moment costs more than the model itself; 4 bits are worth twice as many.
+        /// Beyond this many inputs the moment costs more than the model itself; fewer bits are worth twice as many.
         const MOST: usize = 2304;
-        let (most, detail) = match self.int4 > 0.0 {
+        let (most, detail) = match self.mixed > 0.0 {
             true => (2 * MOST, Detail::Fine),
             false => (MOST, Detail::Coarse),
         };

@@ -1,9 +1,8 @@
-//! Weights of 4 bits where the outputs of the model allow it; the others keep 8.
+//! Weights of fewer than 8 bits where the outputs of the model allow it.
 //!
-//! Operators still compute in 8-bit integers, just as fast: a code of 4 bits stands for 16 times itself, and weights are taken apart
-//! while a runtime loads the model ([`super::nibbles`]). Noise of a weight with 4 bits is some 24 dB above that of one with 8, so which weights
-//! can bear it is measured: rounded on one half of the samples (`math::rounding`), they take the place of the float weights, and
-//! the outputs on the other half say what may stay ([`crate::passes::trial`]). What stays is rounded again with all samples.
+//! Operators still compute in 8-bit integers, just as fast: a code of `b` bits stands for `2^(8−b)` times itself, and weights are put together
+//! while a runtime loads the model ([`planes`](crate::passes::planes)). Which weights can bear how few bits is measured ([`mixed`]); they
+//! are rounded again with all samples then.
 
 use super::tied::side_by_side;
 use super::units::Units;
@@ -13,48 +12,68 @@ use crate::analysis::sites::{Site, float_tensor};
 use crate::ir::{DType, Model, NodeId, Tensor};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
-use crate::passes::nibbles::{self, Trial, choose};
+use crate::passes::mixed::{self, Trial, Weight as _, boldest, choose};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 
-/// Why the weight that sites read cannot take 4 bits.
-fn refusal(model: &Model, sites: &[&Site]) -> Option<&'static str> {
-    let site = sites.first()?;
-    match model.value(site.weight).uses().len() > sites.len() {
-        true => Some("other operators read it too"),
-        false => nibbles::refusal(site.dims()),
+/// A weight that could have fewer bits, with all that it is rounded by.
+struct Narrow<'a> {
+    pass: &'a Int8,
+    model: &'a Model,
+    seen: &'a Seen<'a>,
+    /// Its place among all weights.
+    group: usize,
+    sites: Vec<&'a Site>,
+    scheme: Scheme,
+    input_scale: f32,
+    doubt: Vec<f64>,
+}
+
+impl Narrow<'_> {
+    /// Rounded with all samples.
+    fn whole(&self, kind: IntKind) -> Result<Vec<Weight>> {
+        let moments = self.seen.all(&self.sites, self.doubt.clone())?;
+        let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, &moments));
+        self.pass.rounded(self.model, read, self.input_scale, seen, Some(kind))
+    }
+
+    fn columns(&self) -> usize {
+        self.sites[0].columns()
     }
 }
 
-/// A weight with 4 bits, to be tried in all sites that read it; each with its bias, if it can move, with what the weight shifts.
-///
-/// # Errors
-/// When codes and scales do not fit the sites.
-fn trial<'a>(
-    model: &Model,
-    sites: &'a [&'a Site],
-    weights: &[Weight],
-) -> Result<Trial<impl Fn(&mut Model) -> Result<()> + use<'a>>> {
-    let (site, weight) = (sites.first().context("a site")?, weights.first().context("a weight")?);
-    let float = floats(site, weight)?;
-    let moved = |(site, weight): (&&Site, &Weight)| match weight.shift.is_empty() {
-        true => Ok(None),
-        false => shifted_bias(model, site, weight).map(Some),
-    };
-    let biases: Vec<Option<Vec<f32>>> = sites.iter().zip(weights).map(moved).collect::<Result<_>>()?;
-    let (first, sqnr) = (*site, weight.sqnr);
-    Ok(Trial::new(float.len(), sqnr, move |model| {
+impl mixed::Weight for &Narrow<'_> {
+    type Codes = Vec<Weight>;
+
+    fn len(&self) -> usize {
+        self.sites[0].dims().iter().product()
+    }
+
+    fn rounded(&self, kind: IntKind) -> Result<(Vec<Weight>, f64)> {
+        let moments = self.seen.half(&self.sites, &self.doubt)?;
+        let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, &moments));
+        let rounded = self
+            .pass
+            .rounded(self.model, read, self.input_scale, seen, Some(kind))?;
+        let sqnr = rounded.first().context("a weight")?.sqnr;
+        Ok((rounded, sqnr))
+    }
+
+    /// In all sites that read it; each with its bias, if it can move, with what the weight shifts.
+    fn put(&self, model: &mut Model, weights: &Vec<Weight>) -> Result<()> {
+        let (first, codes) = (self.sites[0], weights.first().context("a weight")?);
         let graph = model.node(first.node).graph();
-        let name = model.fresh_name(&format!("{}_int4", model.value(first.weight).name));
-        let weight = model.add_const(graph, &name, float.clone());
-        sites.iter().zip(&biases).try_for_each(|(site, bias)| {
-            model.set_input(site.node, site.slot, Some(weight));
-            match bias {
-                Some(bias) => crate::passes::lowrank::set_bias(model, site, bias, DType::Float),
-                None => Ok(()),
+        let name = model.fresh_name(&format!("{}_few_bits", model.value(first.weight).name));
+        let value = model.add_const(graph, &name, floats(first, codes)?);
+        for (site, weight) in self.sites.iter().zip(weights) {
+            model.set_input(site.node, site.slot, Some(value));
+            if !weight.shift.is_empty() {
+                let bias = shifted_bias(self.model, site, weight)?;
+                crate::passes::lowrank::set_bias(model, site, &bias, DType::Float)?;
             }
-        })
-    }))
+        }
+        Ok(())
+    }
 }
 
 /// `s·q`, without the factor of the site.
@@ -70,7 +89,7 @@ fn floats(site: &Site, weight: &Weight) -> Result<Tensor> {
 }
 
 impl Int8 {
-    /// Puts weights of 4 bits in the place of those that the outputs can bear.
+    /// Puts weights of fewer bits in the place of those that the outputs can bear.
     ///
     /// # Errors
     /// When a sample fails.
@@ -87,53 +106,57 @@ impl Int8 {
             _ if cx.samples.synthetic() || seen.halves.is_none() => {
                 Some("without real data, two samples at least, nobody knows the damage")
             }
-            false => Some("the target is not known to take them apart while it loads a model"),
+            false => Some("the target is not known to put them together while it loads a model"),
             true => None,
         };
         if let Some(why) = why {
-            cx.warn(format!("int8(int4={}): weights keep 8 bits: {why}", self.int4));
+            cx.warn(format!("int8(mixed={}): weights keep 8 bits: {why}", self.mixed));
             return Ok(());
         }
-        let scale = |site: &Site| scales.of(site.input).map(|s| s.scale);
         let in_integers: BTreeSet<NodeId> = integer(units, placement).map(|u| u.node).collect();
-        let groups: Vec<(usize, Vec<&Site>, Scheme)> = weights
-            .all()
-            .enumerate()
-            .map(|(group, (sites, scheme))| (group, sites.to_vec(), scheme))
-            .filter(|(_, sites, scheme)| {
-                let all = sites.iter().all(|s| in_integers.contains(&s.node));
-                all && scheme.kind == IntKind::S8 && refusal(model, sites).is_none()
-            })
-            .collect();
-        let columns = |g: &(usize, Vec<&Site>, Scheme)| g.1[0].columns();
-        let halves = side_by_side(&groups, columns, |(_, sites, scheme)| {
-            let input = scale(sites[0]).context("its input is quantized")?;
-            let doubt = seen.doubt(sites)?;
-            let half = seen.half(sites, &doubt)?;
-            let rounded = self.rounded(model, (sites, *scheme), input, (seen, &half), Some(IntKind::S4))?;
-            Ok((rounded, input, doubt))
-        })?;
-        let (mut trials, mut places) = (Vec::new(), Vec::new());
-        for ((group, sites, scheme), (rounded, input, doubt)) in groups.iter().zip(halves) {
-            let trial = trial(model, sites, &rounded)?;
-            if trial.bearable() {
-                trials.push(trial);
-                places.push((*group, sites, *scheme, input, doubt));
+        let mut narrow = Vec::new();
+        for (group, (sites, scheme)) in weights.all().enumerate() {
+            let all = sites.iter().all(|s| in_integers.contains(&s.node));
+            if !all || scheme.kind != IntKind::S8 || refusal(model, sites).is_some() {
+                continue;
             }
+            narrow.push(Narrow {
+                pass: self,
+                model,
+                seen,
+                group,
+                sites: sites.to_vec(),
+                scheme,
+                input_scale: scales.of(sites[0].input).context("its input is quantized")?.scale,
+                doubt: seen.doubt(sites)?,
+            });
         }
-        let mut chosen = choose(model, &trials, self.int4, "int8", cx)?.into_iter();
-        places.retain(|_| chosen.next() == Some(true));
-        let rounded = side_by_side(
-            &places,
-            |p| p.1[0].columns(),
-            |(_, sites, scheme, input, doubt)| {
-                let all = seen.all(sites, doubt.clone())?;
-                self.rounded(model, (sites, *scheme), *input, (seen, &all), Some(IntKind::S4))
-            },
-        )?;
-        for (place, rounded) in places.into_iter().zip(rounded) {
-            weights.replace(place.0, place.3, rounded);
+        let first = side_by_side(&narrow, Narrow::columns, |weight| {
+            let kind = boldest(weight.len()).context("it can have few bits")?;
+            weight.rounded(kind)
+        })?;
+        let tried = narrow
+            .iter()
+            .zip(first)
+            .filter_map(|(weight, first)| Some((weight, Trial::new(weight, first)?)));
+        let (tried, trials): (Vec<&Narrow>, Vec<Trial<&Narrow>>) = tried.unzip();
+        let kinds = choose(model, &trials, self.mixed, "int8", cx)?;
+        drop(trials);
+        let chosen = tried.into_iter().zip(kinds).filter_map(|(w, kind)| Some((w, kind?)));
+        let chosen: Vec<(&Narrow, IntKind)> = chosen.collect();
+        let rounded = side_by_side(&chosen, |(w, _)| w.columns(), |(w, kind)| w.whole(*kind))?;
+        for ((weight, _), rounded) in chosen.iter().zip(rounded) {
+            weights.replace(weight.group, weight.input_scale, rounded);
         }
         Ok(())
+    }
+}
+
+/// Why the weight that sites read cannot take fewer bits.
+fn refusal(model: &Model, sites: &[&Site]) -> Option<&'static str> {
+    let site = sites.first()?;
+    match model.value(site.weight).uses().len() > sites.len() {
+        true => Some("other operators read it too"),
+        false => mixed::refusal(site.dims().iter().product()),
     }
 }

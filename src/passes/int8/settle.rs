@@ -206,7 +206,7 @@ impl Int8 {
         }))
     }
 
-    /// Takes 4 bits where asked, and tells the ranges.
+    /// Takes fewer bits where asked, and tells the ranges.
     fn finish(
         &self,
         model: &mut Model,
@@ -221,7 +221,7 @@ impl Int8 {
             written,
             model: quantized,
         } = &mut attempt;
-        if self.int4 > 0.0 {
+        if self.mixed > 0.0 {
             cx.notes.truncate(*written);
             self.narrow(model, (units, placement), scales, seen, weights, cx)?;
             *quantized = model.clone();

@@ -51,7 +51,7 @@ pub struct Target {
     pub joins_add: bool,
     /// The time model tells how long its kernels take; else whatever can run in integers does.
     pub timed: bool,
-    /// Operators on constants are run once, while it loads a model, so that weights can be stored in 4 bits.
+    /// Operators on constants are run once, while it loads a model, so that weights can be stored in fewer bits.
     pub unpacks: bool,
     /// What it runs in integers.
     pub runs: &'static [Runs],

@@ -16,30 +16,23 @@ use crate::math::channel::{
 };
 use crate::math::channel::{quantize_bias, quantize_per_channel};
 use crate::math::rounding::{Codes, Rounding};
-use crate::passes::nibbles;
+use crate::passes::planes;
 use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
+/// How often scales are fitted to codes of few bits.
+const REFITS: usize = 3;
+
 /// How weights are stored.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Scheme {
-    /// S8, S7 for CPUs whose sums of two products saturate, or S4, whose codes are multiples of 16 in 8 bits.
+    /// S8, S7 for CPUs whose sums of two products saturate, or fewer bits, whose codes are multiples in 8 bits ([`planes::step`]).
     pub kind: IntKind,
     /// One scale for each output channel.
     pub per_channel: bool,
     /// How codes are chosen.
     pub rounding: Choice,
-}
-
-impl Scheme {
-    /// An int8 code for every step of a code.
-    fn step(&self) -> f32 {
-        match self.kind {
-            IntKind::S4 => nibbles::STEP,
-            _ => 1.0,
-        }
-    }
 }
 
 /// How the codes of a weight are chosen.
@@ -56,8 +49,8 @@ pub enum Choice {
 pub struct Weight {
     /// int8, with the dimensions of the original.
     pub codes: Tensor,
-    /// All codes are multiples of 16, to be stored two to a byte.
-    pub packed: bool,
+    /// What codes are stored as.
+    pub kind: IntKind,
     /// One for each channel, or one for all.
     pub scales: Vec<f32>,
     /// What the bias must gain so that outputs keep their mean; empty when nothing was measured.
@@ -97,12 +90,12 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
     let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
-    let step = scheme.step();
+    let step = planes::step(scheme.kind);
     let codes = site.tensor_of(model, best.codes.mapv(|q| step * f32::from(q)).view())?;
     let scales: Vec<f32> = best.scales.iter().map(|s| s / step).collect();
     let weight = Weight {
         codes: to_i8(&codes)?,
-        packed: scheme.kind == IntKind::S4,
+        kind: scheme.kind,
         scales: if scheme.per_channel {
             scales
         } else {
@@ -119,6 +112,20 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
         ..weight.clone()
     });
     Ok(each.collect())
+}
+
+impl Rows {
+    /// Takes over rows that are better; false when there is none.
+    fn improve(&mut self, other: Rows) -> bool {
+        let better = (0..self.wrong.len()).filter(|&i| other.wrong[i] < self.wrong[i]);
+        let better: Vec<usize> = better.collect();
+        for &i in &better {
+            self.wrong[i] = other.wrong[i];
+            self.scales[i] = other.scales[i];
+            self.codes.row_mut(i).assign(&other.codes.row(i));
+        }
+        !better.is_empty()
+    }
 }
 
 struct Task<'a> {
@@ -150,7 +157,7 @@ impl<'a> Task<'a> {
     fn best(&self) -> Result<Rows> {
         let widest = self.safe(self.widest()?)?;
         if self.roundings.is_empty() {
-            let narrow = self.scheme.kind == IntKind::S4 && self.scheme.per_channel;
+            let narrow = self.scheme.kind.bits() < 8 && self.scheme.per_channel;
             return match narrow {
                 true => self.nearest(self.safe(best_channel_scales(self.w.view(), None, self.scheme.kind)?)?),
                 false => self.nearest(widest),
@@ -159,21 +166,30 @@ impl<'a> Task<'a> {
         let mut best = self.rounded(widest)?;
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
-            self.improve(&mut best, self.rounded(narrow)?);
+            best.improve(self.rounded(narrow)?);
+        }
+        if self.scheme.per_channel && self.scheme.kind.bits() < 8 {
+            let signal = self.powers(self.w.view());
+            for _ in 0..REFITS {
+                let fitted = self.safe(self.refitted(&best, &signal)?)?;
+                if !best.improve(self.rounded(fitted)?) {
+                    break;
+                }
+            }
         }
         Ok(best)
     }
 
-    /// Takes over rows that are better.
-    fn improve(&self, best: &mut Rows, other: Rows) {
-        for i in (0..best.wrong.len())
-            .filter(|&i| other.wrong[i] < best.wrong[i])
-            .collect::<Vec<_>>()
-        {
-            best.wrong[i] = other.wrong[i];
-            best.scales[i] = other.scales[i];
-            best.codes.row_mut(i).assign(&other.codes.row(i));
-        }
+    /// The scales that serve codes best: of `‖w − t·ŵ‖²`, in the norm of the products, the least is at
+    /// `t = ⟨w, ŵ⟩/‖ŵ‖² = (‖w‖² + ‖ŵ‖² − ‖w − ŵ‖²)/2‖ŵ‖²`.
+    fn refitted(&self, rows: &Rows, signal: &[f64]) -> Result<Vec<f32>> {
+        let numbers = dequantize_per_channel(rows.codes.view(), &rows.scales)?;
+        let all = self.powers(numbers.view()).into_iter().zip(signal).zip(&rows.wrong);
+        let times = all.map(|((own, signal), wrong)| (signal + own - wrong) / (2.0 * own));
+        let scaled = rows.scales.iter().zip(times);
+        Ok(scaled
+            .map(|(s, t)| if t.is_finite() && t > 0.0 { s * t as f32 } else { *s })
+            .collect())
     }
 
     /// Scales of the largest weights.
@@ -205,7 +221,7 @@ impl<'a> Task<'a> {
     /// Scales with which the bias takes at most half of int32.
     fn safe(&self, scales: Vec<f32>) -> Result<Vec<f32>> {
         let twice: Vec<f32> = self.known.bias.iter().map(|b| 2.0 * b).collect();
-        let input = self.known.input_scale / self.scheme.step();
+        let input = self.known.input_scale / planes::step(self.scheme.kind);
         if self.scheme.per_channel {
             return bias_safe_scales(&twice, input, &scales);
         }

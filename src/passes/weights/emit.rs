@@ -7,7 +7,7 @@ use super::view::View;
 use crate::analysis::sites::float_tensor;
 use crate::ir::{Attr, DType, Model, Tensor, ValueId};
 use crate::math::affine::IntKind;
-use crate::passes::nibbles;
+use crate::passes::planes::{self, Packer};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
 
@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 pub struct Emitter<'a> {
     /// The model.
     pub model: &'a mut Model,
+    packer: Packer,
     /// The names of all nodes.
     nodes: BTreeSet<String>,
 }
@@ -26,11 +27,8 @@ pub fn bytes(w: &Weight, view: &View, scheme: Scheme) -> usize {
         0 => w.dims.get(w.axis).copied().unwrap_or(1),
         b => w.len() / w.dims[axis].max(1) * span.div_ceil(b),
     };
-    let (codes, zero) = match scheme.kind {
-        IntKind::S4 => (w.len().div_ceil(2), parameters.div_ceil(2)),
-        _ => (w.len(), parameters),
-    };
-    codes + 4 * parameters + if scheme.zeros { zero } else { 0 }
+    let codes = |n: usize| (n * scheme.kind.bits() as usize).div_ceil(8);
+    codes(w.len()) + 4 * parameters + if scheme.zeros { codes(parameters) } else { 0 }
 }
 
 /// Adds to the bias what keeps the mean of the outputs.
@@ -59,7 +57,11 @@ impl<'a> Emitter<'a> {
     /// Ready to write.
     pub fn new(model: &'a mut Model) -> Emitter<'a> {
         let nodes = model.nodes().map(|(_, n)| n.name().to_owned()).collect();
-        Emitter { model, nodes }
+        Emitter {
+            model,
+            packer: Packer::default(),
+            nodes,
+        }
     }
 
     /// Puts a DequantizeLinear in the place of a weight.
@@ -109,7 +111,7 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// Puts `Mul(Cast(codes), scales)` in the place of a weight (codes of 4 bits two to a byte, [`nibbles`]): no input of the model is read, so a runtime computes it once,
+    /// Puts `Mul(Cast(codes), scales)` in the place of a weight (codes of fewer than 8 bits in planes, [`planes`]): no input of the model is read, so a runtime computes it once,
     /// while it loads the model, and multiplies with floats as before.
     ///
     /// # Errors
@@ -119,13 +121,11 @@ impl<'a> Emitter<'a> {
         let graph = self.model.value(w.value).graph();
         let quantized = format!("{name}_quantized");
         let codes = view.tensor(&w.dims, &fitted.codes)?;
-        let (codes, step) = match fitted.kind {
-            IntKind::S4 => {
-                let apart: Vec<i8> = codes.iter().map(|q| q << nibbles::BITS).collect();
-                let apart = Tensor::new(&w.dims, apart);
-                (nibbles::packed(self.model, graph, &quantized, &apart)?, nibbles::STEP)
-            }
-            _ => (self.constant(w.value, &quantized, Tensor::new(&w.dims, codes)), 1.0),
+        let (kind, step) = (fitted.kind, planes::step(fitted.kind));
+        let codes = Tensor::new(&w.dims, codes.iter().map(|q| q * step as i8).collect());
+        let codes = match kind.bits() < 8 {
+            true => self.packer.packed(self.model, graph, &quantized, (kind, &codes))?,
+            false => self.constant(w.value, &quantized, codes),
         };
         let mut dims = vec![1; w.dims.len() - w.axis];
         dims[0] = w.dims[w.axis];

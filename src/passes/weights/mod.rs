@@ -21,7 +21,7 @@ use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
 use fit::{Data, Scheme, fit};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// The pass's row in the table.
 pub const INFO: PassInfo = PassInfo {
@@ -32,7 +32,7 @@ pub const INFO: PassInfo = PassInfo {
     // Folded: convolutions whose weights are dequantized in every run are slower than before.
     part: Part::Precision {
         ways: &["weights(form=folded)"],
-        error: Some("int4"),
+        error: Some("mixed"),
     },
     options: OPTIONS,
     build: |o| Ok(Box::new(build(o)?)),
@@ -64,10 +64,10 @@ const OPTIONS: &[Opt] = &[
         doc: "DequantizeLinear, MatMulNBits of ONNX Runtime for MatMul and Gemm, or Cast and Mul, which runtimes compute while they load: as fast as before, as much memory as before, a smaller file",
     },
     Opt {
-        name: "int4",
+        name: "mixed",
         default: "0",
         values: "a part of the output's power, such as 0.01",
-        doc: "with form=folded: weights are stored in 4 bits as long as the outputs err by no more because of it",
+        doc: "with form=folded: weights are stored in 3 to 6 bits, as few as will do for outputs that err by no more because of it",
     },
     Opt {
         name: "compute",
@@ -114,8 +114,8 @@ struct Weights {
     /// For what may differ from node to node.
     options: Options,
     form: Form,
-    /// What weights of 4 bits may cost; 0: none.
-    int4: f64,
+    /// What weights of fewer bits may cost; 0: none.
+    mixed: f64,
     int8: bool,
     data: bool,
     tables: bool,
@@ -143,16 +143,16 @@ fn build(o: &Options) -> Result<Weights> {
     );
     ensure!(
         form != Form::Folded || !four && block == 0 && o.text("symmetric") != "off",
-        "weights(form=folded): 8 bits and one scale for each output channel, without zero points; int4=… stores 4 bits where the outputs bear it"
+        "weights(form=folded): 8 bits and one scale for each output channel, without zero points; mixed=… stores fewer where the outputs bear it"
     );
-    let int4: f64 = o.get("int4")?;
+    let mixed: f64 = o.get("mixed")?;
     ensure!(
-        (0.0..1.0).contains(&int4),
-        "weights(int4={int4}): give a number from 0 to below 1, such as 0.01"
+        (0.0..1.0).contains(&mixed),
+        "weights(mixed={mixed}): give a number from 0 to below 1, such as 0.01"
     );
     ensure!(
-        int4 == 0.0 || form == Form::Folded,
-        "weights(int4={int4}) goes with form=folded; bits=4 stores all weights in 4 bits"
+        mixed == 0.0 || form == Form::Folded,
+        "weights(mixed={mixed}) goes with form=folded; bits=4 stores all weights in 4 bits"
     );
     let zeros = match o.text("symmetric") {
         "on" => false,
@@ -168,7 +168,7 @@ fn build(o: &Options) -> Result<Weights> {
         },
         options: o.clone(),
         form,
-        int4,
+        mixed,
         int8: o.text("compute") == "int8",
         data: o.text("rounding") == "data",
         tables: o.text("tables") == "on",
@@ -212,19 +212,19 @@ impl Weights {
         if weights.is_empty() {
             return Ok(false);
         }
-        let data = match self.data || self.int4 > 0.0 {
+        let data = match self.data || self.mixed > 0.0 {
             true => Data::measure(model, &weights, cx)?,
             false => None,
         };
-        let four = match (&data, self.int4 > 0.0) {
-            (_, false) => BTreeSet::new(),
-            (Some(data), true) => narrow::choose_four(model, weights.iter(), data, self.int4, cx)?,
+        let kinds = match (&data, self.mixed > 0.0) {
+            (_, false) => BTreeMap::new(),
+            (Some(data), true) => narrow::kinds(model, weights.iter(), data, self.mixed, cx)?,
             (None, true) => {
                 cx.warn(format!(
-                    "weights(int4={}): weights keep 8 bits: without real data nobody knows the damage",
-                    self.int4
+                    "weights(mixed={}): weights keep 8 bits: without real data nobody knows the damage",
+                    self.mixed
                 ));
-                BTreeSet::new()
+                BTreeMap::new()
             }
         };
         let data = data.filter(|_| self.data);
@@ -232,7 +232,8 @@ impl Weights {
         let mut changed = false;
         let mut emitter = emit::Emitter::new(model);
         for w in &weights {
-            let Some((before, after)) = self.one(&mut emitter, w, (data.as_ref(), four.contains(&w.value)), cx)? else {
+            let Some((before, after)) = self.one(&mut emitter, w, (data.as_ref(), kinds.get(&w.value).copied()), cx)?
+            else {
                 continue;
             };
             bytes = (bytes.0 + before, bytes.1 + after);
@@ -286,13 +287,16 @@ impl Weights {
         &self,
         emitter: &mut emit::Emitter,
         w: &Weight,
-        (data, four): (Option<&Data>, bool),
+        (data, kind): (Option<&Data>, Option<IntKind>),
         cx: &mut Context,
     ) -> Result<Option<(usize, usize)>> {
         let model = &*emitter.model;
         let label = model.label(w.nodes[0]);
         let nbits = self.form == Form::NBits && nbits::fits(model, w);
-        let asked = if four { narrow::SCHEME } else { self.scheme(&label)? };
+        let asked = match kind {
+            Some(kind) => narrow::scheme(kind),
+            None => self.scheme(&label)?,
+        };
         let mut scheme = Scheme {
             negative: asked.negative || nbits && !asked.zeros,
             ..asked
