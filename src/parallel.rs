@@ -1,6 +1,7 @@
 //! Work on several threads whose results are taken in order: the outcome does not depend on the number of threads.
 
 use anyhow::{Result, anyhow};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, mpsc};
@@ -101,6 +102,26 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+/// Second moments of more than so many numbers in a row are factored one at a time.
+pub const LONG: usize = 640;
+
+/// Works on weights, of rows of so many columns: on short ones side by side, and then on those of more than [`LONG`]. Several long ones at once would take much memory, and are hardly
+/// faster: a long one keeps all threads busy half of the time.
+pub fn side_by_side<T: Sync, R: Send>(
+    weights: &[T],
+    columns: impl Fn(&T) -> usize,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let (long, short): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| columns(&weights[*i]) > LONG);
+    let numbered = |i: usize| Ok((i, work(&weights[i])?));
+    let mut done: Vec<(usize, R)> = short.into_par_iter().map(numbered).collect::<Result<_>>()?;
+    for i in long {
+        done.push(numbered(i)?);
+    }
+    done.sort_by_key(|d| d.0);
+    Ok(done.into_iter().map(|d| d.1).collect())
 }
 
 #[cfg(test)]

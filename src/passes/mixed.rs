@@ -11,8 +11,10 @@ use super::{Context, NoteKind};
 use crate::engine::NotRun;
 use crate::ir::Model;
 use crate::math::affine::IntKind;
+use crate::parallel::side_by_side;
 use anyhow::{Context as _, Result};
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 
 /// A weight that errs by more, relative to the power of its products, is not tried.
 const MOST: f64 = 0.2;
@@ -20,12 +22,15 @@ const MOST: f64 = 0.2;
 const BIT: f64 = 0.25;
 
 /// A weight that could have few bits.
-pub trait Weight {
+pub trait Weight: Sync {
     /// What it is rounded to.
-    type Codes;
+    type Codes: Send;
 
     /// The numbers in it.
     fn len(&self) -> usize;
+
+    /// The numbers of it that make one output.
+    fn columns(&self) -> usize;
 
     /// Codes of this kind, of one half of the samples, and their signal to noise at the products, dB.
     ///
@@ -48,22 +53,22 @@ pub fn refusal(len: usize) -> Option<&'static str> {
 }
 
 /// The fewest bits that so many numbers can have.
-pub fn boldest(len: usize) -> Option<IntKind> {
+fn boldest(len: usize) -> Option<IntKind> {
     KINDS.into_iter().find(|kind| planes::fits(*kind, len))
 }
 
-/// A weight, with what fewer and fewer bits do to it.
-pub struct Trial<W: Weight> {
-    weight: W,
+/// What fewer and fewer bits do to a weight.
+struct Trial<'a, W: Weight> {
+    weight: &'a W,
     /// The boldest first, each with the error of its products.
     rungs: Vec<(IntKind, f64)>,
     /// What it was rounded to.
     codes: Vec<OnceCell<W::Codes>>,
 }
 
-impl<W: Weight> Trial<W> {
-    /// A weight that was rounded to the fewest bits it can have ([`boldest`]); `None` when it can bear none.
-    pub fn new(weight: W, (codes, sqnr): (W::Codes, f64)) -> Option<Trial<W>> {
+impl<'a, W: Weight> Trial<'a, W> {
+    /// A weight that was rounded to the fewest bits it can have; `None` when it can bear none.
+    fn new(weight: &'a W, (codes, sqnr): (W::Codes, f64)) -> Option<Trial<'a, W>> {
         let first = boldest(weight.len())?;
         let error = 10f64.powf(-sqnr / 10.0);
         let predicted = |kind: IntKind| error * BIT.powi(kind.bits() as i32 - first.bits() as i32);
@@ -85,7 +90,7 @@ impl<W: Weight> Trial<W> {
     }
 }
 
-impl<W: Weight> Ladder for Trial<W> {
+impl<W: Weight> Ladder for Trial<'_, W> {
     fn rungs(&self) -> usize {
         self.rungs.len()
     }
@@ -99,21 +104,51 @@ impl<W: Weight> Ladder for Trial<W> {
         len.saturating_sub(planes::bytes(self.rungs[rung].0, len)) as f64
     }
 
-    fn apply(&self, model: &mut Model, rung: usize) -> Result<()> {
-        let cell = &self.codes[rung];
-        if cell.get().is_none() {
-            let (codes, _) = self.weight.rounded(self.rungs[rung].0)?;
-            let _ = cell.set(codes); // it was empty
+    fn prepare(all: &[Self], choice: &trial::Choice) -> Result<()> {
+        let chosen = all.iter().zip(choice).filter_map(|(t, rung)| Some((t, (*rung)?)));
+        let missing: Vec<(&Self, usize)> = chosen.filter(|(t, rung)| t.codes[*rung].get().is_none()).collect();
+        let work: Vec<(&W, IntKind)> = missing.iter().map(|(t, rung)| (t.weight, t.rungs[*rung].0)).collect();
+        let codes = side_by_side(&work, |w| w.0.columns(), |(weight, kind)| weight.rounded(*kind))?;
+        for ((trial, rung), (codes, _)) in missing.into_iter().zip(codes) {
+            let _ = trial.codes[rung].set(codes); // it was empty
         }
-        self.weight.put(model, cell.get().context("it was rounded")?)
+        Ok(())
+    }
+
+    fn apply(&self, model: &mut Model, rung: usize) -> Result<()> {
+        self.weight
+            .put(model, self.codes[rung].get().context("it was rounded")?)
     }
 }
 
-/// The kind of each weight when outputs may err by `limit` more, relative to their power; `None`: 8 bits.
+/// Which of the weights take fewer bits, and how many, when outputs may err by `limit` more, relative to their power.
 ///
 /// # Errors
 /// When a sample fails, or a weight is not finite.
 pub fn choose<W: Weight>(
+    model: &Model,
+    weights: Vec<W>,
+    limit: f64,
+    pass: &str,
+    cx: &mut Context,
+) -> Result<Vec<(W, IntKind)>> {
+    let sized = weights.iter().enumerate();
+    let sized: Vec<(usize, IntKind)> = sized.filter_map(|(i, w)| Some((i, boldest(w.len())?))).collect();
+    let round = |&(i, kind): &(usize, IntKind)| weights[i].rounded(kind);
+    let first = side_by_side(&sized, |(i, _)| weights[*i].columns(), round)?;
+    let trials = sized.iter().zip(first);
+    let trials = trials.filter_map(|((i, _), first)| Some((*i, Trial::new(&weights[*i], first)?)));
+    let (places, trials): (Vec<usize>, Vec<Trial<W>>) = trials.unzip();
+    let kinds = settled(model, &trials, limit, pass, cx)?;
+    drop(trials);
+    let chosen = places.into_iter().zip(kinds);
+    let chosen: BTreeMap<usize, IntKind> = chosen.filter_map(|(i, kind)| Some((i, kind?))).collect();
+    let weights = weights.into_iter().enumerate();
+    Ok(weights.filter_map(|(i, w)| Some((w, *chosen.get(&i)?))).collect())
+}
+
+/// The kind of each weight, as the outputs tell; `None`: 8 bits.
+fn settled<W: Weight>(
     model: &Model,
     trials: &[Trial<W>],
     limit: f64,
@@ -170,6 +205,10 @@ mod tests {
             self.0
         }
 
+        fn columns(&self) -> usize {
+            1
+        }
+
         fn rounded(&self, kind: IntKind) -> Result<(IntKind, f64)> {
             Ok((kind, 0.0))
         }
@@ -182,16 +221,17 @@ mod tests {
 
     #[test]
     fn a_bit_more_takes_the_noise_to_a_quarter_and_what_drowns_in_it_is_not_tried() {
-        let trial = Trial::new(Plain(8000), (IntKind::S3, 10.0)).expect("bearable");
+        let (large, even) = (Plain(8000), Plain(4100));
+        let trial = Trial::new(&large, (IntKind::S3, 10.0)).expect("bearable");
         let errors: Vec<f64> = trial.rungs.iter().map(|r| r.1).collect();
         let near = |(a, b): (&f64, f64)| (a / b - 1.0).abs() < 1e-9;
         let wanted = [0.1, 0.1 / 4.0, 0.1 / 16.0, 0.1 / 64.0];
         assert!(errors.iter().zip(wanted).all(near) && errors.len() == 4, "{errors:?}");
-        let coarse = Trial::new(Plain(8000), (IntKind::S3, 0.0)).expect("with 5 bits");
+        let coarse = Trial::new(&large, (IntKind::S3, 0.0)).expect("with 5 bits");
         assert_eq!(coarse.rungs[0].0, IntKind::S5);
-        assert!(Trial::new(Plain(8000), (IntKind::S3, -30.0)).is_none());
+        assert!(Trial::new(&large, (IntKind::S3, -30.0)).is_none());
         // 4100 is no multiple of 8: there is no plane of one bit.
-        let even = Trial::new(Plain(4100), (IntKind::S4, 10.0)).expect("bearable");
+        let even = Trial::new(&even, (IntKind::S4, 10.0)).expect("bearable");
         assert_eq!(
             even.rungs.iter().map(|r| r.0).collect::<Vec<_>>(),
             [IntKind::S4, IntKind::S6]
@@ -202,10 +242,11 @@ mod tests {
 
     #[test]
     fn what_was_not_rounded_before_is_rounded_when_it_is_tried() {
-        let trial = Trial::new(Plain(8000), (IntKind::S3, 10.0)).expect("bearable");
+        let weight = Plain(8000);
+        let trials = [Trial::new(&weight, (IntKind::S3, 10.0)).expect("bearable")];
         let mut model = Model::new(crate::pb::ModelProto::default());
         for (rung, kind) in [(0, "S3"), (2, "S5")] {
-            trial.apply(&mut model, rung).expect("it fits");
+            model = trial::changed(&model, &trials, &vec![Some(rung)]).expect("it fits");
             assert_eq!(model.rest.producer_name.as_deref(), Some(kind));
         }
     }

@@ -27,6 +27,16 @@ pub trait Ladder {
     fn foreseen(&self) -> bool {
         false
     }
+    /// Computes what the rungs of a choice need, all at once.
+    ///
+    /// # Errors
+    /// As [`Ladder::apply`].
+    fn prepare(_: &[Self], _: &Choice) -> Result<()>
+    where
+        Self: Sized,
+    {
+        Ok(())
+    }
     /// Makes the change of a rung, for a trial.
     ///
     /// # Errors
@@ -218,6 +228,7 @@ fn error<L: Ladder>(
 /// # Errors
 /// As [`Ladder::apply`].
 pub fn changed<L: Ladder>(model: &Model, ladders: &[L], choice: &Choice) -> Result<Model> {
+    Ladder::prepare(ladders, choice)?;
     let mut changed = model.clone();
     for (ladder, rung) in ladders.iter().zip(choice) {
         if let Some(rung) = rung {

@@ -322,7 +322,7 @@ impl Int8 {
         /// Beyond this many inputs the moment costs more than the model itself; fewer bits are worth twice as many.
         const MOST: usize = 2304;
         let (most, detail) = match self.mixed > 0.0 {
-            true => (2 * MOST, Detail::Fine),
+            true => (2 * MOST, Detail::Coarse),
             false => (MOST, Detail::Coarse),
         };
         let mut all: Vec<(ValueId, Measure)> = Vec::new();

@@ -4,15 +4,15 @@
 //! while a runtime loads the model ([`planes`](crate::passes::planes)). Which weights can bear how few bits is measured ([`mixed`]); they
 //! are rounded again with all samples then.
 
-use super::tied::side_by_side;
 use super::units::Units;
 use super::weights::{Scheme, Weight};
 use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
 use crate::analysis::sites::{Site, float_tensor};
 use crate::ir::{DType, Model, NodeId, Tensor};
 use crate::math::affine::IntKind;
+use crate::parallel::side_by_side;
 use crate::passes::Context;
-use crate::passes::mixed::{self, Trial, Weight as _, boldest, choose};
+use crate::passes::mixed::{self, Weight as _, choose};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 
@@ -36,17 +36,17 @@ impl Narrow<'_> {
         let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, &moments));
         self.pass.rounded(self.model, read, self.input_scale, seen, Some(kind))
     }
-
-    fn columns(&self) -> usize {
-        self.sites[0].columns()
-    }
 }
 
-impl mixed::Weight for &Narrow<'_> {
+impl mixed::Weight for Narrow<'_> {
     type Codes = Vec<Weight>;
 
     fn len(&self) -> usize {
         self.sites[0].dims().iter().product()
+    }
+
+    fn columns(&self) -> usize {
+        self.sites[0].columns()
     }
 
     fn rounded(&self, kind: IntKind) -> Result<(Vec<Weight>, f64)> {
@@ -131,19 +131,7 @@ impl Int8 {
                 doubt: seen.doubt(sites)?,
             });
         }
-        let first = side_by_side(&narrow, Narrow::columns, |weight| {
-            let kind = boldest(weight.len()).context("it can have few bits")?;
-            weight.rounded(kind)
-        })?;
-        let tried = narrow
-            .iter()
-            .zip(first)
-            .filter_map(|(weight, first)| Some((weight, Trial::new(weight, first)?)));
-        let (tried, trials): (Vec<&Narrow>, Vec<Trial<&Narrow>>) = tried.unzip();
-        let kinds = choose(model, &trials, self.mixed, "int8", cx)?;
-        drop(trials);
-        let chosen = tried.into_iter().zip(kinds).filter_map(|(w, kind)| Some((w, kind?)));
-        let chosen: Vec<(&Narrow, IntKind)> = chosen.collect();
+        let chosen = choose(model, narrow, self.mixed, "int8", cx)?;
         let rounded = side_by_side(&chosen, |(w, _)| w.columns(), |(w, kind)| w.whole(*kind))?;
         for ((weight, _), rounded) in chosen.iter().zip(rounded) {
             weights.replace(weight.group, weight.input_scale, rounded);

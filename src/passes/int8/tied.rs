@@ -12,12 +12,10 @@ use super::{Int8, bias_of};
 use crate::analysis::sites::Site;
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
+use crate::parallel::side_by_side;
 use anyhow::{Context as _, Result};
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Moments of more than so many numbers in a row are factored one at a time.
-const LONG: usize = 640;
 /// Where a range ends for all who read a value may move: the scale of an input that a tied weight is made for is so much smaller.
 const ROOM: f32 = 0.5;
 
@@ -101,23 +99,6 @@ fn alike(a: &Site, b: &Site) -> bool {
 pub fn spread<'s, 'a>(sites: &'s [&'a Site], most: usize) -> impl Iterator<Item = &'s &'a Site> {
     let n = most.clamp(1, sites.len().max(1));
     (0..n).filter_map(move |i| sites.get((2 * i + 1) * sites.len() / (2 * n)))
-}
-
-/// Works on weights, of rows of so many columns: on short ones side by side. Several long ones at once would take much memory, and are hardly
-/// faster: a long one keeps all threads busy half of the time.
-pub fn side_by_side<T: Sync, R: Send>(
-    weights: &[T],
-    columns: impl Fn(&T) -> usize,
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let (long, short): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| columns(&weights[*i]) > LONG);
-    let numbered = |i: usize| Ok((i, work(&weights[i])?));
-    let mut done: Vec<(usize, R)> = short.into_par_iter().map(numbered).collect::<Result<_>>()?;
-    for i in long {
-        done.push(numbered(i)?);
-    }
-    done.sort_by_key(|d| d.0);
-    Ok(done.into_iter().map(|d| d.1).collect())
 }
 
 impl Int8 {

@@ -9,7 +9,7 @@ use crate::analysis::sites::float_tensor;
 use crate::ir::{DType, Model, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
-use crate::passes::mixed::{self, Trial, Weight as _, boldest, choose};
+use crate::passes::mixed::{self, choose};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -35,6 +35,10 @@ impl mixed::Weight for Narrow<'_> {
 
     fn len(&self) -> usize {
         self.weight.len()
+    }
+
+    fn columns(&self) -> usize {
+        self.len() / self.weight.dims[self.weight.axis].max(1)
     }
 
     fn rounded(&self, kind: IntKind) -> Result<(Fitted, f64)> {
@@ -65,17 +69,7 @@ pub fn kinds<'a>(
     limit: f64,
     cx: &mut Context,
 ) -> Result<BTreeMap<ValueId, IntKind>> {
-    let (mut trials, mut values) = (Vec::new(), Vec::new());
-    for weight in weights {
-        let narrow = Narrow { model, weight, data };
-        let Some(kind) = boldest(narrow.len()) else { continue };
-        let first = narrow.rounded(kind)?;
-        if let Some(trial) = Trial::new(narrow, first) {
-            trials.push(trial);
-            values.push(weight.value);
-        }
-    }
-    let kinds = choose(model, &trials, limit, "weights", cx)?;
-    let kinds = values.into_iter().zip(kinds);
-    Ok(kinds.filter_map(|(value, kind)| Some((value, kind?))).collect())
+    let all = weights.map(|weight| Narrow { model, weight, data }).collect();
+    let chosen = choose(model, all, limit, "weights", cx)?;
+    Ok(chosen.into_iter().map(|(w, kind)| (w.weight.value, kind)).collect())
 }
