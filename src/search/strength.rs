@@ -40,6 +40,7 @@ impl Search<'_> {
         let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None::<(f64, u64)>;
+        let mut last = None::<(u64, f64)>;
         for probe in 0..probes {
             if probe > 0 && self.late() {
                 break;
@@ -48,6 +49,10 @@ impl Search<'_> {
             let t = &self.tried[k].tried;
             let (used, bytes) = (t.used, t.bytes);
             let met = self.misses(t).is_none();
+            // A larger error that gives the same: the passes have done what they can.
+            if last.replace((bytes, used)) == Some((bytes, used)) && best.is_some_and(|b| b.0 < e) {
+                break;
+            }
             let (good, up) = match targets {
                 true => (met, !met),
                 false => (used <= fit, used <= fit),
