@@ -8,6 +8,7 @@ use onnxzip::passes::{Note, NoteKind};
 use onnxzip::{onnx, pb};
 
 mod equalize;
+mod gelu;
 mod narrow;
 mod opsets;
 mod outliers;

@@ -22,6 +22,61 @@ pub fn feeds_gate(model: &Model, node: NodeId) -> bool {
     model.node(node).is("Mul") && reader.is_some_and(|(n, _)| model.node(n).is("HardSigmoid"))
 }
 
+/// Whether a node is a part of a Gelu that is spelled out, `x·(1 + f(…))·½` with `f` Erf or Tanh: runtimes make one float kernel of all of
+/// it, as long as no codes come between (and codes for `1 + f`, and the products of it, would be coarse).
+pub fn in_gelu(model: &Model, node: NodeId) -> bool {
+    /// So many sums and products at most stand before `f` (of Tanh: `(x + c·x·x·x)·k`).
+    const BEFORE: usize = 5;
+    let ahead = |n: NodeId| -> Option<NodeId> {
+        let reader = model.node(n).output(0).and_then(|v| model.only_use(v))?.0;
+        (!model.node(reader).inputs().is_empty()).then_some(reader)
+    };
+    let mut at = node;
+    for _ in 0..BEFORE {
+        let Some(next) = ahead(at).filter(|_| is_sum_or_product(model, at)) else {
+            break;
+        };
+        if opens_gelu(model, next) {
+            return true;
+        }
+        at = next;
+    }
+    let makers = |n: NodeId| (0..2).filter_map(move |slot| model.input_producer(n, slot));
+    let multiplies = |n: NodeId| model.node(n).is("Mul") && makers(n).any(|p| lifts_gelu(model, p));
+    lifts_gelu(model, node)
+        || multiplies(node)
+        // The ½, behind the product or before it.
+        || model.node(node).is("Mul") && has_number(model, node) && (makers(node).any(multiplies) || ahead(node).is_some_and(multiplies))
+}
+
+fn is_sum_or_product(model: &Model, node: NodeId) -> bool {
+    ["Add", "Mul", "Div"].iter().any(|op| model.node(node).is(op))
+}
+
+/// A single number among the inputs.
+fn has_number(model: &Model, node: NodeId) -> bool {
+    let mut inputs = model.node(node).inputs().iter().flatten();
+    inputs.any(|v| model.constant(*v).is_some_and(|t| t.len() == 1))
+}
+
+/// `f`, to which 1 is added.
+fn opens_gelu(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    let reader = n.output(0).and_then(|v| model.only_use(v));
+    (n.is("Erf") || n.is("Tanh")) && reader.is_some_and(|(add, _)| lifts_gelu(model, add))
+}
+
+/// `1 + f`.
+fn lifts_gelu(model: &Model, node: NodeId) -> bool {
+    let n = model.node(node);
+    let one = |v: &ValueId| model.constant(*v).and_then(|t| t.floats().map(|f| *f == [1.0]));
+    let opens = |slot| {
+        let p = model.input_producer(node, slot);
+        p.is_some_and(|p| model.node(p).is("Erf") || model.node(p).is("Tanh"))
+    };
+    n.is("Add") && n.inputs().iter().flatten().any(|v| one(v) == Some(true)) && (opens(0) || opens(1))
+}
+
 /// The ends of what a gate tells apart.
 fn gate(model: &Model, node: NodeId) -> Option<(f32, f32)> {
     let n = model.node(node);

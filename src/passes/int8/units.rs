@@ -140,6 +140,9 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     if target.timed && super::gates::feeds_gate(model, node) {
         return Err("what reads it, a gate, takes floats".to_owned());
     }
+    if target.timed && super::gates::in_gelu(model, node) {
+        return Err("a part of a Gelu, which the runtime computes at once".to_owned());
+    }
     let site = match role {
         Role::Weighted { weight, .. } => Some(integer_site(model, node, weight)?),
         _ => None,
