@@ -321,10 +321,7 @@ impl Int8 {
     fn moments(&self, weights: &Weights) -> Vec<(ValueId, Measure)> {
         /// Beyond this many inputs the moment costs more than the model itself; fewer bits are worth twice as many.
         const MOST: usize = 2304;
-        let (most, detail) = match self.mixed > 0.0 {
-            true => (2 * MOST, Detail::Coarse),
-            false => (MOST, Detail::Coarse),
-        };
+        let most = if self.mixed > 0.0 { 2 * MOST } else { MOST };
         let mut all: Vec<(ValueId, Measure)> = Vec::new();
         for (sites, scheme) in weights.all() {
             let columns = sites[0].columns().max(1);
@@ -332,7 +329,7 @@ impl Int8 {
                 continue;
             }
             for site in tied::spread(sites, most * most / (columns * columns)) {
-                let wanted = (site.input, Measure::Gram(site.patch.clone(), detail));
+                let wanted = (site.input, Measure::Gram(site.patch.clone(), Detail::Coarse));
                 if !all.contains(&wanted) {
                     all.push(wanted);
                 }
