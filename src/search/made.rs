@@ -1,6 +1,7 @@
 //! The result of a search, made of all calibration samples.
 
 use super::plan::precisions;
+use super::precision::SMALL;
 use super::{FIT, Measured, Plan, Search, usable};
 use crate::pipeline::{self, Options, OtherSize};
 use crate::report::Report;
@@ -145,25 +146,41 @@ impl Search<'_> {
         share.clamp(WEAKER[0], WEAKER[1])
     }
 
-    /// The smallest result that was measured which would fit if the held-back samples took as much more of the budget for it as they
-    /// did for `k`.
-    fn next(&self, k: usize, part: f64) -> Option<usize> {
+    /// What may be used of the budget on the tuning samples, if the held-back samples take as much more of it as they did for `k`.
+    fn foreseen(&self, k: usize, part: f64) -> Option<f64> {
         let refused = &self.tried[k];
-        let more = (refused.held? / refused.tried.used).max(1.0);
+        Some(part / (refused.held? / refused.tried.used).max(1.0))
+    }
+
+    /// The smallest result that was measured and uses no more than `most`.
+    fn within(&self, most: f64) -> Option<usize> {
         let fits = |i: &usize| {
             let t = &self.tried[*i].tried;
-            self.fits(t) && t.used * more <= part && self.misses(t).is_none()
+            self.fits(t) && t.used <= most && self.misses(t).is_none()
         };
         (0..self.tried.len())
             .filter(fits)
             .min_by_key(|i| self.tried[*i].tried.bytes)
     }
 
+    /// Result `k`; or what it leaves in float32 stored in 8 bits, too, where that is much, nothing stores it, and it uses no more than `most`.
+    fn stored(&mut self, k: usize, most: f64) -> Result<usize> {
+        let large = self.tried[k].tried.bytes as f64 > SMALL * self.before.bytes as f64;
+        let Some(plan) = self.tried[k].plan.with_rest().filter(|_| large) else {
+            return Ok(k);
+        };
+        let made = self.measure(plan)?;
+        let t = &self.tried[made].tried;
+        let better = t.refused.is_none() && t.used <= most && t.bytes < self.tried[k].tried.bytes;
+        Ok(if better { made } else { k })
+    }
+
     /// Another result than `k`, which the held-back samples refused: the smaller of what was measured and should fit, and of the same passes with
     /// less error, or (after some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its
     /// few samples only.
     fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
-        let known = self.next(k, usable(&self.budget, held_back));
+        let most = self.foreseen(k, usable(&self.budget, held_back)).unwrap_or(0.0);
+        let known = self.within(most);
         let bytes = |this: &Self, i: usize| this.tried[i].tried.bytes;
         if known.is_some_and(|i| bytes(self, i) as f64 <= NEXT * bytes(self, k) as f64) {
             return Ok(known);
@@ -178,6 +195,9 @@ impl Search<'_> {
                 return Ok(Some(next));
             }
         }
+        if let Some(known) = known {
+            return self.stored(known, most).map(Some);
+        }
         let much = self.tried[k].tried.used;
         let careful = |this: &Self, i: usize| {
             let t = &this.tried[i].tried;
@@ -186,6 +206,7 @@ impl Search<'_> {
         let next = self.order().into_iter().find(|&i| careful(self, i));
         let agreed = self.agreed(held_back).filter(|_| chance + 1 == SECOND_CHANCES);
         if let Some(next) = [agreed, next].into_iter().flatten().min_by_key(|i| bytes(self, *i)) {
+            let next = self.stored(next, CAREFUL * much)?;
             self.tried[next].tried.refused = None;
             return Ok(Some(next));
         }
@@ -193,7 +214,7 @@ impl Search<'_> {
         for precision in precisions() {
             let next = self.measure(Plan::new(&[], 0.0, Some(precision)))?;
             if careful(self, next) {
-                return Ok(Some(next));
+                return self.stored(next, CAREFUL * much).map(Some);
             }
         }
         Ok(None)

@@ -132,6 +132,16 @@ impl Plan {
         takes.then(|| self.with(self.error * part))
     }
 
+    /// The same passes, and what they leave stored in 8 bits; `None` where something stores it already, or there is no precision.
+    pub(super) fn with_rest(&self) -> Option<Plan> {
+        let precision = self.precision.as_deref()?;
+        let stores = |p: &str| REST.iter().any(|rest| name(rest) == name(p));
+        (!parts(precision).any(stores)).then(|| Plan {
+            precision: Some(format!("{precision},{}", REST[0])),
+            ..self.clone()
+        })
+    }
+
     /// Whether the result computes in integers: other precisions only store them.
     pub(super) fn in_integers(&self) -> bool {
         let stored = |p: &str| REST.iter().any(|rest| name(rest) == name(p));
@@ -217,6 +227,15 @@ mod tests {
             "int8(mixed=0.02),weights(mixed=0.02,form=folded)"
         );
         assert_eq!(further("fp16(only=weights)"), "fp16(only=weights)");
+        let rest = |precision| Plan::new(&[], 0.0, Some(precision)).with_rest().map(|p| p.to_string());
+        assert_eq!(
+            rest("int8(error=0.01)").as_deref(),
+            Some("int8(error=0.01),weights(form=folded)")
+        );
+        assert_eq!(
+            (rest("int8,fp16(only=weights)"), rest("weights(form=folded)")),
+            (None, None)
+        );
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");
         assert_eq!(
             Plan::new(&[("lowrank", "error")], 3.21e-5, None).to_string(),

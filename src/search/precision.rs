@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::collections::VecDeque;
 
 /// A result of this part of the original's size leaves little in float32.
-const SMALL: f64 = 0.3;
+pub(super) const SMALL: f64 = 0.3;
 /// A precision that leaves so much, `simplify` included, has found next to nothing to do.
 const NEARLY_ALL: f64 = 0.9;
 /// A precision that uses at most this part of what may be used

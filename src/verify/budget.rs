@@ -37,6 +37,9 @@ pub struct Budget {
     pub conditions: Vec<Condition>,
 }
 
+/// Typical samples may count for so much worse than all of them.
+const WORSE_DB: f64 = 3.0;
+
 /// How a budget is written.
 const FORM: &str = "write sqnr:20dB, top1:1%, cosine:0.999 or accuracy:0.5pt, and @NAME behind it for one output only";
 
@@ -88,7 +91,10 @@ impl Budget {
     /// others may not have their like there.
     pub fn risked(&self, gaps: &[OutputGap]) -> Option<f64> {
         let typical = |g: &OutputGap| OutputGap {
-            sqnr_db: g.typical_sqnr_db.map_or(g.sqnr_db, |db| db.min(g.sqnr_db)),
+            sqnr_db: match g.typical_sqnr_db {
+                Some(db) if g.sqnr_db.is_finite() => db.max(g.sqnr_db - WORSE_DB).min(g.sqnr_db),
+                _ => g.sqnr_db,
+            },
             ..g.clone()
         };
         self.used(&gaps.iter().map(typical).collect::<Vec<_>>())
@@ -323,8 +329,11 @@ mod tests {
         let mut g = gap(30.0, None);
         let b = budget("sqnr:20dB");
         assert_eq!(b.risked(&[g.clone()]), b.used(&[g.clone()]));
-        g.typical_sqnr_db = Some(23.0);
-        assert!((b.risked(&[g.clone()]).expect("measured") - 10f64.powf(-0.3)).abs() < 1e-9);
+        for (typical, counts) in [(28.0, 28.0), (3.0, 27.0)] {
+            g.typical_sqnr_db = Some(typical);
+            let wanted = 10f64.powf((20.0 - counts) / 10.0);
+            assert!((b.risked(&[g.clone()]).expect("measured") - wanted).abs() < 1e-9);
+        }
         g.typical_sqnr_db = Some(40.0);
         assert_eq!(b.risked(&[g.clone()]), b.used(&[g]));
     }

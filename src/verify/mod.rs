@@ -183,6 +183,9 @@ pub fn compare(
     for (of, part, meter) in parts {
         let mut gap = meter.gap(part.name, true);
         gap.part_of = Some(gaps[of].name.clone());
+        if part.saturates {
+            gap.typical_sqnr_db = None; // most samples have no scores to speak of
+        }
         gap.stands_in = !part.saturates || gap.max_abs > UNNOTICED || gap.broken > 0;
         gaps.push(gap);
     }
