@@ -107,8 +107,8 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 /// Second moments of more than so many numbers in a row are factored one at a time.
 pub const LONG: usize = 640;
 
-/// Works on weights, of rows of so many columns: on short ones side by side, and then on those of more than [`LONG`]. Several long ones at once would take much memory, and are hardly
-/// faster: a long one keeps all threads busy half of the time.
+/// Works on weights, of rows of so many columns: on short ones side by side, and then on those of more than [`LONG`], one by one. Several of
+/// these at once would take much memory, and are hardly faster: a long one keeps all threads busy half of the time.
 pub fn side_by_side<T: Sync, R: Send>(
     weights: &[T],
     columns: impl Fn(&T) -> usize,

@@ -45,11 +45,9 @@ pub trait Weight: Sync {
     fn put(&self, model: &mut Model, codes: &Self::Codes) -> Result<()>;
 }
 
-/// Why a weight of so many numbers keeps 8 bits.
-pub fn refusal(len: usize) -> Option<&'static str> {
-    boldest(len)
-        .is_none()
-        .then_some("small, or of an odd number of elements")
+/// Whether so many numbers can have fewer than 8 bits: not few of them, nor an odd number.
+pub fn can_narrow(len: usize) -> bool {
+    boldest(len).is_some()
 }
 
 /// The fewest bits that so many numbers can have.
@@ -237,7 +235,7 @@ mod tests {
             [IntKind::S4, IntKind::S6]
         );
         assert!(even.saved(0) > even.saved(1) && even.saved(1) > 0.0);
-        assert!(refusal(4101).is_some() && refusal(4100).is_none());
+        assert!(!can_narrow(4101) && can_narrow(4100));
     }
 
     #[test]

@@ -69,17 +69,22 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// Puts int8 codes, multiples of [`step`], into a graph, plane by plane, and what puts them together again; gives the codes.
+    /// Puts int8 codes, multiples of [`step`], into a graph, and gives them: those of fewer than 8 bits plane by plane, with what puts them together
+    /// again.
     ///
     /// # Errors
     /// When the codes are not as said, or do not fill bytes.
-    pub fn packed(
+    pub fn codes(
         &mut self,
         model: &mut Model,
         graph: GraphId,
         name: &str,
-        (kind, codes): (IntKind, &Tensor),
+        (kind, codes): (IntKind, Tensor),
     ) -> Result<ValueId> {
+        if kind.bits() >= 8 {
+            let name = model.fresh_name(name);
+            return Ok(model.add_const(graph, &name, codes));
+        }
         let data = codes.view::<i8>().context("codes are int8")?;
         let (bits, below) = (kind.bits(), (step(kind) as i32 - 1) as i8);
         ensure!(
@@ -215,7 +220,7 @@ mod tests {
         let mut model = Model::new(crate::pb::ModelProto::default());
         let graph = model.main_id();
         let codes = Tensor::new(&[64, 64], vec![17i8; 4096]);
-        let why = Packer::default().packed(&mut model, graph, "w", (IntKind::S4, &codes));
+        let why = Packer::default().codes(&mut model, graph, "w", (IntKind::S4, codes));
         assert!(why.expect_err("17").to_string().contains("more than 4 bits"));
     }
 }

@@ -37,6 +37,7 @@ pub trait Ladder {
     {
         Ok(())
     }
+
     /// Makes the change of a rung, for a trial.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub(super) fn key(
     if !options.cache.as_ref().is_some_and(|c| c.is_kept()) {
         return Ok(None);
     }
-    let mut key = Key::new("a result of a search, part by part", &engine.name()).model(model)?;
+    let mut key = Key::new("a result of a search, part by part, of typical samples", &engine.name()).model(model)?;
     key = key.text(&budget.to_string()).number(options.seed as usize);
     for part in samples {
         key = key.number(part.len());

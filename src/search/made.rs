@@ -179,8 +179,8 @@ impl Search<'_> {
     /// less error, or (after some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its
     /// few samples only.
     fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
-        let most = self.foreseen(k, usable(&self.budget, held_back)).unwrap_or(0.0);
-        let known = self.within(most);
+        let most = self.foreseen(k, usable(&self.budget, held_back));
+        let known = most.and_then(|most| self.within(most));
         let bytes = |this: &Self, i: usize| this.tried[i].tried.bytes;
         if known.is_some_and(|i| bytes(self, i) as f64 <= NEXT * bytes(self, k) as f64) {
             return Ok(known);
@@ -195,7 +195,7 @@ impl Search<'_> {
                 return Ok(Some(next));
             }
         }
-        if let Some(known) = known {
+        if let (Some(known), Some(most)) = (known, most) {
             return self.stored(known, most).map(Some);
         }
         let much = self.tried[k].tried.used;

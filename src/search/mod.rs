@@ -2,7 +2,7 @@
 //!
 //! The calibration samples are parted once more: passes look at two thirds, results are measured on the rest (the tuning
 //! samples); the held-back ones are asked at the end only. The budget's use `u` of a result is what it loses on the tuning
-//! samples as a part of what may be lost ([`Budget::used`]). The search
+//! samples as a part of what may be lost ([`Budget::risked`]). The search
 //!
 //! 1. takes the first precision (the passes that are [`Part::Precision`](crate::passes::Part::Precision)) that fits alone, with weights in 8 bits and in float16
 //!    where it leaves many as they were; one that can go further (2.) and has room for it before a slightly smaller one that cannot;

@@ -159,12 +159,8 @@ impl<'a> Emitter<'a> {
     fn weight_dq(&mut self, name: &str, weight: Weight, axis: Option<usize>) -> Result<ValueId> {
         let n = weight.scales.len();
         let quantized = format!("{name}_quantized");
-        let codes = match weight.kind.bits() < 8 {
-            true => self
-                .packer
-                .packed(self.model, self.graph, &quantized, (weight.kind, &weight.codes))?,
-            false => self.constant(&quantized, weight.codes),
-        };
+        let codes = (weight.kind, weight.codes);
+        let codes = self.packer.codes(self.model, self.graph, &quantized, codes)?;
         let (scale, zero) = match axis {
             Some(_) => (Tensor::new(&[n], weight.scales), Tensor::new(&[n], vec![0i8; n])),
             None => (Tensor::scalar(weight.scales[0]), Tensor::scalar(0i8)),

@@ -18,8 +18,7 @@ pub fn ends(model: &Model, v: ValueId) -> Option<(f32, f32)> {
 
 /// Whether what a node multiplies goes to a hard gate alone.
 pub fn feeds_gate(model: &Model, node: NodeId) -> bool {
-    let reader = model.node(node).output(0).and_then(|v| model.only_use(v));
-    model.node(node).is("Mul") && reader.is_some_and(|(n, _)| model.node(n).is("HardSigmoid"))
+    model.node(node).is("Mul") && only_reader(model, node).is_some_and(|n| model.node(n).is("HardSigmoid"))
 }
 
 /// Whether a node is a part of a Gelu that is spelled out, `x·(1 + f(…))·½` with `f` Erf or Tanh: runtimes make one float kernel of all of
@@ -27,19 +26,11 @@ pub fn feeds_gate(model: &Model, node: NodeId) -> bool {
 pub fn in_gelu(model: &Model, node: NodeId) -> bool {
     /// So many sums and products at most stand before `f` (of Tanh: `(x + c·x·x·x)·k`).
     const BEFORE: usize = 5;
-    let ahead = |n: NodeId| -> Option<NodeId> {
-        let reader = model.node(n).output(0).and_then(|v| model.only_use(v))?.0;
-        (!model.node(reader).inputs().is_empty()).then_some(reader)
-    };
-    let mut at = node;
-    for _ in 0..BEFORE {
-        let Some(next) = ahead(at).filter(|_| is_sum_or_product(model, at)) else {
-            break;
-        };
-        if opens_gelu(model, next) {
-            return true;
-        }
-        at = next;
+    let ahead = |n: NodeId| only_reader(model, n);
+    let on = |n: &NodeId| ahead(*n).filter(|_| is_sum_or_product(model, *n));
+    let mut way = std::iter::successors(Some(node), on).skip(1).take(BEFORE);
+    if way.any(|n| opens_gelu(model, n)) {
+        return true;
     }
     let makers = |n: NodeId| (0..2).filter_map(move |slot| model.input_producer(n, slot));
     let multiplies = |n: NodeId| model.node(n).is("Mul") && makers(n).any(|p| lifts_gelu(model, p));
@@ -59,22 +50,28 @@ fn has_number(model: &Model, node: NodeId) -> bool {
     inputs.any(|v| model.constant(*v).is_some_and(|t| t.len() == 1))
 }
 
+/// The node that alone reads what a node gives out.
+fn only_reader(model: &Model, node: NodeId) -> Option<NodeId> {
+    let (reader, _) = model.node(node).output(0).and_then(|v| model.only_use(v))?;
+    Some(reader)
+}
+
+/// A function that may be `f`.
+fn bends(model: &Model, node: NodeId) -> bool {
+    model.node(node).is("Erf") || model.node(node).is("Tanh")
+}
+
 /// `f`, to which 1 is added.
 fn opens_gelu(model: &Model, node: NodeId) -> bool {
-    let n = model.node(node);
-    let reader = n.output(0).and_then(|v| model.only_use(v));
-    (n.is("Erf") || n.is("Tanh")) && reader.is_some_and(|(add, _)| lifts_gelu(model, add))
+    bends(model, node) && only_reader(model, node).is_some_and(|add| lifts_gelu(model, add))
 }
 
 /// `1 + f`.
 fn lifts_gelu(model: &Model, node: NodeId) -> bool {
     let n = model.node(node);
     let one = |v: &ValueId| model.constant(*v).and_then(|t| t.floats().map(|f| *f == [1.0]));
-    let opens = |slot| {
-        let p = model.input_producer(node, slot);
-        p.is_some_and(|p| model.node(p).is("Erf") || model.node(p).is("Tanh"))
-    };
-    n.is("Add") && n.inputs().iter().flatten().any(|v| one(v) == Some(true)) && (opens(0) || opens(1))
+    let bent = |slot| model.input_producer(node, slot).is_some_and(|p| bends(model, p));
+    n.is("Add") && n.inputs().iter().flatten().any(|v| one(v) == Some(true)) && (0..2).any(bent)
 }
 
 /// The ends of what a gate tells apart.

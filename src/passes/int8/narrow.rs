@@ -4,6 +4,7 @@
 //! while a runtime loads the model ([`planes`](crate::passes::planes)). Which weights can bear how few bits is measured ([`mixed`]); they
 //! are rounded again with all samples then.
 
+use super::seen::Moments;
 use super::units::Units;
 use super::weights::{Scheme, Weight};
 use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
@@ -32,8 +33,11 @@ struct Narrow<'a> {
 impl Narrow<'_> {
     /// Rounded with all samples.
     fn whole(&self, kind: IntKind) -> Result<Vec<Weight>> {
-        let moments = self.seen.all(&self.sites, self.doubt.clone())?;
-        let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, &moments));
+        self.rounded_by(&self.seen.all(&self.sites, self.doubt.clone())?, kind)
+    }
+
+    fn rounded_by(&self, moments: &Moments, kind: IntKind) -> Result<Vec<Weight>> {
+        let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, moments));
         self.pass.rounded(self.model, read, self.input_scale, seen, Some(kind))
     }
 }
@@ -50,11 +54,7 @@ impl mixed::Weight for Narrow<'_> {
     }
 
     fn rounded(&self, kind: IntKind) -> Result<(Vec<Weight>, f64)> {
-        let moments = self.seen.half(&self.sites, &self.doubt)?;
-        let (read, seen) = ((&self.sites[..], self.scheme), (self.seen, &moments));
-        let rounded = self
-            .pass
-            .rounded(self.model, read, self.input_scale, seen, Some(kind))?;
+        let rounded = self.rounded_by(&self.seen.half(&self.sites, &self.doubt)?, kind)?;
         let sqnr = rounded.first().context("a weight")?.sqnr;
         Ok((rounded, sqnr))
     }
@@ -117,7 +117,7 @@ impl Int8 {
         let mut narrow = Vec::new();
         for (group, (sites, scheme)) in weights.all().enumerate() {
             let all = sites.iter().all(|s| in_integers.contains(&s.node));
-            if !all || scheme.kind != IntKind::S8 || refusal(model, sites).is_some() {
+            if !all || scheme.kind != IntKind::S8 || !can_narrow(model, sites) {
                 continue;
             }
             narrow.push(Narrow {
@@ -140,11 +140,9 @@ impl Int8 {
     }
 }
 
-/// Why the weight that sites read cannot take fewer bits.
-fn refusal(model: &Model, sites: &[&Site]) -> Option<&'static str> {
-    let site = sites.first()?;
-    match model.value(site.weight).uses().len() > sites.len() {
-        true => Some("other operators read it too"),
-        false => mixed::refusal(site.dims().iter().product()),
-    }
+/// Whether the weight that sites read can have fewer bits: nothing else reads it.
+fn can_narrow(model: &Model, sites: &[&Site]) -> bool {
+    let alone = |s: &&&Site| model.value(s.weight).uses().len() <= sites.len();
+    let site = sites.first().filter(alone);
+    site.is_some_and(|s| mixed::can_narrow(s.dims().iter().product()))
 }

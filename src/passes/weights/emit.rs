@@ -123,10 +123,7 @@ impl<'a> Emitter<'a> {
         let codes = view.tensor(&w.dims, &fitted.codes)?;
         let (kind, step) = (fitted.kind, planes::step(fitted.kind));
         let codes = Tensor::new(&w.dims, codes.iter().map(|q| q * step as i8).collect());
-        let codes = match kind.bits() < 8 {
-            true => self.packer.packed(self.model, graph, &quantized, (kind, &codes))?,
-            false => self.constant(w.value, &quantized, codes),
-        };
+        let codes = self.packer.codes(self.model, graph, &quantized, (kind, codes))?;
         let mut dims = vec![1; w.dims.len() - w.axis];
         dims[0] = w.dims[w.axis];
         let scale = Tensor::new(&dims, fitted.grid.scales.iter().map(|s| s / step).collect());
