@@ -2,9 +2,8 @@
 //!
 //! The grid that is best when inputs are uncorrelated comes first; where the second moment `G` of the input is known, codes
 //! are rounded on it so that errors cancel (`math::rounding`), scales are fitted to the codes under `G`, codes rounded anew, as long as it
-//! helps. Every row (every output) keeps the best that it saw. For less than 8 bits `G` is estimated from two halves of the samples and shrunk as far as they
-//! disagree (`math::shrink`): few samples show correlations that are none, and large errors would lean on them; the small errors of 8 bits gain by all
-//! that seem to be there (a layer whose inputs cancel: 30 dB instead of 16). Where a constant bias can take up the mean error,
+//! helps. Every row (every output) keeps the best that it saw. `G` is estimated from two halves of the samples and shrunk as far as they
+//! disagree (`math::shrink`): few samples show correlations that are none. Where a constant bias can take up the mean error,
 //! the covariance stands in for `G`.
 
 use super::find::Weight;
@@ -113,7 +112,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
     let tensor = model.constant(w.value).context("a constant")?;
     let floats = tensor.floats().context("float32")?;
     let matrix = view.matrix(&w.dims, &floats)?;
-    let known = data.and_then(|d| known(model, w, d, scheme.kind));
+    let known = data.and_then(|d| known(model, w, d));
     let natural: Vec<usize> = (0..w.dims.len()).filter(|a| *a != w.axis).collect();
     let order = view.order(&natural, &w.dims);
     let span = match scheme.block {
@@ -183,7 +182,7 @@ fn decibels(signal: f64, noise: f64) -> f64 {
 }
 
 /// The moments of a weight: those of its sites added up, when their rows mean the same.
-fn known(model: &Model, w: &Weight, data: Seen, kind: IntKind) -> Option<Known> {
+fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
     for (sums, stats) in halves.iter_mut().zip(data.halves).filter(|(_, s)| s.samples > 0) {
         for site in &w.sites {
@@ -203,11 +202,6 @@ fn known(model: &Model, w: &Weight, data: Seen, kind: IntKind) -> Option<Known> 
     let one = one?;
     let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
     let both = |(a, b): (&Gram, &Gram)| {
-        if kind.bits() >= 8 {
-            let mut all = a.clone();
-            all.merge(b)?;
-            return Ok(Shrunk::new(&all, 0.0));
-        }
         let all = shrunk(a, b)?.all;
         Ok(match data.first {
             true => Shrunk::new(a, for_half(all.intensity)),
