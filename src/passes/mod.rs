@@ -16,6 +16,7 @@ mod options;
 mod planes;
 mod repair;
 mod rules;
+mod tables;
 mod trial;
 
 pub mod dynamic;

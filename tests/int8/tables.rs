@@ -1,7 +1,8 @@
 //! Embedding tables.
 
-use super::{Model, Tensor, ValueId, numbers, output, run};
-use onnxzip::ir::Attr;
+use super::{Dataset, Model, Tensor, ValueId, input, numbers, output, run, run_on};
+use crate::tool::samples;
+use onnxzip::ir::{Attr, DType};
 use onnxzip::pb;
 
 /// A Gather from a table of 200 × 32, then Tanh; `tied` has a MatMul read the table too.
@@ -56,4 +57,76 @@ fn a_table_that_something_else_reads_or_that_is_skipped_stays() {
     let mut m = embedding(false);
     run(&mut m, "int8(skip=embed)");
     assert_eq!(ops(&m), ["Gather", "Tanh"]);
+}
+
+/// Words of sentences, given as floats: rows of a table, and a dense layer behind them.
+fn encoder() -> Model {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[1, 5]);
+    let words = super::node(
+        &mut m,
+        "Cast",
+        "words",
+        &[x],
+        "i",
+        vec![Attr::int("to", DType::Int64 as i64)],
+    );
+    let table: ValueId = m.add_const(m.main_id(), "table", Tensor::new(&[200, 32], numbers(6400, 7)));
+    let rows = super::node(&mut m, "Gather", "embed", &[table, words], "rows", vec![]);
+    let w = super::weight(&mut m, "w", &[32, 64], 3);
+    let y = super::node(&mut m, "MatMul", "dense", &[rows, w], "y", vec![]);
+    output(&mut m, y, &[1, 5, 64]);
+    m
+}
+
+fn sentences(m: &Model, count: usize, seed: u64) -> Dataset {
+    let words = numbers(5 * count, seed)
+        .into_iter()
+        .map(|x| (100.0 * (x + 1.0)).floor());
+    samples(m, &[count, 5], &words.collect::<Vec<f32>>())
+}
+
+#[test]
+fn a_table_takes_fewer_bits_where_the_outputs_bear_it() {
+    let original = encoder();
+    let planes = |m: &Model| -> usize {
+        let of_table = |name: &str| name.starts_with("table_quantized_bits");
+        let all = m.values().filter(|(_, v)| of_table(&v.name));
+        all.filter_map(|(_, v)| v.tensor()).map(|t| t.byte_len()).sum()
+    };
+    let made = |list: &str| {
+        let mut m = original.clone();
+        let notes = run_on(&mut m, list, &sentences(&original, 400, 5));
+        let said = notes
+            .iter()
+            .any(|n| n.what.contains("table of 200 × 32 in ") && n.what.contains(" bits"));
+        assert_eq!(said, planes(&m) > 0, "{list}");
+        let sqnr = super::sqnr_on(&original, &m, &sentences(&original, 100, 9));
+        (planes(&m), sqnr)
+    };
+    for list in ["int8(prefer=size", "weights(form=folded"] {
+        let (none, fine) = made(&format!("{list})"));
+        assert!(none == 0 && fine > 35.0, "{list}: {fine} dB");
+        let (bytes, sqnr) = made(&format!("{list},mixed=0.01)"));
+        assert!(
+            (3 * 800..=6 * 800).contains(&bytes),
+            "{list}: {bytes} bytes for 6400 codes"
+        );
+        assert!(sqnr > 20.0 && sqnr < fine, "{list}: {sqnr} dB");
+        // What the outputs do not bear stays in 8 bits.
+        assert_eq!(made(&format!("{list},mixed=0.000001)")).0, 0, "{list}");
+    }
+}
+
+#[test]
+fn a_table_whose_scales_something_else_reads_keeps_8_bits() {
+    let mut m = encoder();
+    let data = sentences(&m, 100, 5);
+    run_on(&mut m, "int8(prefer=size)", &data);
+    let (scale, _) = m.values().find(|(_, v)| v.name == "table_scale").expect("its scales");
+    let other = super::node(&mut m, "Neg", "other", &[scale], "z", vec![]);
+    output(&mut m, other, &[32]);
+    let before = m.clone();
+    run_on(&mut m, "weights(form=folded,mixed=0.05,min=1)", &data);
+    assert_eq!(ops(&m), ops(&before));
 }

@@ -8,7 +8,7 @@
 mod emit;
 mod lstm;
 
-use super::int8::tables;
+use super::tables;
 use super::weights::find::{self, Weight};
 use super::weights::fit::{self, Data, Fitted, Scheme};
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};

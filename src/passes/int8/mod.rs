@@ -20,14 +20,13 @@ mod prepare;
 mod ranges;
 mod seen;
 mod settle;
-pub(super) mod tables;
 mod target;
 mod tied;
 mod time;
 mod units;
 mod weights;
 
-use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, tables};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Detail, Measure, Stats};
 use crate::ir::{Model, NodeId, ValueId};

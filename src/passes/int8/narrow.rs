@@ -1,21 +1,22 @@
 //! Weights of fewer than 8 bits where the outputs of the model allow it.
 //!
 //! Operators still compute in 8-bit integers, just as fast: a code of `b` bits stands for `2^(8−b)` times itself, and weights are put together
-//! while a runtime loads the model ([`planes`](crate::passes::planes)). Which weights can bear how few bits is measured ([`mixed`]); they
-//! are rounded again with all samples then.
+//! while a runtime loads the model ([`planes`](crate::passes::planes)). Which weights can bear how few bits is measured ([`mixed`]), together with
+//! embedding tables ([`stored`]); they are rounded again with all samples then.
 
 use super::seen::Moments;
 use super::units::Units;
 use super::weights::{Scheme, Weight};
 use super::{Int8, Seen, Weights, integer, place, ranges, shifted_bias};
 use crate::analysis::sites::{Site, float_tensor};
-use crate::ir::{DType, Model, NodeId, Tensor};
+use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
 use crate::math::affine::IntKind;
 use crate::parallel::side_by_side;
 use crate::passes::Context;
 use crate::passes::mixed::{self, Weight as _, choose};
+use crate::passes::tables::narrow::{Any, stored};
 use anyhow::{Context as _, Result, ensure};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A weight that could have fewer bits, with all that it is rounded by.
 struct Narrow<'a> {
@@ -89,7 +90,7 @@ fn floats(site: &Site, weight: &Weight) -> Result<Tensor> {
 }
 
 impl Int8 {
-    /// Puts weights of fewer bits in the place of those that the outputs can bear.
+    /// Puts weights of fewer bits in the place of those that the outputs can bear, and gives the bits of tables, by their codes.
     ///
     /// # Errors
     /// When a sample fails.
@@ -101,7 +102,7 @@ impl Int8 {
         seen: &Seen,
         weights: &mut Weights,
         cx: &mut Context,
-    ) -> Result<()> {
+    ) -> Result<BTreeMap<ValueId, IntKind>> {
         let why = match self.target.unpacks {
             _ if cx.samples.synthetic() || seen.halves.is_none() => {
                 Some("without real data, two samples at least, nobody knows the damage")
@@ -111,7 +112,7 @@ impl Int8 {
         };
         if let Some(why) = why {
             cx.warn(format!("int8(mixed={}): weights keep 8 bits: {why}", self.mixed));
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
         let in_integers: BTreeSet<NodeId> = integer(units, placement).map(|u| u.node).collect();
         let mut narrow = Vec::new();
@@ -120,7 +121,7 @@ impl Int8 {
             if !all || scheme.kind != IntKind::S8 || !can_narrow(model, sites) {
                 continue;
             }
-            narrow.push(Narrow {
+            narrow.push(Any::Weight(Narrow {
                 pass: self,
                 model,
                 seen,
@@ -129,14 +130,21 @@ impl Int8 {
                 scheme,
                 input_scale: scales.of(sites[0].input).context("its input is quantized")?.scale,
                 doubt: seen.doubt(sites)?,
-            });
+            }));
         }
-        let chosen = choose(model, narrow, self.mixed, "int8", cx)?;
+        narrow.extend(stored(model).into_iter().map(Any::Table));
+        let (mut chosen, mut tables) = (Vec::new(), BTreeMap::new());
+        for (one, kind) in choose(model, narrow, self.mixed, "int8", cx)? {
+            match one {
+                Any::Weight(w) => chosen.push((w, kind)),
+                Any::Table(t) => _ = tables.insert(t.codes, kind),
+            }
+        }
         let rounded = side_by_side(&chosen, |(w, _)| w.columns(), |(w, kind)| w.whole(*kind))?;
         for ((weight, _), rounded) in chosen.iter().zip(rounded) {
             weights.replace(weight.group, weight.input_scale, rounded);
         }
-        Ok(())
+        Ok(tables)
     }
 }
 

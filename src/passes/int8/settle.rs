@@ -16,7 +16,8 @@ use super::{Int8, Seen, Weights, account, chart, equalize, integer, order, place
 use crate::data::Samples;
 use crate::ir::{Model, ValueId};
 use crate::passes::noise::Reference;
-use crate::passes::{Context, NoteKind};
+use crate::passes::planes::Packer;
+use crate::passes::{Context, NoteKind, tables};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 
@@ -223,9 +224,10 @@ impl Int8 {
         } = &mut attempt;
         if self.mixed > 0.0 {
             cx.notes.truncate(*written);
-            self.narrow(model, (units, placement), scales, seen, weights, cx)?;
+            let tables = self.narrow(model, (units, placement), scales, seen, weights, cx)?;
             *quantized = model.clone();
             self.write(quantized, units, placement, scales, weights, cx)?;
+            tables::narrow::apply(quantized, &tables, &mut Packer::default(), cx)?;
         }
         let how = (self.ranges, self.target.codes);
         cx.charts

@@ -5,7 +5,7 @@ use super::time::{Kernel, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
-use crate::passes::Names;
+use crate::passes::{Names, tables};
 use std::collections::BTreeMap;
 
 /// An operator that the target could run in integers.
@@ -142,6 +142,9 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
     }
     if target.timed && super::gates::in_gelu(model, node) {
         return Err("a part of a Gelu, which the runtime computes at once".to_owned());
+    }
+    if tables::is_scaling(model, node) {
+        return Err("rows of a table in integers become floats here".to_owned());
     }
     let site = match role {
         Role::Weighted { weight, .. } => Some(integer_site(model, node, weight)?),

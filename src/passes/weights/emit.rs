@@ -7,9 +7,11 @@ use super::view::View;
 use crate::analysis::sites::float_tensor;
 use crate::ir::{Attr, DType, Model, Tensor, ValueId};
 use crate::math::affine::IntKind;
+use crate::passes::Context;
 use crate::passes::planes::{self, Packer};
+use crate::passes::tables;
 use anyhow::{Context as _, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is being written to.
 pub struct Emitter<'a> {
@@ -141,6 +143,14 @@ impl<'a> Emitter<'a> {
         self.model.erase_const(w.value);
         self.model.rename(product, name);
         Ok(())
+    }
+
+    /// Tables in 8 bits take fewer.
+    ///
+    /// # Errors
+    /// As [`tables::narrow::apply`].
+    pub fn tables(&mut self, kinds: &BTreeMap<ValueId, IntKind>, cx: &mut Context) -> Result<()> {
+        tables::narrow::apply(self.model, kinds, &mut self.packer, cx)
     }
 
     /// An initializer in the graph of a weight.

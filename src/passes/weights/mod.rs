@@ -13,7 +13,7 @@ mod narrow;
 mod nbits;
 pub(super) mod view;
 
-use super::int8::tables;
+use super::tables;
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
@@ -192,7 +192,7 @@ impl Pass for Weights {
             return Ok(());
         };
         let tables = self.tables && !quantized && tables::quantize(&mut work, cx, &self.skip)?;
-        if self.quantize(&mut work, cx)? || tables {
+        if self.quantize(&mut work, tables, cx)? || tables {
             *model = work;
         } else if cx.notes.is_empty() {
             cx.leave("there is no weight to quantize");
@@ -202,8 +202,8 @@ impl Pass for Weights {
 }
 
 impl Weights {
-    /// Quantizes what can be; false when there was nothing.
-    fn quantize(&self, model: &mut Model, cx: &mut Context) -> Result<bool> {
+    /// Quantizes what can be, and takes fewer bits where asked, for `tables`, too; false when there was nothing.
+    fn quantize(&self, model: &mut Model, tables: bool, cx: &mut Context) -> Result<bool> {
         let (weights, refused) = find::weights(model);
         for (node, why) in refused {
             cx.skip(model, node, why);
@@ -218,7 +218,7 @@ impl Weights {
         };
         let kinds = match (&data, self.mixed > 0.0) {
             (_, false) => BTreeMap::new(),
-            (Some(data), true) => narrow::kinds(model, weights.iter(), data, self.mixed, cx)?,
+            (Some(data), true) => narrow::kinds(model, (weights.iter(), tables), data, self.mixed, cx)?,
             (None, true) => {
                 cx.warn(format!(
                     "weights(mixed={}): weights keep 8 bits: without real data nobody knows the damage",
@@ -239,6 +239,7 @@ impl Weights {
             bytes = (bytes.0 + before, bytes.1 + after);
             changed = true;
         }
+        emitter.tables(&kinds, cx)?;
         if changed {
             let what = format!("weights of {} bytes take {} now", bytes.0, bytes.1);
             cx.note(NoteKind::Did, String::new(), what);

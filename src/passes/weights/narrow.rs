@@ -1,6 +1,6 @@
 //! Weights of fewer than 8 bits where the outputs of the model allow it ([`mixed`]), as `mixed` of `int8`.
 //!
-//! Weights whose inputs are not measured (those of LSTM and GRU, and of sub-graphs) take the nearest codes, and are tried all the same.
+//! Embedding tables are tried with them ([`stored`]). Weights whose inputs are not measured (those of LSTM and GRU, and of sub-graphs) take the nearest codes, and are tried all the same.
 
 use super::emit;
 use super::find::Weight;
@@ -10,6 +10,7 @@ use crate::ir::{DType, Model, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::Context;
 use crate::passes::mixed::{self, choose};
+use crate::passes::tables::narrow::{Any, stored};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -58,18 +59,23 @@ impl mixed::Weight for Narrow<'_> {
     }
 }
 
-/// The weights that may take fewer bits when outputs may err by `limit` more because of it, relative to their power.
+/// The weights (and the `tables`, by their codes) that may take fewer bits when outputs may err by `limit` more because of it, relative to their power.
 ///
 /// # Errors
 /// When a sample fails, or a weight is not finite.
 pub fn kinds<'a>(
     model: &Model,
-    weights: impl Iterator<Item = &'a Weight>,
+    (weights, tables): (impl Iterator<Item = &'a Weight>, bool),
     data: &Data,
     limit: f64,
     cx: &mut Context,
 ) -> Result<BTreeMap<ValueId, IntKind>> {
-    let all = weights.map(|weight| Narrow { model, weight, data }).collect();
-    let chosen = choose(model, all, limit, "weights", cx)?;
-    Ok(chosen.into_iter().map(|(w, kind)| (w.weight.value, kind)).collect())
+    let weights = weights.map(|weight| Any::Weight(Narrow { model, weight, data }));
+    let tables = stored(model).into_iter().filter(|_| tables).map(Any::Table);
+    let chosen = choose(model, weights.chain(tables).collect(), limit, "weights", cx)?;
+    let value = |w: Any<Narrow>| match w {
+        Any::Weight(w) => w.weight.value,
+        Any::Table(t) => t.codes,
+    };
+    Ok(chosen.into_iter().map(|(w, kind)| (value(w), kind)).collect())
 }
