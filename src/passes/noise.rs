@@ -22,14 +22,17 @@ pub const SAMPLES: usize = 64;
 const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
-
+/// Behind a function that saturates an output errs by so many times the error before it at least, whatever the few samples that are looked at say: where
+/// they are decided, others are not.
+const BEFORE: f64 = 0.25;
 /// Scores between 0 and 1 count as if they were at least so large, root mean square: where there are none, there is nothing to lose.
 const LEAST: f64 = 1e-3;
 
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
-    /// The numbers of outputs that have saturated: the values before them count, too.
-    before: Vec<usize>,
+    /// The numbers of outputs behind functions that saturate, and by how much the values before those count: as much as the outputs where these
+    /// have saturated, else [`BEFORE`].
+    before: Vec<(usize, f64)>,
     samples: Vec<Sample>,
     /// Outputs, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
@@ -65,7 +68,13 @@ impl Reference {
             piecemeal: None,
             checkpoints: OnceLock::new(),
         };
-        let named = |_: &Cache| Key::new("error of outputs and their parts", &cx.engine.name()).model(model);
+        let named = |_: &Cache| {
+            Key::new(
+                "error of outputs, their parts, and what is before them",
+                &cx.engine.name(),
+            )
+            .model(model)
+        };
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
         if let Ok(types) = samples.get(0).and_then(|like| infer_sample(model, &like)) {
@@ -93,13 +102,8 @@ impl Reference {
         in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| keep(ran))?;
         drop(session);
         cx.progress.finish();
-        let saturated: Vec<bool> = ends.iter().map(|e| variations[e.0].hardly()).collect();
-        let kept = ends.iter().zip(&saturated).filter(|(_, s)| **s);
-        reference.before = kept.map(|(e, _)| e.0).collect();
-        for wanted in &mut reference.wanted {
-            let inner = wanted.split_off(outputs.len());
-            wanted.extend(inner.into_iter().zip(&saturated).filter(|(_, s)| **s).map(|(x, _)| x));
-        }
+        let weight = |k: usize| if variations[k].hardly() { 1.0 } else { BEFORE };
+        reference.before = ends.iter().map(|(k, _)| (*k, weight(*k))).collect();
         reference.key = key;
         Ok(reference)
     }
@@ -128,8 +132,8 @@ impl Reference {
         limit * seen / (seen + FEW)
     }
 
-    /// The error of a changed model's worst output relative to its power, on the first `most` samples; of an output that has
-    /// saturated, that of the value before it counts, too. Infinite when a number is lost.
+    /// The error of a changed model's worst output relative to its power, on the first `most` samples; of an output behind a function that
+    /// saturates, that of the value before it counts, too. Infinite when a number is lost.
     ///
     /// # Errors
     /// As [`Reference::new`].
@@ -164,7 +168,10 @@ impl Reference {
     fn load(&self, changed: &Model, like: &Sample, cx: &Context) -> Result<(Box<dyn Session>, Vec<bool>), NotRun> {
         // An output may be another value now: a clip at the end is gone when codes end where it did.
         let outputs: Vec<ValueId> = changed.main().outputs().iter().map(|p| p.value).collect();
-        let before = self.before.iter().map(|k| ends::before(changed, *outputs.get(*k)?));
+        let before = self
+            .before
+            .iter()
+            .map(|(k, _)| ends::before(changed, *outputs.get(*k)?));
         let places: Vec<Option<ValueId>> = outputs.iter().map(|v| Some(*v)).chain(before).collect();
         let there: Vec<ValueId> = places.iter().copied().flatten().collect();
         let session = cx.engine.load(changed, &there, like)?;
@@ -202,7 +209,11 @@ impl Reference {
                 true => gap.noise_above(LEAST),
                 false => gap.noise(),
             });
-        Ok(gaps.iter().filter_map(Gap::noise).chain(parts).fold(0.0, f64::max))
+        let outputs = there.len() - self.before.len();
+        let weights = std::iter::repeat_n(1.0, outputs).chain(self.before.iter().map(|b| b.1));
+        let weights = weights.zip(there).filter(|(_, there)| **there).map(|(w, _)| w);
+        let whole = gaps.iter().zip(weights).filter_map(|(gap, w)| Some(w * gap.noise()?));
+        Ok(whole.chain(parts).fold(0.0, f64::max))
     }
 }
 
