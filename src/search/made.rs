@@ -11,10 +11,12 @@ use std::path::Path;
 
 /// How often a more careful result is tried when the held-back samples disagree.
 const SECOND_CHANCES: usize = 5;
-/// With all samples the result is to be at least so large beside what was measured;
-const SAME: f64 = 0.95;
-/// the error is lowered so often for it.
+/// With all samples the result is to be at least so large beside what was measured: at first, and when the error was lowered for it;
+const SAME: [f64; 2] = [0.95, 0.9];
+/// it is lowered so often, and once when the time is over.
 const LESSENED: usize = 3;
+/// However little a result uses on the tuning samples, it may use this part of the budget on the held-back ones.
+const ALLOWED: f64 = 0.8;
 /// When the held-back samples disagree, the error is lessened to a part within these bounds;
 const WEAKER: [f64; 2] = [0.25, 0.8];
 /// to this where they do not say how much of the budget was used.
@@ -33,7 +35,7 @@ impl Search<'_> {
         let (mut k, mut chance) = (self.best(), 0);
         loop {
             let part = match chance < SECOND_CHANCES {
-                true => usable(&self.budget, held_back),
+                true => self.allowed(k, held_back),
                 false => 1.0,
             };
             let Some((mut job, mut report)) = self.made_of_all(k, chance, part, paths)? else {
@@ -68,6 +70,14 @@ impl Search<'_> {
         }
     }
 
+    /// The part of the budget that result `k` may use on the held-back samples: what so few of them allow, or what is left when the tuning samples are counted
+    /// with them.
+    fn allowed(&self, k: usize, held_back: usize) -> f64 {
+        let together = FIT * usable(&self.budget, self.tune.len() + held_back);
+        let left = left((self.tune.len(), self.tried[k].tried.used), held_back, together);
+        usable(&self.budget, held_back).max(left.min(ALLOWED))
+    }
+
     /// The smallest result that the held-back samples refused because they are few, but which fits by the tuning samples and these together.
     fn agreed(&self, held_back: usize) -> Option<usize> {
         let (n, m) = (self.tune.len(), held_back);
@@ -95,11 +105,11 @@ impl Search<'_> {
     ) -> Result<Option<(Options, Report)>> {
         let targets = self.options.targets.any();
         let other = if targets || chance > 0 { None } else { self.second(k) };
+        // Parts of the error: what is tried now, and the last that gave a result too small.
+        let (mut now, mut small, mut left) = (1.0, 1.0, if self.late() { 1 } else { LESSENED });
         let Measured { plan, tried, .. } = &mut self.tried[k];
         let mut job = self.options.clone();
         (job.keep, job.part) = (false, part);
-        // Parts of the error: what is tried now, and the last that gave a result too small.
-        let (mut now, mut small, mut left) = (1.0, 1.0, LESSENED);
         loop {
             let lessened = plan.weaker(now).filter(|_| now < 1.0);
             tried.made = lessened.as_ref().map(Plan::to_string);
@@ -107,7 +117,8 @@ impl Search<'_> {
             let measured = tried.bytes as f64;
             let grown = (GROWN * measured) as u64;
             let bound = left > 0 && plan.weaker(1.0).is_some() && !targets;
-            let least = if bound { (SAME * measured) as u64 } else { 0 };
+            let same = SAME[usize::from(now < 1.0)];
+            let least = if bound { (same * measured) as u64 } else { 0 };
             let most = match bound && now < 1.0 {
                 true => grown,
                 false => other.map_or(u64::MAX, |bytes| bytes.max(grown)),
@@ -175,9 +186,19 @@ impl Search<'_> {
         Ok(if better { made } else { k })
     }
 
+    /// The passes of `k` with this part of its error.
+    fn with_less(&mut self, k: usize, part: f64) -> Result<Option<usize>> {
+        let Some(plan) = self.tried[k].plan.weaker(part) else {
+            return Ok(None);
+        };
+        let next = self.measure(plan)?;
+        let t = &self.tried[next].tried;
+        Ok((t.refused.is_none() && self.misses(t).is_none()).then_some(next))
+    }
+
     /// Another result than `k`, which the held-back samples refused: the smaller of what was measured and should fit, and of the same passes with
-    /// less error, or (after some of these, and where there is nothing to lessen) what uses much less of the budget, or what was refused for its
-    /// few samples only.
+    /// less error, or (after some of these, and where there is nothing to lessen) what was refused for its few samples only, or what uses
+    /// much less of the budget.
     fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
         let most = self.foreseen(k, usable(&self.budget, held_back));
         let known = most.and_then(|most| self.within(most));
@@ -185,15 +206,19 @@ impl Search<'_> {
         if known.is_some_and(|i| bytes(self, i) as f64 <= NEXT * bytes(self, k) as f64) {
             return Ok(known);
         }
-        let refused = &self.tried[k];
-        if let Some(plan) = refused.plan.weaker(weaker).filter(|_| chance + 1 < SECOND_CHANCES) {
-            let next = self.measure(plan)?;
-            let t = &self.tried[next].tried;
-            let next = Some(next).filter(|_| t.refused.is_none() && self.misses(t).is_none());
-            let all = [next, known].into_iter().flatten();
-            if let Some(next) = all.min_by_key(|i| bytes(self, *i)) {
-                return Ok(Some(next));
-            }
+        // When the time is over, what is known comes before what has to be made.
+        let (last, late) = (chance + 1 == SECOND_CHANCES, self.late());
+        let smaller = |this: &Self, i: usize| known.is_none_or(|known| bytes(this, i) < bytes(this, known));
+        if let Some(agreed) = self.agreed(held_back).filter(|i| (last || late) && smaller(self, *i)) {
+            self.tried[agreed].tried.refused = None;
+            return Ok(Some(agreed));
+        }
+        if !last
+            && !late
+            && let Some(next) = self.with_less(k, weaker)?
+        {
+            let all = [Some(next), known].into_iter().flatten();
+            return Ok(all.min_by_key(|i| bytes(self, *i)));
         }
         if let (Some(known), Some(most)) = (known, most) {
             return self.stored(known, most).map(Some);
@@ -203,11 +228,13 @@ impl Search<'_> {
             let t = &this.tried[i].tried;
             t.refused.is_none() && t.used <= CAREFUL * much && this.misses(t).is_none()
         };
-        let next = self.order().into_iter().find(|&i| careful(self, i));
-        let agreed = self.agreed(held_back).filter(|_| chance + 1 == SECOND_CHANCES);
-        if let Some(next) = [agreed, next].into_iter().flatten().min_by_key(|i| bytes(self, *i)) {
-            let next = self.stored(next, CAREFUL * much)?;
-            self.tried[next].tried.refused = None;
+        if let Some(next) = self.order().into_iter().find(|&i| careful(self, i)) {
+            return self.stored(next, CAREFUL * much).map(Some);
+        }
+        if !last
+            && late
+            && let Some(next) = self.with_less(k, weaker)?
+        {
             return Ok(Some(next));
         }
         // A precision that was not needed before may be what is left.
@@ -218,5 +245,23 @@ impl Search<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+/// What `m` samples may use, where `n` others have used so much, for all to use `together`.
+fn left((n, used): (usize, f64), m: usize, together: f64) -> f64 {
+    let (n, m) = (n as f64, m.max(1) as f64);
+    (together * (n + m) - used * n) / m
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_some_samples_do_not_use_is_left_for_others() {
+        assert!((left((32, 0.25), 32, 0.6) - 0.95).abs() < 1e-12);
+        assert!((left((32, 0.75), 16, 0.6) - 0.3).abs() < 1e-12);
+        assert!(left((32, 0.9), 8, 0.6) < 0.0, "nothing is left");
     }
 }

@@ -120,6 +120,18 @@ impl Plan {
         }
     }
 
+    /// Without the structural passes that `idle` names, unless none is left then.
+    pub(super) fn without(&self, idle: impl Fn(&str) -> bool) -> Plan {
+        let left: Vec<Knob> = self.structure.iter().filter(|k| !idle(k.0)).copied().collect();
+        match left.is_empty() {
+            true => self.clone(),
+            false => Plan {
+                structure: left,
+                ..self.clone()
+            },
+        }
+    }
+
     /// The precision goes further, by the same error, if it can.
     pub(super) fn further(self) -> Plan {
         let further = self.precision.as_deref().is_some_and(|p| further(p) > 0);
@@ -236,6 +248,9 @@ mod tests {
             (rest("int8,fp16(only=weights)"), rest("weights(form=folded)")),
             (None, None)
         );
+        let both = Plan::new(&knobs(), 0.01, None);
+        assert_eq!(both.without(|name| name == "lowrank").only(), Some("prune"));
+        assert_eq!(both.without(|_| true), both, "something is left to search");
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");
         assert_eq!(
             Plan::new(&[("lowrank", "error")], 3.21e-5, None).to_string(),

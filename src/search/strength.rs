@@ -1,7 +1,7 @@
 //! How strong the passes of a plan may be.
 
-use super::Search;
 use super::plan::Plan;
+use super::{LITTLE, Search};
 use crate::verify::Metric;
 use anyhow::Result;
 
@@ -41,6 +41,7 @@ impl Search<'_> {
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None::<(f64, u64)>;
         let mut last = None::<(u64, f64)>;
+        let mut part = part.clone();
         for probe in 0..probes {
             if probe > 0 && self.late() {
                 break;
@@ -66,6 +67,11 @@ impl Search<'_> {
             }
             if good && !targets && self.beaten(k) {
                 break;
+            }
+            if !up {
+                // With less error a pass that saved next to nothing saves no more.
+                let saved = &self.tried[k].saved;
+                part = part.without(|name| saved.get(name).is_some_and(|part| *part < LITTLE));
             }
             let step = match (targets, up) {
                 (true, true) => 3.0,
