@@ -52,7 +52,9 @@ impl Search<'_> {
                 _ => None,
             };
             if let Some(next) = next {
-                (k, chance) = (next, chance + 1);
+                // What is taken in spite of what few samples said of it is not refused for it once more.
+                let agreed = self.tried[next].held.is_some();
+                (k, chance) = (next, if agreed { SECOND_CHANCES } else { chance + 1 });
                 continue;
             }
             let again = |job: &Options| pipeline::optimize(paths[0], paths[1], job, self.engine, self.progress);

@@ -8,10 +8,9 @@
 mod emit;
 mod lstm;
 
-use super::tables;
 use super::weights::find::{self, Weight};
 use super::weights::fit::{self, Data, Fitted, Scheme};
-use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, tables};
 use crate::ir::{Model, NodeId};
 use crate::math::affine::IntKind;
 use anyhow::{Context as _, Result};

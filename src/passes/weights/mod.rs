@@ -13,8 +13,7 @@ mod narrow;
 mod nbits;
 pub(super) mod view;
 
-use super::tables;
-use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
+use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, tables};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::ops::quant::is_quantized_op;
