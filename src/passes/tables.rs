@@ -58,7 +58,7 @@ impl Coded {
 /// When a table cannot be read.
 pub fn quantize(model: &mut Model, cx: &mut Context, skip: &Names) -> Result<bool> {
     let mut any = false;
-    for (table, gathers) in tables(model) {
+    for (table, gathers) in tables(model, DType::Float) {
         if gathers.iter().any(|g| skip.has(&model.label(*g))) {
             continue;
         }
@@ -101,14 +101,14 @@ pub fn is_scaling(model: &Model, node: NodeId) -> bool {
     model.node(node).is("Mul") && table.is_some_and(|t| t.dtype() == DType::Int8)
 }
 
-/// Constant float tables that only Gathers along axis 0 in the main graph read, and these.
-fn tables(model: &Model) -> BTreeMap<ValueId, Vec<NodeId>> {
+/// Constant tables of a type that only Gathers along axis 0 in the main graph read, and these.
+fn tables(model: &Model, of: DType) -> BTreeMap<ValueId, Vec<NodeId>> {
     let mut all: BTreeMap<ValueId, Vec<NodeId>> = BTreeMap::new();
     for (id, n) in model.nodes() {
         let Some(table) = n.input(0).filter(|_| n.is("Gather") && n.graph() == model.main_id()) else {
             continue;
         };
-        let Some(t) = model.constant(table).filter(|t| t.dtype() == DType::Float) else {
+        let Some(t) = model.constant(table).filter(|t| t.dtype() == of) else {
             continue;
         };
         let rows = matches!(n.int_or("axis", 0), 0 | -2) && !n.has_attr_refs();

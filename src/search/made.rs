@@ -75,23 +75,24 @@ impl Search<'_> {
     /// The part of the budget that result `k` may use on the held-back samples: what so few of them allow, or what is left when the tuning samples are counted
     /// with them.
     fn allowed(&self, k: usize, held_back: usize) -> f64 {
-        let together = FIT * usable(&self.budget, self.tune.len() + held_back);
-        let left = left((self.tune.len(), self.tried[k].tried.used), held_back, together);
-        usable(&self.budget, held_back).max(left.min(ALLOWED))
+        usable(&self.budget, held_back).max(self.left(k, held_back).min(ALLOWED))
+    }
+
+    /// What the tuning samples leave of what they and the held-back ones may use together.
+    fn left(&self, k: usize, held_back: usize) -> f64 {
+        let n = self.tune.len();
+        let together = FIT * usable(&self.budget, n + held_back);
+        left_by((n, self.tried[k].tried.used), held_back, together)
     }
 
     /// The smallest result that the held-back samples refused because they are few, but which fits by the tuning samples and these together.
     fn agreed(&self, held_back: usize) -> Option<usize> {
-        let (n, m) = (self.tune.len(), held_back);
-        let most = FIT * usable(&self.budget, n + m);
-        let fits = |t: &Measured| {
-            let together = t
-                .held
-                .map(|held| (t.tried.used * n as f64 + held * m as f64) / (n + m) as f64);
-            t.held.is_some_and(|held| held <= 1.0) && together.is_some_and(|used| used <= most)
+        let fits = |k: &usize| {
+            let held = self.tried[*k].held;
+            held.is_some_and(|held| held <= self.left(*k, held_back).min(1.0))
         };
-        let all =
-            (0..self.tried.len()).filter(|k| fits(&self.tried[*k]) && self.misses(&self.tried[*k].tried).is_none());
+        let met = |k: &usize| self.misses(&self.tried[*k].tried).is_none();
+        let all = (0..self.tried.len()).filter(|k| fits(k) && met(k));
         all.min_by_key(|k| self.tried[*k].tried.bytes)
     }
 
@@ -251,7 +252,7 @@ impl Search<'_> {
 }
 
 /// What `m` samples may use, where `n` others have used so much, for all to use `together`.
-fn left((n, used): (usize, f64), m: usize, together: f64) -> f64 {
+fn left_by((n, used): (usize, f64), m: usize, together: f64) -> f64 {
     let (n, m) = (n as f64, m.max(1) as f64);
     (together * (n + m) - used * n) / m
 }
@@ -262,8 +263,8 @@ mod tests {
 
     #[test]
     fn what_some_samples_do_not_use_is_left_for_others() {
-        assert!((left((32, 0.25), 32, 0.6) - 0.95).abs() < 1e-12);
-        assert!((left((32, 0.75), 16, 0.6) - 0.3).abs() < 1e-12);
-        assert!(left((32, 0.9), 8, 0.6) < 0.0, "nothing is left");
+        assert!((left_by((32, 0.25), 32, 0.6) - 0.95).abs() < 1e-12);
+        assert!((left_by((32, 0.75), 16, 0.6) - 0.3).abs() < 1e-12);
+        assert!(left_by((32, 0.9), 8, 0.6) < 0.0, "nothing is left");
     }
 }

@@ -53,7 +53,7 @@ const DOUBT: f64 = 2.5;
 const DOUBT_OF_POWERS: f64 = 1.2;
 /// but of powers this part may always be used.
 const LEAST: f64 = 0.5;
-/// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own.
+/// A structural pass that saves less than this of bytes and multiply-adds is not searched on its own, nor with less error.
 const LITTLE: f64 = 0.03;
 
 /// Looks for the smallest result within the budget and writes it, as [`pipeline::optimize`] does with passes that are given.
@@ -160,6 +160,13 @@ struct Measured {
     saved: BTreeMap<&'static str, f64>,
 }
 
+impl Measured {
+    /// Whether a structural pass ran and saved next to nothing.
+    fn idle(&self, pass: &str) -> bool {
+        self.saved.get(pass).is_some_and(|part| *part < LITTLE)
+    }
+}
+
 impl Search<'_> {
     /// The part of the budget that may be used up on the tuning samples.
     fn fit(&self) -> f64 {
@@ -205,9 +212,9 @@ impl Search<'_> {
 
     /// Whether the structural passes of a part have saved next to nothing wherever they ran.
     fn idle(&self, part: &Plan) -> bool {
-        let one = part.only();
-        let saved = self.tried.iter().filter_map(|m| m.saved.get(one?)).copied();
-        one.is_some() && saved.reduce(f64::max).is_some_and(|most| most < LITTLE)
+        let Some(one) = part.only() else { return false };
+        let mut ran = self.tried.iter().filter(|m| m.saved.contains_key(one)).peekable();
+        ran.peek().is_some() && ran.all(|m| m.idle(one))
     }
 
     /// What is searched, in turn: all together, then what leaves something out, since all compete for the same weights.

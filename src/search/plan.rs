@@ -83,6 +83,11 @@ fn option(pass: &str) -> Option<&'static str> {
 /// The boldest way first; both cost no time when the model runs.
 pub(super) const REST: [&str; 2] = ["weights(form=folded)", "fp16(only=weights)"];
 
+/// Whether a pass (of a list the first) only stores weights in fewer bits.
+fn only_stores(pass: &str) -> bool {
+    REST.iter().any(|rest| name(rest) == name(pass))
+}
+
 /// Passes with their strengths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -147,8 +152,7 @@ impl Plan {
     /// The same passes, and what they leave stored in 8 bits; `None` where something stores it already, or there is no precision.
     pub(super) fn with_rest(&self) -> Option<Plan> {
         let precision = self.precision.as_deref()?;
-        let stores = |p: &str| REST.iter().any(|rest| name(rest) == name(p));
-        (!parts(precision).any(stores)).then(|| Plan {
+        (!parts(precision).any(only_stores)).then(|| Plan {
             precision: Some(format!("{precision},{}", REST[0])),
             ..self.clone()
         })
@@ -156,8 +160,7 @@ impl Plan {
 
     /// Whether the result computes in integers: other precisions only store them.
     pub(super) fn in_integers(&self) -> bool {
-        let stored = |p: &str| REST.iter().any(|rest| name(rest) == name(p));
-        self.precision.as_deref().is_some_and(|p| !stored(p))
+        self.precision.as_deref().is_some_and(|p| !only_stores(p))
     }
 
     /// How many passes take the error; one at least.

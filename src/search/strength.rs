@@ -1,7 +1,7 @@
 //! How strong the passes of a plan may be.
 
+use super::Search;
 use super::plan::Plan;
-use super::{LITTLE, Search};
 use crate::verify::Metric;
 use anyhow::Result;
 
@@ -70,8 +70,7 @@ impl Search<'_> {
             }
             if !up {
                 // With less error a pass that saved next to nothing saves no more.
-                let saved = &self.tried[k].saved;
-                part = part.without(|name| saved.get(name).is_some_and(|part| *part < LITTLE));
+                part = part.without(|pass| self.tried[k].idle(pass));
             }
             let step = match (targets, up) {
                 (true, true) => 3.0,

@@ -1,7 +1,7 @@
 //! Tables of fewer than 8 bits, tried together with the weights of a pass ([`mixed`](crate::passes::mixed)).
 
-use super::Coded;
-use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use super::{Coded, tables};
+use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
 use crate::math::affine::IntKind;
 use crate::passes::mixed::Weight;
 use crate::passes::planes::Packer;
@@ -20,30 +20,16 @@ pub struct Stored<'a> {
     scales: ValueId,
 }
 
-/// All tables in 8 bits that Gathers alone read, each followed by Cast and Mul.
+/// All tables in 8 bits that Gathers alone read, each followed by Cast and a Mul with the same scales.
 pub fn stored(model: &Model) -> Vec<Stored<'_>> {
-    let mut all: BTreeMap<ValueId, Option<ValueId>> = BTreeMap::new();
-    for (id, n) in model.nodes() {
-        let Some(codes) = n.input(0).filter(|_| n.is("Gather") && n.graph() == model.main_id()) else {
-            continue;
-        };
-        let matrix = |t: &&Tensor| t.dtype() == DType::Int8 && t.dims().len() == 2;
-        if model.constant(codes).filter(matrix).is_some() {
-            let scales = scales_behind(model, id);
-            let known = all.entry(codes).or_insert(scales);
-            *known = known.filter(|_| *known == scales);
-        }
-    }
-    // Whatever else read the codes, or the scales, would read others then.
-    let alone = |codes: ValueId, scales: ValueId| {
-        let readers = model.value(codes).uses();
-        let gathered = |u: &Use| matches!(u, Use::Node(n, 0) if model.node(*n).is("Gather"));
-        readers.iter().all(gathered) && model.value(scales).uses().len() == readers.len()
+    let of = |(codes, gathers): (ValueId, Vec<NodeId>)| {
+        let scales = scales_behind(model, gathers[0])?;
+        let same = gathers.iter().all(|g| scales_behind(model, *g) == Some(scales));
+        // Whatever else read the scales would read others then.
+        let alone = model.value(scales).uses().len() == gathers.len();
+        (same && alone).then_some(Stored { model, codes, scales })
     };
-    let all = all.into_iter().filter_map(|(codes, scales)| Some((codes, scales?)));
-    all.filter(|(codes, scales)| alone(*codes, *scales))
-        .map(|(codes, scales)| Stored { model, codes, scales })
-        .collect()
+    tables(model, DType::Int8).into_iter().filter_map(of).collect()
 }
 
 /// The scales of columns that what a Gather gives is multiplied by, in floats.

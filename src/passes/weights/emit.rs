@@ -7,9 +7,8 @@ use super::view::View;
 use crate::analysis::sites::float_tensor;
 use crate::ir::{Attr, DType, Model, Tensor, ValueId};
 use crate::math::affine::IntKind;
-use crate::passes::Context;
 use crate::passes::planes::{self, Packer};
-use crate::passes::tables;
+use crate::passes::{Context, tables};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
