@@ -15,6 +15,7 @@ mod dequantize;
 mod graph;
 mod nbits;
 mod ops;
+mod packed;
 mod plan;
 mod prepare;
 mod shadow;

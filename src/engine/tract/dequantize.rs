@@ -1,14 +1,14 @@
 //! Quantized weights and quantization steps, said in a way that tract runs right and fast.
 //!
-//! * DequantizeLinear of a constant is replaced by its float values: any integer type down to 2 bits, per tensor, axis or
-//!   block. They are the same numbers that a runtime computes from them.
+//! * DequantizeLinear of a constant, or of what is computed from constants (`packed`), is replaced by its float values: any integer type down
+//!   to 2 bits, per tensor, axis or block. They are the same numbers that a runtime computes from them.
 //! * MatMulInteger with a constant matrix and DynamicQuantizeLSTM become float operators (`shadow`).
 //! * MatMulNBits becomes a MatMul with the float values of its weight (`nbits`).
 //! * QuantizeLinear followed by DequantizeLinear of the same parameters becomes one operator ([`ops::FAKE`]); others go to
 //!   operators of our own.
 
 use super::graph::{Flat, label};
-use super::{nbits, ops, shadow};
+use super::{nbits, ops, packed, shadow};
 use crate::ir::{DType, Tensor};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 
 /// Rewrites the main graph.
 pub fn rewrite(flat: &mut Flat) -> Result<()> {
+    packed::compute(flat);
     let nodes = std::mem::take(&mut flat.graph.node);
     let mut kept: Vec<pb::NodeProto> = Vec::with_capacity(nodes.len());
     let mut quantized: HashMap<String, pb::NodeProto> = HashMap::new();

@@ -6,6 +6,7 @@ use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan}
 
 mod amended;
 mod convolutions;
+mod packed;
 
 fn floats(t: &Tensor) -> Vec<f32> {
     t.floats().expect("floats").into_owned()
