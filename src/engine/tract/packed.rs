@@ -1,65 +1,98 @@
-//! Codes that operators put together from constants, computed once, before tract sees the graph.
+//! Codes that are unpacked from constants, computed once, before tract sees the graph.
 //!
-//! Weights in few bits are stored so. tract itself folds small constants only: it would put large ones together again in every run, and pack
-//! the matrix anew for every product.
+//! Weights in few bits are stored so: bytes, shifted, put together and cast. tract itself folds small constants only: it would unpack large
+//! ones again in every run, and pack the matrix anew for every product; and where it does, it takes ten times as long as these loops.
 
-use super::convert::from_tract;
 use super::graph::Flat;
-use super::plan::Plan;
-use super::quietly;
-use crate::data::Sample;
-use crate::ir::Tensor;
+use crate::ir::{DType, Tensor};
 use crate::pb;
-use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Puts in the place of codes that are unpacked from constants what they are. What tract cannot compute alone stays as it is.
+/// Puts in the place of codes that are unpacked from constants what they are. What is computed in another way stays as it is.
 pub fn compute(flat: &mut Flat) {
-    let names: Vec<String> = unpacked(flat).into_iter().collect();
-    if names.is_empty() {
-        return;
-    }
-    if let Ok(values) = quietly(|| computed(flat, &names)) {
-        let made = |n: &pb::NodeProto| n.output.iter().any(|o| names.contains(o));
-        flat.graph.node.retain(|n| !made(n));
-        flat.tensors.extend(names.into_iter().zip(values));
-        flat.prune();
-    }
-}
-
-/// What other operators read of that which is computed from constants alone, and from bits that are shifted.
-fn unpacked(flat: &Flat) -> BTreeSet<String> {
+    let mut made: BTreeMap<String, Tensor> = BTreeMap::new();
     let outputs: BTreeSet<&str> = flat.graph.output.iter().map(|o| o.name()).collect();
-    // Whether a constant was shifted on the way.
-    let mut constant: BTreeMap<&str, bool> = flat.tensors.keys().map(|name| (name.as_str(), false)).collect();
-    let mut unpacked = BTreeSet::new();
     for n in &flat.graph.node {
-        let inputs: Vec<&str> = n.input.iter().map(String::as_str).filter(|v| !v.is_empty()).collect();
-        let plain = matches!(n.domain(), "" | "ai.onnx") && PURE.contains(&n.op_type());
         let [output] = &n.output[..] else { continue };
-        let known = inputs
-            .iter()
-            .map(|v| constant.get(v).copied())
-            .collect::<Option<Vec<bool>>>();
-        match known.filter(|_| plain && !outputs.contains(output.as_str())) {
-            Some(shifted) => {
-                let shifted = n.op_type() == "BitShift" || shifted.contains(&true);
-                constant.insert(output, shifted);
-            }
-            None => {
-                let shifted = inputs.iter().filter(|v| constant.get(*v) == Some(&true));
-                unpacked.extend(shifted.map(|v| (*v).to_owned()));
-            }
+        if outputs.contains(output.as_str()) || !matches!(n.domain(), "" | "ai.onnx") {
+            continue;
+        }
+        let begins = n.op_type() == "BitShift" || n.input.iter().any(|v| made.contains_key(v));
+        let input = |i: usize| {
+            let name = n.input.get(i)?;
+            made.get(name).or_else(|| flat.tensors.get(name))
+        };
+        if let Some(tensor) = unpacked(n, input).filter(|_| begins) {
+            made.insert(output.clone(), tensor);
         }
     }
-    unpacked
+    if made.is_empty() {
+        return;
+    }
+    let there = |n: &pb::NodeProto| n.output.iter().any(|o| made.contains_key(o));
+    flat.graph.node.retain(|n| !there(n));
+    flat.tensors.extend(made);
+    flat.prune();
 }
 
-/// What codes are put together by.
-const PURE: [&str; 5] = ["Add", "BitShift", "Cast", "Reshape", "Transpose"];
+/// What a node makes of constants; `None`: it is none of those that unpack.
+fn unpacked<'t>(n: &pb::NodeProto, input: impl Fn(usize) -> Option<&'t Tensor>) -> Option<Tensor> {
+    let attr = |name: &str| n.attribute.iter().find(|a| a.name() == name);
+    let x = input(0)?;
+    match n.op_type() {
+        "BitShift" => {
+            let shift = match attr("direction")?.s.as_deref()? {
+                b"LEFT" => |x: u8, by: u8| x.checked_shl(by.into()).unwrap_or(0),
+                _ => |x: u8, by: u8| x.checked_shr(by.into()).unwrap_or(0),
+            };
+            shifted(x, input(1)?, shift)
+        }
+        "Cast" => {
+            let to = DType::try_from(i32::try_from(attr("to")?.i?).ok()?).ok()?;
+            cast(x, to)
+        }
+        "Add" => {
+            let (a, b) = (x.view::<i32>()?, input(1)?.view::<i32>()?);
+            let same = x.dims() == input(1)?.dims();
+            let sums = || a.iter().zip(b.iter()).map(|(a, b)| a.wrapping_add(*b)).collect();
+            same.then(|| Tensor::new(x.dims(), sums()))
+        }
+        "Reshape" => {
+            let dims = input(1)?.ints()?;
+            let dims = dims.into_iter().map(|d| usize::try_from(d).ok().filter(|d| *d > 0));
+            let dims: Vec<usize> = dims.collect::<Option<_>>()?;
+            let len = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            (len == Some(x.len())).then(|| x.with_dims(&dims))
+        }
+        _ => None,
+    }
+}
 
-fn computed(flat: &Flat, names: &[String]) -> Result<Vec<Tensor>> {
-    let plan = Plan::for_sample(flat.clone(), names, &Sample::new())?;
-    let values = plan.compute(&Sample::new())?.context("no branches")?;
-    values.into_iter().map(|v| from_tract(v, None)).collect()
+/// Bytes shifted by a single number, or a row of bytes by each number of a column.
+fn shifted(x: &Tensor, by: &Tensor, shift: impl Fn(u8, u8) -> u8) -> Option<Tensor> {
+    let (bytes, numbers) = (x.view::<u8>()?, by.view::<u8>()?);
+    match (x.dims(), by.dims()) {
+        (dims, []) => {
+            let by = *numbers.first()?;
+            Some(Tensor::new(dims, bytes.iter().map(|x| shift(*x, by)).collect()))
+        }
+        ([columns], [rows, 1]) => {
+            let all = numbers.iter().flat_map(|by| bytes.iter().map(|x| shift(*x, *by)));
+            Some(Tensor::new(&[*rows, *columns], all.collect::<Vec<u8>>()))
+        }
+        _ => None,
+    }
+}
+
+/// Lower bits are kept.
+fn cast(x: &Tensor, to: DType) -> Option<Tensor> {
+    let dims = x.dims();
+    Some(match (x.dtype(), to) {
+        (DType::Uint8, DType::Int8) => Tensor::new(dims, x.view::<u8>()?.iter().map(|x| *x as i8).collect::<Vec<i8>>()),
+        (DType::Uint8, DType::Int32) => Tensor::new(dims, x.view::<u8>()?.iter().map(|x| i32::from(*x)).collect()),
+        (DType::Int32, DType::Int8) => {
+            Tensor::new(dims, x.view::<i32>()?.iter().map(|x| *x as i8).collect::<Vec<i8>>())
+        }
+        _ => return None,
+    })
 }
