@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::checkpoints::{Checkpoints, Late};
+use crate::analysis::cost::cost;
 use crate::analysis::ends;
 use crate::analysis::infer::infer_sample;
 use crate::analysis::parts::{Part, parts};
@@ -16,8 +17,15 @@ use anyhow::{Context as _, Result};
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-/// Not more samples than this.
-pub const SAMPLES: usize = 64;
+/// Not more samples than this,
+const SAMPLES: usize = 64;
+/// nor more than so many multiply-adds take, all together and where one place is tried after the other; but so many samples in any case.
+const WORK: [u64; 2] = [30_000_000_000, 6_000_000_000];
+const FEWEST: [usize; 2] = [16, 4];
+/// So many of the first ones are spread over all.
+const SPREAD: usize = 8;
+/// So many changes are run side by side at most: each is a graph with its weights.
+const SIDE: usize = 4;
 /// The outputs that others are compared with are kept, up to this size.
 const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
@@ -40,6 +48,8 @@ pub struct Reference {
     parts: Vec<(usize, Part)>,
     /// Tells the model and the samples, where there is a cache.
     key: Option<Key>,
+    /// How many of them the work allows where one place is tried after the other.
+    few: usize,
     /// The model as it was, where it is changed at one place after the other, and on how many samples that is tried.
     piecemeal: Option<(Model, usize)>,
     /// Made when the first such change is tried.
@@ -47,7 +57,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Runs the model on up to [`SAMPLES`] samples, of which there is one at least.
+    /// Runs the model on up to 64 samples, of which there is one at least; on fewer where it takes many multiply-adds.
     ///
     /// # Errors
     /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
@@ -57,14 +67,20 @@ impl Reference {
             .filter_map(|k| Some((k, ends::before(model, outputs[k])?)))
             .collect();
         let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
-        cx.progress.start("try", samples.len().min(SAMPLES));
+        let types = samples.get(0).and_then(|like| infer_sample(model, &like));
+        let macs = types.as_ref().ok().and_then(|t| cost(model, t).macs);
+        let [most, few] = [0, 1].map(|k| affordable(macs, k));
+        // They may lie in the order of their classes.
+        let samples = samples.spread(most.min(SAMPLES)).spread_first(few.min(SPREAD));
+        cx.progress.start("try", samples.len());
         let session = cx.engine.load(model, &all, &samples.get(0)?)?;
         let mut reference = Reference {
             before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
-            parts: Vec::new(),
+            parts: types.map(|types| parts(model, &types)).unwrap_or_default(),
             key: None,
+            few,
             piecemeal: None,
             checkpoints: OnceLock::new(),
         };
@@ -77,9 +93,6 @@ impl Reference {
         };
         let mut key = cx.cache.map(named).transpose()?;
         let mut variations = vec![Variation::default(); outputs.len()];
-        if let Ok(types) = samples.get(0).and_then(|like| infer_sample(model, &like)) {
-            reference.parts = parts(model, &types);
-        }
         let run = |i: usize| {
             let sample = samples.get(i)?;
             let wanted = session.run(&sample)?;
@@ -97,7 +110,7 @@ impl Reference {
         };
         let first = run(0)?;
         let bytes: usize = first.1.iter().map(Tensor::byte_len).sum();
-        let count = samples.len().min(SAMPLES).min(KEPT / bytes.max(1) + 1);
+        let count = samples.len().min(KEPT / bytes.max(1) + 1);
         keep(first)?;
         in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| keep(ran))?;
         drop(session);
@@ -108,9 +121,10 @@ impl Reference {
         Ok(reference)
     }
 
-    /// The same, for changes of this model at one place after the other, on the first `most` samples: what comes before a change is
+    /// The same, for changes of this model at one place after the other, on up to `most` samples: what comes before a change is
     /// run once.
     pub fn piecemeal(self, model: &Model, most: usize) -> Reference {
+        let most = most.min(self.few).min(self.samples.len());
         Reference {
             piecemeal: Some((model.clone(), most)),
             ..self
@@ -118,9 +132,9 @@ impl Reference {
     }
 
     /// The rest of a changed model behind what has not changed; `None`: it is run as a whole.
-    fn late(&self, changed: &Model, most: usize, cx: &Context) -> Option<Late<'_>> {
-        let (model, tried) = self.piecemeal.as_ref().filter(|p| p.1 == most)?;
-        let first = &self.samples[..self.samples.len().min(*tried)];
+    fn late(&self, changed: &Model, cx: &Context) -> Option<Late<'_>> {
+        let (model, few) = self.piecemeal.as_ref()?;
+        let first = &self.samples[..*few];
         // An engine that gives no inner values runs the whole model.
         let make = || Checkpoints::new(model, first, cx.engine, cx.threads).unwrap_or_default();
         self.checkpoints.get_or_init(make).as_ref()?.late(changed, first.len())
@@ -132,36 +146,81 @@ impl Reference {
         limit * seen / (seen + FEW)
     }
 
-    /// The error of a changed model's worst output relative to its power, on the first `most` samples; of an output behind a function that
+    /// The error of a changed model's worst output relative to its power; of an output behind a function that
     /// saturates, that of the value before it counts, too. Infinite when a number is lost.
     ///
     /// # Errors
     /// As [`Reference::new`].
-    pub fn error(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
-        let (Some(cache), Some(key)) = (cx.cache, &self.key) else {
-            return self.measured(changed, most, cx);
+    pub fn error(&self, changed: &Model, cx: &Context) -> Result<f64> {
+        self.known(changed, self.samples.len(), cx, || self.measured(changed, cx))
+    }
+
+    /// The same of a change at one place, on the samples of [`Reference::piecemeal`].
+    ///
+    /// # Errors
+    /// As [`Reference::new`].
+    pub fn error_alone(&self, changed: &Model, cx: &Context) -> Result<f64> {
+        let Some((_, few)) = self.piecemeal else {
+            return self.error(changed, cx);
         };
-        let key = key.clone().model(changed)?.number(self.samples.len().min(most));
-        let known = cache.numbers(key, || Ok(vec![self.measured(changed, most, cx)?]))?;
+        self.known(changed, few, cx, || self.measured_alone(changed, few, cx))
+    }
+
+    /// The same of `n` changes; some run side by side, since an engine compiles a graph on one thread.
+    ///
+    /// # Errors
+    /// As [`Reference::new`], and those of `change`.
+    pub fn errors_alone(&self, n: usize, change: impl Fn(usize) -> Result<Model>, cx: &Context) -> Result<Vec<f64>> {
+        let side = cx.threads.clamp(1, SIDE);
+        let one = Context {
+            threads: (cx.threads / side).max(1),
+            ..cx.aside()
+        };
+        let mut errors = Vec::with_capacity(n);
+        while errors.len() < n {
+            let next = errors.len()..n.min(errors.len() + side);
+            let changed: Vec<Model> = next.map(&change).collect::<Result<_>>()?;
+            let error = |k: usize| self.error_alone(&changed[k], &one);
+            in_order(changed.len(), side, error, |_, error| {
+                errors.push(error);
+                cx.progress.advance(1);
+                Ok(())
+            })?;
+        }
+        Ok(errors)
+    }
+
+    /// From the cache, where there is one.
+    fn known(&self, changed: &Model, samples: usize, cx: &Context, make: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let (Some(cache), Some(key)) = (cx.cache, &self.key) else {
+            return make();
+        };
+        let key = key.clone().model(changed)?.number(samples);
+        let known = cache.numbers(key, || Ok(vec![make()?]))?;
         known
             .first()
             .copied()
             .context("the cache holds another number of numbers: remove it")
     }
 
-    fn measured(&self, changed: &Model, most: usize, cx: &Context) -> Result<f64> {
-        let samples = self.samples.len().min(most);
-        if samples == 0 {
+    fn measured(&self, changed: &Model, cx: &Context) -> Result<f64> {
+        let Some(first) = self.samples.first() else {
             return Ok(0.0);
-        }
-        if let Some(late) = self.late(changed, most, cx) {
+        };
+        let session = self.load(changed, first, cx)?;
+        let sample = |i: usize| Cow::Borrowed(&self.samples[i]);
+        self.worst(&session, self.samples.len(), sample, cx)
+    }
+
+    fn measured_alone(&self, changed: &Model, few: usize, cx: &Context) -> Result<f64> {
+        if let Some(late) = self.late(changed, cx) {
             let sample = |i: usize| Cow::Owned(late.sample(i, &self.samples[i]));
             if let Ok(session) = self.load(&late.model, &sample(0), cx) {
-                return self.worst(&session, samples, sample, cx);
+                return self.worst(&session, few, sample, cx);
             }
         }
-        let session = self.load(changed, &self.samples[0], cx)?;
-        self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx)
+        let session = self.load(changed, self.samples.first().context("no sample")?, cx)?;
+        self.worst(&session, few, |i| Cow::Borrowed(&self.samples[i]), cx)
     }
 
     /// A session for the values that are compared, and which of them there are.
@@ -215,6 +274,12 @@ impl Reference {
         let whole = gaps.iter().zip(weights).filter_map(|(gap, w)| Some(w * gap.noise()?));
         Ok(whole.chain(parts).fold(0.0, f64::max))
     }
+}
+
+/// How many samples the work allows: of all places together, or of each alone.
+fn affordable(macs: Option<u64>, alone: usize) -> usize {
+    let runs = |macs: u64| usize::try_from(WORK[alone] / macs.max(1)).unwrap_or(usize::MAX);
+    macs.map_or(usize::MAX, runs).max(FEWEST[alone])
 }
 
 /// Adds one sample's values, as they were and as they are now. What has other dimensions now counts as lost; integers are left out.

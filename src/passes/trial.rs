@@ -9,7 +9,7 @@
 
 use super::Context;
 use super::exchange;
-use super::noise::{Reference, SAMPLES};
+use super::noise::Reference;
 use crate::data::Samples;
 use crate::ir::Model;
 use anyhow::Result;
@@ -45,7 +45,7 @@ pub trait Ladder {
     fn apply(&self, model: &mut Model, rung: usize) -> Result<()>;
 }
 
-/// Samples on which places are tried one by one.
+/// Samples on which places are tried one by one, at most.
 const ALONE: usize = 12;
 /// Places are tried in so many groups at first,
 const GROUPS: usize = 24;
@@ -77,7 +77,7 @@ pub struct Settled {
 pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Samples, cx: &Context) -> Result<Settled> {
     let reference = Reference::new(model, samples, cx)?;
     let everything: Choice = vec![Some(0); ladders.len()];
-    let first = error(model, ladders, &everything, (&reference, SAMPLES), cx)?;
+    let first = reference.error(&changed(model, ladders, &everything)?, cx)?;
     let mut settled = Settled {
         choice: everything,
         first,
@@ -105,7 +105,7 @@ pub fn settle<L: Ladder>(model: &Model, ladders: &[L], limit: f64, samples: &Sam
             allowed *= 0.6;
             continue;
         }
-        let made = error(model, ladders, &choice, (&reference, SAMPLES), cx)?;
+        let made = reference.error(&changed(model, ladders, &choice)?, cx)?;
         let bounds = match made <= limit {
             true if saved(ladders, &choice) <= saved(ladders, &settled.choice) => break,
             true => {
@@ -132,19 +132,21 @@ fn saved<L: Ladder>(ladders: &[L], choice: &Choice) -> f64 {
 
 /// What the first rung of every ladder does to the outputs.
 fn damages<L: Ladder>(model: &Model, ladders: &[L], reference: &Reference, cx: &Context) -> Result<Vec<f64>> {
-    let tried = |group: Range<usize>| -> Result<(Range<usize>, f64)> {
-        let choice = (0..ladders.len()).map(|i| group.contains(&i).then_some(0)).collect();
-        let damage = error(model, ladders, &choice, (reference, ALONE), cx)?;
-        cx.progress.advance(1);
-        Ok((group, damage))
+    let tried = |ranges: Vec<Range<usize>>| -> Result<Vec<(Range<usize>, f64)>> {
+        let change = |k: usize| {
+            let choice = (0..ladders.len())
+                .map(|i| ranges[k].contains(&i).then_some(0))
+                .collect();
+            changed(model, ladders, &choice)
+        };
+        let errors = reference.errors_alone(ranges.len(), change, cx)?;
+        Ok(ranges.into_iter().zip(errors).collect())
     };
     let first = GROUPS.min(ladders.len());
     let last = PARTED.min(ladders.len());
     cx.progress.start("try layers", first + 2 * (last - first));
     let start = |i: usize| i * ladders.len() / first;
-    let mut groups = (0..first)
-        .map(|i| tried(start(i)..start(i + 1)))
-        .collect::<Result<Vec<_>>>()?;
+    let mut groups = tried((0..first).map(|i| start(i)..start(i + 1)).collect())?;
     while groups.len() < last {
         let several = (0..groups.len()).filter(|&i| groups[i].0.len() > 1);
         let Some(worst) = several.max_by(|&a, &b| groups[a].1.total_cmp(&groups[b].1)) else {
@@ -152,8 +154,7 @@ fn damages<L: Ladder>(model: &Model, ladders: &[L], reference: &Reference, cx: &
         };
         let (group, _) = groups.swap_remove(worst);
         let middle = (group.start + group.end) / 2;
-        groups.push(tried(group.start..middle)?);
-        groups.push(tried(middle..group.end)?);
+        groups.extend(tried(vec![group.start..middle, middle..group.end])?);
     }
     cx.progress.finish();
     let mut damage = vec![0.0; ladders.len()];
@@ -211,17 +212,6 @@ fn filled<L: Ladder>(ladders: &[L], charge: impl Fn(usize, usize) -> f64, mut ch
         choice[i] = Some(rung);
         left -= damage.max(0.0);
     }
-}
-
-/// The error of the worst output under a choice, on the first samples.
-fn error<L: Ladder>(
-    model: &Model,
-    ladders: &[L],
-    choice: &Choice,
-    (reference, most): (&Reference, usize),
-    cx: &Context,
-) -> Result<f64> {
-    reference.error(&changed(model, ladders, choice)?, most, cx)
 }
 
 /// The model under a choice, for a trial.

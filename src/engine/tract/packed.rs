@@ -76,7 +76,8 @@ fn shifted(x: &Tensor, by: &Tensor, shift: impl Fn(u8, u8) -> u8) -> Option<Tens
             let by = *numbers.first()?;
             Some(Tensor::new(dims, bytes.iter().map(|x| shift(*x, by)).collect()))
         }
-        ([columns], [rows, 1]) => {
+        // A byte has so many bits that can be parted.
+        ([columns], [rows @ 1..=8, 1]) => {
             let all = numbers.iter().flat_map(|by| bytes.iter().map(|x| shift(*x, *by)));
             Some(Tensor::new(&[*rows, *columns], all.collect::<Vec<u8>>()))
         }

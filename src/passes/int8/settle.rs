@@ -109,7 +109,7 @@ impl Int8 {
             .as_ref()
             .or(rival.map(|r| r.reference))
             .context("one of both is given")?;
-        let mut now = reference.error(&attempt.model, usize::MAX, cx)?;
+        let mut now = reference.error(&attempt.model, cx)?;
         match rival {
             Some(rival) if now >= rival.error => return Ok(Outcome::Beaten),
             None if now > self.error && self.equal(model, &Rival { reference, error: now }, start, cx)? => {
@@ -123,7 +123,7 @@ impl Int8 {
         let mut allowed = if rival.is_some() { limit } else { self.error };
         for round in 0..ROUNDS {
             if round > 0 {
-                (now, allowed) = (reference.error(&attempt.model, usize::MAX, cx)?, self.error);
+                (now, allowed) = (reference.error(&attempt.model, cx)?, self.error);
             }
             if now <= allowed {
                 break;
@@ -132,7 +132,7 @@ impl Int8 {
             let mut without = |some: &[usize]| {
                 let fewer = less(&elements, units, some);
                 let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
-                attempt.map_or(Ok(0.0), |a| reference.error(&a.model, usize::MAX, cx))
+                attempt.map_or(Ok(0.0), |a| reference.error(&a.model, cx))
             };
             for stretch in worst(&all, now, limit, &mut without)? {
                 let some = &all[stretch.first..stretch.end];

@@ -11,7 +11,7 @@ use crate::analysis::sites::{Site, site};
 use crate::data::Samples;
 use crate::engine::NotRun;
 use crate::ir::{Model, NodeId};
-use crate::passes::noise::{Reference, SAMPLES};
+use crate::passes::noise::Reference;
 use crate::passes::repair::{Lack, Subject, Target, repair};
 use crate::passes::{Context, trial};
 use anyhow::Result;
@@ -44,9 +44,9 @@ impl LowRank {
         let mut tried = || -> Result<()> {
             let reference = Reference::new(whole, &other, cx)?;
             let mut half = trial::changed(whole, ladders, choice)?;
-            let before = reference.error(&half, SAMPLES, cx)?;
+            let before = reference.error(&half, cx)?;
             self.refit((whole, macs), &mut half, &changed, &one, cx)?;
-            let after = reference.error(&half, SAMPLES, cx)?;
+            let after = reference.error(&half, cx)?;
             if after < before {
                 self.refit((whole, macs), model, &changed, cx.samples, cx)?;
             }

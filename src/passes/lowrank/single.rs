@@ -18,7 +18,7 @@ use crate::ir::{Model, NodeId, Use, ValueId};
 use crate::math::decompose::matmul_f32;
 use crate::math::gram::Gram;
 use crate::passes::Context;
-use crate::passes::noise::{Reference, SAMPLES};
+use crate::passes::noise::Reference;
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2};
 use std::collections::BTreeMap;
@@ -200,7 +200,7 @@ impl LowRank {
             if let Some(reference) = &reference {
                 let mut changed = model.clone();
                 put(&mut changed, trial.as_ref().unwrap_or(&chain))?;
-                if reference.error(&changed, SAMPLES, cx)? > reference.careful(allowed) {
+                if reference.error(&changed, cx)? > reference.careful(allowed) {
                     continue;
                 }
             }

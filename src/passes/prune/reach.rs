@@ -7,10 +7,10 @@
 
 use super::Context;
 use super::refit::Part;
-use super::trial::{ALONE, Bench, Choice, EXPONENTS, Known, Scale, Settled};
+use super::trial::{Bench, Choice, EXPONENTS, Known, Scale, Settled};
 use super::units::Group;
 use crate::passes::exchange;
-use crate::passes::noise::{Reference, SAMPLES};
+use crate::passes::noise::Reference;
 use anyhow::Result;
 
 /// How often a choice is made.
@@ -65,7 +65,7 @@ impl Bench<'_> {
 
     fn settled(&self, choice: Choice, scale: &[Scale], reference: &Reference, cx: &Context) -> Result<Settled> {
         let fitted = self.fitted(&choice, Part::Half, &mut Known::new(), cx)?;
-        let error = reference.error(&self.changed(&fitted), SAMPLES, cx)?;
+        let error = reference.error(&self.changed(&fitted), cx)?;
         let alone = (0..choice.len()).map(|i| self.charge(scale, i, choice[i])).collect();
         Ok(Settled { choice, error, alone })
     }
@@ -139,7 +139,7 @@ impl Bench<'_> {
         let mut known = Known::new();
         let mut try_one = |choice: &Choice| -> Result<f64> {
             let fitted = self.fitted(choice, Part::Half, &mut known, cx)?;
-            reference.error(&self.changed(&fitted), ALONE, cx)
+            reference.error_alone(&self.changed(&fitted), cx)
         };
         let whole = try_one(choice)?;
         let ones = vec![Scale { slope: 1.0, whole: 1.0 }; self.ladders.len()];

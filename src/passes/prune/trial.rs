@@ -19,12 +19,12 @@ use crate::ir::{Model, NodeId, Tensor};
 use crate::ops::ties::{Dot, constant};
 use crate::parallel::in_order;
 use crate::passes::exchange;
-use crate::passes::noise::{Reference, SAMPLES};
+use crate::passes::noise::Reference;
 use anyhow::Result;
 use ndarray::{ArrayD, Axis, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Samples on which groups are tried one by one.
+/// Samples on which groups are tried one by one, at most.
 pub const ALONE: usize = 8;
 /// Rates of savings for errors, as powers of e.
 pub const EXPONENTS: [f64; 2] = [-20.0, 40.0];
@@ -81,7 +81,7 @@ impl Bench<'_> {
     /// # Errors
     /// As [`Reference::error`].
     pub fn error(&self, fitted: &[Fitted], cx: &Context) -> Result<Option<f64>> {
-        let of = |r: &Reference| r.error(&self.changed(fitted), SAMPLES, cx);
+        let of = |r: &Reference| r.error(&self.changed(fitted), cx);
         self.reference.as_ref().map(of).transpose()
     }
 
@@ -210,7 +210,7 @@ impl Bench<'_> {
                 Some((same, error)) if *same == choice => *error,
                 _ => {
                     let fitted = self.fitted(&choice, Part::Half, &mut known, cx)?;
-                    reference.error(&self.changed(&fitted), SAMPLES, cx)?
+                    reference.error(&self.changed(&fitted), cx)?
                 }
             };
             cx.progress.advance(1);
@@ -263,33 +263,36 @@ impl Bench<'_> {
 
     /// What a reader's damage does to the outputs of the model, for every group: tried alone.
     pub fn scales(&self, limit: f64, rungs: &[Vec<usize>], reference: &Reference, cx: &Context) -> Result<Vec<Scale>> {
-        cx.progress.start("try groups", self.ladders.len());
-        let mut scales = Vec::new();
-        let alone = |i: usize, count: usize| {
+        let at = |i: usize, n: usize| {
+            let damage = n.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k));
+            damage.copied().unwrap_or(0.0)
+        };
+        // Which count of which group, and whether the group goes as a whole.
+        let trials = (0..self.ladders.len()).flat_map(|i| {
+            let parts = |n: &usize| *n > 0 && self.all(i, *n).is_none();
+            let first = rungs[i].iter().copied().find(|n| parts(n));
+            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(i, *n) <= limit);
+            let whole = rungs[i].last().copied().filter(|n| self.all(i, *n).is_some());
+            let part = fits.or(first).map(|count| (i, count, false));
+            part.into_iter().chain(whole.map(|count| (i, count, true)))
+        });
+        let trials: Vec<(usize, usize, bool)> = trials.collect();
+        cx.progress.start("try groups", trials.len());
+        let mut scales = vec![Scale::default(); self.ladders.len()];
+        let change = |k: usize| {
+            let (i, count, _) = trials[k];
             let mut only: Choice = vec![0; self.ladders.len()];
             only[i] = count;
             let fitted = self.fitted(&only, Part::Half, &mut Known::new(), cx)?;
-            anyhow::Ok(reference.error(&self.changed(&fitted), ALONE, cx)?.max(1e-12))
+            anyhow::Ok(self.changed(&fitted))
         };
-        for (i, ladder) in self.ladders.iter().enumerate() {
-            cx.progress.advance(1);
-            let at = |n: usize| {
-                n.checked_sub(1)
-                    .and_then(|k| ladder.damage.get(k))
-                    .copied()
-                    .unwrap_or(0.0)
-            };
-            let parts = |n: &usize| *n > 0 && self.all(i, *n).is_none();
-            let first = rungs[i].iter().copied().find(|n| parts(n));
-            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(*n) <= limit);
-            let mut scale = Scale::default();
-            if let Some(count) = fits.or(first) {
-                scale.slope = alone(i, count)? / at(count).max(1e-12);
+        let errors = reference.errors_alone(trials.len(), change, cx)?;
+        for ((i, count, whole), error) in trials.into_iter().zip(errors) {
+            let error = error.max(1e-12);
+            match whole {
+                true => scales[i].whole = error,
+                false => scales[i].slope = error / at(i, count).max(1e-12),
             }
-            if let Some(count) = rungs[i].last().filter(|n| self.all(i, **n).is_some()) {
-                scale.whole = alone(i, *count)?;
-            }
-            scales.push(scale);
         }
         cx.progress.finish();
         Ok(scales)

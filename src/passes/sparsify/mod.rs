@@ -14,7 +14,7 @@ mod layer;
 mod store;
 
 use super::charts::decibel;
-use super::noise::{Reference, SAMPLES};
+use super::noise::Reference;
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, Rule};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Detail, Measure, Stats};
@@ -289,7 +289,7 @@ impl Sparsify {
             {
                 l.write(&mut changed, &thin)?;
             }
-            let error = reference.error(&changed, SAMPLES, cx)?;
+            let error = reference.error(&changed, cx)?;
             cx.progress.advance(1);
             if error <= limit {
                 (best, low) = ((1.0 - density, error), density);
