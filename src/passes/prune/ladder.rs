@@ -4,9 +4,12 @@
 //! ([`crate::analysis::readers`]), and the damage of the others is told anew after each ([`crate::math::channels`]). In large groups several go at once: the cheapest that are not of one kind. By `l1` and
 //! `l2` the smallest go first; damage is told in the same way.
 
+use super::Context;
 use super::ratio::Criterion;
 use super::refit::{Moments, Part, Patient};
 use super::units::{Group, Unit, Units};
+use crate::cache::{Cache, Key};
+use crate::data::Samples;
 use crate::ir::{Model, NodeId};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +83,42 @@ pub fn climb(
         left.retain(|u| !gone.contains(u));
     }
     Ok(ladder)
+}
+
+/// What all ladders of a model depend on.
+///
+/// # Errors
+/// When a sample cannot be read.
+pub fn key(model: &Model, samples: &Samples, cx: &Context) -> Result<Key> {
+    let mut key = Key::new("in which order channels go, and their damage", &cx.engine.name()).model(model)?;
+    for i in 0..samples.len() {
+        key = key.sample(&samples.get(i)?);
+    }
+    Ok(key)
+}
+
+/// What the ladder of a group depends on, too.
+pub fn of_group(key: &Key, units: &Units, group: &Group, (least, by): (usize, &Criterion)) -> Key {
+    let read = |u: &usize| (*u, &units.units[u].read, units.units[u].size);
+    let read: Vec<_> = group.members.iter().map(read).collect();
+    key.clone().number(least).text(&format!("{by:?} {read:?}"))
+}
+
+/// A ladder that was climbed before, or now.
+///
+/// # Errors
+/// Those of `climb`.
+pub fn known(cache: &Cache, key: Key, climb: impl FnOnce() -> Result<Ladder>) -> Result<Ladder> {
+    let numbers = cache.numbers(key, || {
+        let ladder = climb()?;
+        let order = ladder.order.iter().map(|u| *u as f64);
+        Ok(order.chain(ladder.damage.iter().copied()).collect())
+    })?;
+    let (order, damage) = numbers.split_at(numbers.len() / 2);
+    Ok(Ladder {
+        order: order.iter().map(|u| *u as usize).collect(),
+        damage: damage.to_vec(),
+    })
 }
 
 /// The places of the cheapest units that do not stand for each other.

@@ -10,7 +10,7 @@
 //! each group, and some ten over half of the samples.
 
 use super::fold::Shift;
-use super::ladder::{Ladder, climb};
+use super::ladder::{self, Ladder, climb};
 use super::refit::{Fitted, Moments, Part};
 use super::repair::repaired;
 use super::trial::{ALONE, Bench, Choice, Known, Settled};
@@ -28,7 +28,7 @@ use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How units are chosen.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Criterion {
     /// By what the readers lose.
     Data,
@@ -218,7 +218,19 @@ fn ladders(
         // Where all may go, all are put in order.
         _ => units.groups.iter().map(|g| usize::from(g.whole.is_none())).collect(),
     };
-    let work = |i: usize| climb(model, units, &units.groups[i], (least[i], &plan.by), moments);
+    // A ladder by half of the samples does not depend on how far it is climbed.
+    let key = match (cx.cache, &moments) {
+        (Some(_), Some((_, Part::Half))) => Some(ladder::key(model, &cx.samples.halves()[0], cx)?),
+        _ => None,
+    };
+    let work = |i: usize| {
+        let (group, by) = (&units.groups[i], (least[i], &plan.by));
+        let climb = || climb(model, units, group, by, moments);
+        match (cx.cache, &key) {
+            (Some(cache), Some(key)) => ladder::known(cache, ladder::of_group(key, units, group, by), climb),
+            _ => climb(),
+        }
+    };
     in_order(units.groups.len(), cx.threads, work, |_, l| {
         ladders.push(l);
         Ok(())

@@ -267,11 +267,13 @@ impl Bench<'_> {
             let damage = n.checked_sub(1).and_then(|k| self.ladders[i].damage.get(k));
             damage.copied().unwrap_or(0.0)
         };
+        // A power of 4: what is tried for one limit serves others.
+        let near = 4f64.powf(limit.max(f64::MIN_POSITIVE).log(4.0).round());
         // Which count of which group, and whether the group goes as a whole.
         let trials = (0..self.ladders.len()).flat_map(|i| {
             let parts = |n: &usize| *n > 0 && self.all(i, *n).is_none();
             let first = rungs[i].iter().copied().find(|n| parts(n));
-            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(i, *n) <= limit);
+            let fits = rungs[i].iter().copied().rfind(|n| parts(n) && at(i, *n) <= near);
             let whole = rungs[i].last().copied().filter(|n| self.all(i, *n).is_some());
             let part = fits.or(first).map(|count| (i, count, false));
             part.into_iter().chain(whole.map(|count| (i, count, true)))
