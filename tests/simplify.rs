@@ -34,6 +34,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         cache: None,
         notes: Vec::new(),
         charts: Vec::new(),
+        exhausted: false,
     };
     let pass = (info.build)(&Options::defaults(info)).unwrap();
     if let Err(e) = pass.run(model, &mut cx) {

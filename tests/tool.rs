@@ -82,6 +82,7 @@ pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> V
         cache: None,
         notes: Vec::new(),
         charts: Vec::new(),
+        exhausted: false,
     };
     for request in parse_list(list).expect("a list of passes") {
         let pass = (request.info.build)(&request.options).expect("options");

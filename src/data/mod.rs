@@ -188,6 +188,7 @@ impl Dataset {
         Samples {
             set: self.clone(),
             indices: (0..self.len()).collect(),
+            decide: false,
         }
     }
 
@@ -201,6 +202,7 @@ impl Dataset {
         let of = |indices| Samples {
             set: self.clone(),
             indices,
+            decide: false,
         };
         (of(if calib.is_empty() { back.clone() } else { calib }), of(back))
     }
@@ -246,11 +248,18 @@ fn picked(run: usize, among: usize) -> usize {
     (splitmix(run as u64) >> 32) as usize % among
 }
 
+/// One of so many is kept out of decisions,
+const PARTS: usize = 3;
+/// but not of fewer than these.
+const FEW: usize = 12;
+
 /// Some of the samples of a [`Dataset`].
 #[derive(Clone)]
 pub struct Samples {
     set: Dataset,
     indices: Vec<usize>,
+    /// Passes decide by all of them.
+    decide: bool,
 }
 
 impl Samples {
@@ -286,23 +295,43 @@ impl Samples {
         Samples {
             set: self.set.clone(),
             indices: self.indices.iter().copied().skip(from).step_by(step).collect(),
+            decide: false,
         }
     }
-    /// Two halves: of every two in a row a hash says which goes where. The second is empty when there is only one sample.
-    pub fn halves(&self) -> [Samples; 2] {
-        let n = self.len();
-        let first = |i: usize| n == 1 || i % 2 == picked(i / 2, 2);
-        let (one, other) = (0..n).partition::<Vec<usize>, _>(|&i| first(i));
-        [one, other].map(|half| self.of(&half))
-    }
-    /// Two parts: of every `among` in a row a hash puts one into the second. With fewer than that, both are all of them.
-    pub fn parted(&self, among: usize) -> [Samples; 2] {
-        let second = |i: usize| i % among == picked(i / among, among);
+    /// What passes decide by, and the rest: of every three in a row a hash puts one into the second. Of fewer than three both are all.
+    pub fn parted(&self) -> [Samples; 2] {
+        let second = |i: usize| i % PARTS == picked(i / PARTS, PARTS);
         let (one, other) = (0..self.len()).partition::<Vec<usize>, _>(|&i| !second(i));
         if one.is_empty() || other.is_empty() {
             return [self.clone(), self.clone()];
         }
-        [one, other].map(|part| self.of(&part))
+        let decide = Samples {
+            decide: true,
+            ..self.of(&one)
+        };
+        [decide, self.of(&other)]
+    }
+    /// Those that passes decide by, about two thirds where there are enough: a search measures on the others what was decided. All of them
+    /// serve to carry it out, so that a result made of all is what was measured, only better.
+    pub fn deciding(&self) -> Samples {
+        match self.decide || self.len() < FEW {
+            true => self.clone(),
+            false => self.parted()[0].clone(),
+        }
+    }
+    /// Two halves of those that passes decide by: of every two in a row a hash says which goes where. The second is empty when there is only one sample.
+    pub fn halves(&self) -> [Samples; 2] {
+        let all = self.deciding();
+        let n = all.len();
+        let first = |i: usize| n == 1 || i % 2 == picked(i / 2, 2);
+        let (one, other) = (0..n).partition::<Vec<usize>, _>(|&i| first(i));
+        [one, other].map(|half| all.of(&half))
+    }
+    /// Those that are not among others.
+    pub fn without(&self, others: &Samples) -> Samples {
+        let others: BTreeSet<usize> = others.indices.iter().copied().collect();
+        let left = (0..self.len()).filter(|&i| !others.contains(&self.indices[i]));
+        self.of(&left.collect::<Vec<usize>>())
     }
     /// At most `most` of them: one of each of so many runs of about the same length, by a hash of the run's number.
     pub fn spread(&self, most: usize) -> Samples {
@@ -322,12 +351,14 @@ impl Samples {
         Samples {
             set: self.set.clone(),
             indices: all,
+            decide: false,
         }
     }
     fn of(&self, which: &[usize]) -> Samples {
         Samples {
             set: self.set.clone(),
             indices: which.iter().map(|&i| self.indices[i]).collect(),
+            decide: false,
         }
     }
     /// True when the numbers are made up.
@@ -339,6 +370,7 @@ impl Samples {
         Samples {
             set: self.set.clone(),
             indices: self.indices[..n.min(self.len())].to_vec(),
+            decide: false,
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct Context<'a> {
     pub notes: Vec<Note>,
     /// What the report draws.
     pub charts: Vec<Chart>,
+    /// The pass did all that it does for an error: a larger one gives the same.
+    pub exhausted: bool,
 }
 
 impl<'a> Context<'a> {
@@ -70,6 +72,7 @@ impl<'a> Context<'a> {
             progress: &Silent,
             notes: Vec::new(),
             charts: Vec::new(),
+            exhausted: false,
             ..*self
         }
     }
@@ -128,7 +131,7 @@ impl Context<'_> {
         over.iter().map(one).collect()
     }
 
-    /// Measures values of the main graph over either half of the calibration samples ([`Samples::halves`]).
+    /// Measures values of the main graph over the first half of those calibration samples that passes decide by ([`Samples::halves`]), and over all others.
     ///
     /// # Errors
     /// As [`Context::stats`].
@@ -139,7 +142,9 @@ impl Context<'_> {
                 all.push(want);
             }
         }
-        let halves = self.samples.halves();
+        let [one, _] = self.samples.halves();
+        let rest = self.samples.without(&one);
+        let halves = [one, rest];
         let over: Vec<&Samples> = halves.iter().filter(|h| !h.is_empty() && !all.is_empty()).collect();
         let mut measured = self.measured(model, &all, &over)?.into_iter();
         Ok(halves.each_ref().map(|half| match half.is_empty() {

@@ -154,6 +154,7 @@ fn settled<W: Weight>(
     cx: &mut Context,
 ) -> Result<Vec<Option<IntKind>>> {
     if trials.is_empty() {
+        cx.exhausted = true;
         return Ok(Vec::new());
     }
     let [one, other] = cx.samples.halves();
@@ -167,6 +168,7 @@ fn settled<W: Weight>(
         }
         other => other.with_context(|| format!("{pass}: trying weights of few bits"))?,
     };
+    cx.exhausted = settled.choice.iter().all(|rung| *rung == Some(0));
     let kinds = settled.choice.iter().zip(trials);
     let kinds: Vec<Option<IntKind>> = kinds.map(|(rung, trial)| rung.map(|r| trial.rungs[r].0)).collect();
     let what = format!(

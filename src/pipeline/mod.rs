@@ -359,6 +359,8 @@ pub fn check_budget(budget: &Budget, model: &Model, data: &Dataset) -> Result<()
 pub struct Applied {
     /// Their account.
     pub runs: Vec<PassRun>,
+    /// Whether each of them would give the same for a larger error.
+    pub exhausted: Vec<bool>,
     /// The model as it was after each pass that changed it.
     snapshots: Vec<(String, Model)>,
 }
@@ -376,8 +378,7 @@ pub fn apply(
     (engine, progress): (&dyn Engine, &dyn Progress),
     memo: Option<&Memo>,
 ) -> Result<Applied> {
-    let mut runs = Vec::new();
-    let mut snapshots = Vec::new();
+    let (mut runs, mut exhausted, mut snapshots) = (Vec::new(), Vec::new(), Vec::new());
     for request in requests {
         let start = Instant::now();
         let revision = model.revision();
@@ -391,6 +392,7 @@ pub fn apply(
             cache: options.cache.as_deref(),
             notes: Vec::new(),
             charts: Vec::new(),
+            exhausted: false,
         };
         let named = || format!("pass {}", request.info.name);
         let pass = request.build(model).with_context(named)?;
@@ -403,6 +405,7 @@ pub fn apply(
         if changed {
             snapshots.push((request.spelled(), model.clone()));
         }
+        exhausted.push(cx.exhausted);
         runs.push(PassRun {
             pass: request.spelled(),
             changed,
@@ -411,7 +414,11 @@ pub fn apply(
             charts: cx.charts,
         });
     }
-    Ok(Applied { runs, snapshots })
+    Ok(Applied {
+        runs,
+        exhausted,
+        snapshots,
+    })
 }
 
 /// What is needed to try a changed model on held-back samples.

@@ -25,7 +25,11 @@ pub(super) fn key(
     if !options.cache.as_ref().is_some_and(|c| c.is_kept()) {
         return Ok(None);
     }
-    let mut key = Key::new("a result of a search, part by part, of typical samples", &engine.name()).model(model)?;
+    let mut key = Key::new(
+        "a result of a search, part by part, of typical samples, whether exhausted",
+        &engine.name(),
+    )
+    .model(model)?;
     key = key.text(&budget.to_string()).number(options.seed as usize);
     for part in samples {
         key = key.number(part.len());
@@ -65,24 +69,26 @@ impl Search<'_> {
             tried,
             held: None,
             saved: self.saved(),
+            exhausted: self.exhausted(plan),
         }
     }
 }
 
-/// Bytes, multiply-adds (−1: not known), what it uses, SQNR, and what each structural pass saved (NaN: it did not run).
+/// Bytes, multiply-adds (−1: not known), what it uses, SQNR, whether a larger error gives the same (1), and what each structural pass saved (NaN: it did not run).
 fn numbers(m: &Measured) -> Vec<f64> {
     let macs = m.tried.macs.map_or(-1.0, |m| m as f64);
     let saved = knobs()
         .into_iter()
         .map(|(name, _)| m.saved.get(name).copied().unwrap_or(f64::NAN));
-    [m.tried.bytes as f64, macs, m.tried.used, m.tried.sqnr_db]
+    let exhausted = f64::from(u8::from(m.exhausted));
+    [m.tried.bytes as f64, macs, m.tried.used, m.tried.sqnr_db, exhausted]
         .into_iter()
         .chain(saved)
         .collect()
 }
 
 fn read(plan: &Plan, numbers: &[f64]) -> Result<Measured> {
-    let (&[bytes, macs, used, sqnr_db, ref saved @ ..], knobs) = (numbers, knobs()) else {
+    let (&[bytes, macs, used, sqnr_db, exhausted, ref saved @ ..], knobs) = (numbers, knobs()) else {
         anyhow::bail!("the cache holds too few numbers: remove it");
     };
     ensure!(saved.len() == knobs.len(), "the cache holds other numbers: remove it");
@@ -99,6 +105,7 @@ fn read(plan: &Plan, numbers: &[f64]) -> Result<Measured> {
             ..Tried::default()
         },
         held: None,
+        exhausted: exhausted > 0.0,
         saved: saved.map(|((name, _), x)| (name, *x)).collect(),
     })
 }

@@ -160,51 +160,54 @@ impl Search<'_> {
         share.clamp(WEAKER[0], WEAKER[1])
     }
 
-    /// What may be used of the budget on the tuning samples, if the held-back samples take as much more of it as they did for `k`.
-    fn foreseen(&self, k: usize, part: f64) -> Option<f64> {
+    /// How many times as much of the budget the held-back samples may be expected to take as the tuning samples, for another result than `k`, which
+    /// they refused: half of the way, in powers, since that one was chosen for its luck on the tuning samples. Once at least.
+    fn dearer(&self, k: usize) -> Option<f64> {
         let refused = &self.tried[k];
-        Some(part / (refused.held? / refused.tried.used).max(1.0))
+        Some((refused.held? / refused.tried.used).sqrt().max(1.0))
     }
 
-    /// The smallest result that was measured and uses no more than `most`.
-    fn within(&self, most: f64) -> Option<usize> {
-        let fits = |i: &usize| {
-            let t = &self.tried[*i].tried;
-            self.fits(t) && t.used <= most && self.misses(t).is_none()
-        };
+    /// Whether the held-back samples may be expected to allow a result that was measured, if they take so many times as much of the budget as the tuning samples.
+    fn foreseen(&self, i: usize, dearer: f64, held_back: usize) -> bool {
+        let t = &self.tried[i].tried;
+        t.refused.is_none() && t.used * dearer <= self.allowed(i, held_back) && self.misses(t).is_none()
+    }
+
+    /// The smallest result that was measured and may be expected to fit.
+    fn within(&self, dearer: f64, held_back: usize) -> Option<usize> {
         (0..self.tried.len())
-            .filter(fits)
+            .filter(|&i| self.fits(&self.tried[i].tried) && self.foreseen(i, dearer, held_back))
             .min_by_key(|i| self.tried[*i].tried.bytes)
     }
 
-    /// Result `k`; or what it leaves in float32 stored in 8 bits, too, where that is much, nothing stores it, and it uses no more than `most`.
-    fn stored(&mut self, k: usize, most: f64) -> Result<usize> {
+    /// Result `k`; or what it leaves in float32 stored in 8 bits, too, where that is much, nothing stores it, and that is `good`.
+    fn stored(&mut self, k: usize, good: impl Fn(&Self, usize) -> bool) -> Result<usize> {
         let large = self.tried[k].tried.bytes as f64 > SMALL * self.before.bytes as f64;
         let Some(plan) = self.tried[k].plan.with_rest().filter(|_| large) else {
             return Ok(k);
         };
         let made = self.measure(plan)?;
-        let t = &self.tried[made].tried;
-        let better = t.refused.is_none() && t.used <= most && t.bytes < self.tried[k].tried.bytes;
+        let better = self.tried[made].tried.bytes < self.tried[k].tried.bytes && good(self, made);
         Ok(if better { made } else { k })
     }
 
-    /// The passes of `k` with this part of its error.
+    /// The passes of `k` with this part of its error, where that uses less of the budget.
     fn with_less(&mut self, k: usize, part: f64) -> Result<Option<usize>> {
         let Some(plan) = self.tried[k].plan.weaker(part) else {
             return Ok(None);
         };
         let next = self.measure(plan)?;
-        let t = &self.tried[next].tried;
-        Ok((t.refused.is_none() && self.misses(t).is_none()).then_some(next))
+        let (t, much) = (&self.tried[next].tried, self.tried[k].tried.used);
+        let careful = t.refused.is_none() && t.used <= much;
+        Ok((careful && self.misses(t).is_none()).then_some(next))
     }
 
     /// Another result than `k`, which the held-back samples refused: the smaller of what was measured and should fit, and of the same passes with
     /// less error, or (after some of these, and where there is nothing to lessen) what was refused for its few samples only, or what uses
     /// much less of the budget.
     fn more_careful(&mut self, k: usize, (chance, weaker): (usize, f64), held_back: usize) -> Result<Option<usize>> {
-        let most = self.foreseen(k, usable(&self.budget, held_back));
-        let known = most.and_then(|most| self.within(most));
+        let dearer = self.dearer(k);
+        let known = dearer.and_then(|dearer| self.within(dearer, held_back));
         let bytes = |this: &Self, i: usize| this.tried[i].tried.bytes;
         if known.is_some_and(|i| bytes(self, i) as f64 <= NEXT * bytes(self, k) as f64) {
             return Ok(known);
@@ -223,8 +226,9 @@ impl Search<'_> {
             let all = [Some(next), known].into_iter().flatten();
             return Ok(all.min_by_key(|i| bytes(self, *i)));
         }
-        if let (Some(known), Some(most)) = (known, most) {
-            return self.stored(known, most).map(Some);
+        if let (Some(known), Some(dearer)) = (known, dearer) {
+            let good = |this: &Self, i: usize| this.foreseen(i, dearer, held_back);
+            return self.stored(known, good).map(Some);
         }
         let much = self.tried[k].tried.used;
         let careful = |this: &Self, i: usize| {
@@ -232,7 +236,7 @@ impl Search<'_> {
             t.refused.is_none() && t.used <= CAREFUL * much && this.misses(t).is_none()
         };
         if let Some(next) = self.order().into_iter().find(|&i| careful(self, i)) {
-            return self.stored(next, CAREFUL * much).map(Some);
+            return self.stored(next, careful).map(Some);
         }
         if !last
             && late
@@ -244,7 +248,7 @@ impl Search<'_> {
         for precision in precisions() {
             let next = self.measure(Plan::new(&[], 0.0, Some(precision)))?;
             if careful(self, next) {
-                return self.stored(next, CAREFUL * much).map(Some);
+                return self.stored(next, careful).map(Some);
             }
         }
         Ok(None)

@@ -78,7 +78,7 @@ pub fn optimize(
     let data = pipeline::find_data(input, &original, &options)?;
     pipeline::check_budget(&budget, &original, &data)?;
     let calib = data.split().0;
-    let [fit, tune] = calib.parted(3);
+    let [fit, tune] = calib.parted();
     let dims = data.dims()?;
     options.cache.get_or_insert_default();
     let key = known::key(&original, &budget, [&fit, &tune], &options, engine)?;
@@ -142,12 +142,21 @@ struct Search<'a> {
     options: &'a Options,
     engine: &'a dyn Engine,
     progress: &'a dyn Progress,
-    /// The models of the last result, pass by pass, with the passes as they are written.
-    chain: Vec<(String, Model)>,
+    /// The last result, pass by pass.
+    chain: Vec<Made>,
     tried: Vec<Measured>,
     start: Instant,
     /// It ended for its time.
     stopped: bool,
+}
+
+/// What a pass made.
+struct Made {
+    /// The pass, as it is written.
+    pass: String,
+    model: Model,
+    /// It would make the same of a larger error.
+    exhausted: bool,
 }
 
 /// A result that was measured.
@@ -158,6 +167,8 @@ struct Measured {
     held: Option<f64>,
     /// By structural pass: the part of the bytes or of the multiply-adds that it saved, the larger of the two.
     saved: BTreeMap<&'static str, f64>,
+    /// A larger error would give the same.
+    exhausted: bool,
 }
 
 impl Measured {
@@ -306,12 +317,12 @@ impl Search<'_> {
             .chain
             .iter()
             .zip(&requests)
-            .take_while(|(made, r)| made.0 == r.spelled());
+            .take_while(|(made, r)| made.pass == r.spelled());
         self.chain.truncate(same.count());
         for request in &requests[self.chain.len()..] {
-            let mut model = self.chain.last().map_or(self.original, |(_, m)| m).clone();
+            let mut model = self.chain.last().map_or(self.original, |made| &made.model).clone();
             let one = std::slice::from_ref(request);
-            pipeline::apply(
+            let applied = pipeline::apply(
                 &mut model,
                 one,
                 &self.fit,
@@ -319,9 +330,13 @@ impl Search<'_> {
                 (self.engine, self.progress),
                 None,
             )?;
-            self.chain.push((request.spelled(), model));
+            self.chain.push(Made {
+                pass: request.spelled(),
+                model,
+                exhausted: applied.exhausted.contains(&true),
+            });
         }
-        Ok(self.chain.last().map_or(self.original, |(_, m)| m).clone())
+        Ok(self.chain.last().map_or(self.original, |made| &made.model).clone())
     }
 
     /// What each structural pass of the last plan saved.
@@ -330,14 +345,20 @@ impl Search<'_> {
             let macs = Size::of(model, &self.dims).macs.unwrap_or(0);
             [onnx::encoded_len(model).unwrap_or(0) as f64, macs as f64]
         };
-        let all = std::iter::once(self.original).chain(self.chain.iter().map(|(_, model)| model));
-        let of = |((request, after), before): (&(String, Model), &Model)| {
-            let (name, _) = knobs().into_iter().find(|k| request.split('(').next() == Some(k.0))?;
+        let all = std::iter::once(self.original).chain(self.chain.iter().map(|made| &made.model));
+        let of = |(Made { pass, model: after, .. }, before): (&Made, &Model)| {
+            let (name, _) = knobs().into_iter().find(|k| pass.split('(').next() == Some(k.0))?;
             let part = |(b, a): (f64, f64)| if b > 0.0 { 1.0 - a / b } else { 0.0 };
             let parts = cost(before).into_iter().zip(cost(after)).map(part);
             Some((name, parts.fold(0.0, f64::max)))
         };
         self.chain.iter().zip(all).filter_map(of).collect()
+    }
+
+    /// Whether a larger error would change nothing of the last result, which is that of a plan.
+    fn exhausted(&self, plan: &Plan) -> bool {
+        let made: Vec<&Made> = self.chain.iter().filter(|made| plan.takes(&made.pass)).collect();
+        !made.is_empty() && made.iter().all(|made| made.exhausted)
     }
 
     /// What was measured, the best first.

@@ -163,6 +163,12 @@ impl Plan {
         self.precision.as_deref().is_some_and(|p| !only_stores(p))
     }
 
+    /// Whether a pass of it, as it is written, takes the error.
+    pub(super) fn takes(&self, pass: &str) -> bool {
+        let structure = self.structure.iter().any(|k| k.0 == name(pass));
+        structure || self.further && option(pass).is_some()
+    }
+
     /// How many passes take the error; one at least.
     pub(super) fn takers(&self) -> usize {
         let precision = self.precision.as_deref().filter(|_| self.further);

@@ -65,7 +65,8 @@ impl Search<'_> {
             if good {
                 best = Some((e, bytes));
             }
-            if good && !targets && self.beaten(k) {
+            let done = self.beaten(k) || self.tried[k].exhausted;
+            if good && !targets && done {
                 break;
             }
             if !up {

@@ -96,7 +96,7 @@ pub fn equalized(model: &Model, order: &[NodeId], cx: &Context) -> Result<Option
 
 fn reaches(model: &Model, pairs: &[Pair], cx: &Context) -> Result<BTreeMap<ValueId, Reach>> {
     let values: Vec<ValueId> = pairs.iter().flat_map(|p| p.values.iter().map(|v| v.0)).collect();
-    let samples = cx.samples.spread(SAMPLES);
+    let samples = cx.samples.deciding().spread(SAMPLES);
     let session = cx.engine.load(model, &values, &samples.get(0)?)?;
     let run = |i: usize| {
         let mut all = vec![Reach::new(); values.len()];

@@ -75,7 +75,8 @@ struct Stretch {
 
 /// The samples that are looked at.
 fn samples(cx: &Context) -> Samples {
-    cx.samples.every(cx.samples.len().div_ceil(SAMPLES).max(1), 0)
+    let samples = cx.samples.deciding();
+    samples.every(samples.len().div_ceil(SAMPLES).max(1), 0)
 }
 
 impl Int8 {
