@@ -191,14 +191,14 @@ impl Search<'_> {
         Ok(if better { made } else { k })
     }
 
-    /// The passes of `k` with this part of its error, where that uses less of the budget.
+    /// The passes of `k` with this part of its error, unless that uses more of the budget, and too much.
     fn with_less(&mut self, k: usize, part: f64) -> Result<Option<usize>> {
         let Some(plan) = self.tried[k].plan.weaker(part) else {
             return Ok(None);
         };
         let next = self.measure(plan)?;
         let (t, much) = (&self.tried[next].tried, self.tried[k].tried.used);
-        let careful = t.refused.is_none() && t.used <= much;
+        let careful = self.fits(t) || t.refused.is_none() && t.used <= much;
         Ok((careful && self.misses(t).is_none()).then_some(next))
     }
 
