@@ -11,7 +11,7 @@ use super::units::{Group, Unit, Units};
 use crate::cache::{Cache, Key};
 use crate::data::Samples;
 use crate::ir::{Model, NodeId};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A step takes one of so many units that are left, and one at least.
@@ -104,19 +104,25 @@ pub fn of_group(key: &Key, units: &Units, group: &Group, (least, by): (usize, &C
     key.clone().number(least).text(&format!("{by:?} {read:?}"))
 }
 
-/// A ladder that was climbed before, or now.
+/// A ladder of these units that was climbed before, or is now.
 ///
 /// # Errors
-/// Those of `climb`.
-pub fn known(cache: &Cache, key: Key, climb: impl FnOnce() -> Result<Ladder>) -> Result<Ladder> {
+/// Those of `climb`, and when the cache holds something else.
+pub fn known((cache, key): (&Cache, Key), units: &[usize], climb: impl FnOnce() -> Result<Ladder>) -> Result<Ladder> {
     let numbers = cache.numbers(key, || {
         let ladder = climb()?;
         let order = ladder.order.iter().map(|u| *u as f64);
         Ok(order.chain(ladder.damage.iter().copied()).collect())
     })?;
     let (order, damage) = numbers.split_at(numbers.len() / 2);
+    let order: Vec<usize> = order.iter().map(|u| *u as usize).collect();
+    let (all, taken): (BTreeSet<&usize>, BTreeSet<&usize>) = (units.iter().collect(), order.iter().collect());
+    ensure!(
+        order.len() == damage.len() && taken.len() == order.len() && taken.is_subset(&all),
+        "the cache holds other channels: remove it"
+    );
     Ok(Ladder {
-        order: order.iter().map(|u| *u as usize).collect(),
+        order,
         damage: damage.to_vec(),
     })
 }
@@ -158,4 +164,35 @@ fn damages(patients: &[Patient], units: &BTreeMap<usize, Unit>, left: &[usize]) 
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    #[test]
+    fn a_ladder_that_was_climbed_comes_back_and_another_one_is_refused() {
+        let cache = Cache::default();
+        let key = || Key::new("a ladder", "tract");
+        let climbed = || {
+            Ok(Ladder {
+                order: vec![7, 3, 5],
+                damage: vec![1e-9, 0.25, 0.5],
+            })
+        };
+        let again = || bail!("it is climbed once more");
+        known((&cache, key()), &[3, 5, 7, 9], climbed).expect("climbed");
+        let ladder = known((&cache, key()), &[3, 5, 7, 9], again).expect("known");
+        assert_eq!((ladder.order, ladder.damage), (vec![7, 3, 5], vec![1e-9, 0.25, 0.5]));
+        let why = known((&cache, key()), &[3, 5, 8], again)
+            .err()
+            .expect("there is no unit 7");
+        assert!(why.to_string().contains("remove it"));
+        for odd in [vec![3.0], vec![3.0, 3.0, 0.1, 0.2]] {
+            let key = key().number(odd.len());
+            cache.numbers(key.clone(), || Ok(odd)).expect("kept");
+            assert!(known((&cache, key), &[3, 5], again).is_err());
+        }
+    }
 }

@@ -218,7 +218,7 @@ fn ladders(
         // Where all may go, all are put in order.
         _ => units.groups.iter().map(|g| usize::from(g.whole.is_none())).collect(),
     };
-    // A ladder by half of the samples does not depend on how far it is climbed.
+    // The probes of a search climb the same ladders, by half of the samples.
     let key = match (cx.cache, &moments) {
         (Some(_), Some((_, Part::Half))) => Some(ladder::key(model, &cx.samples.halves()[0], cx)?),
         _ => None,
@@ -227,7 +227,9 @@ fn ladders(
         let (group, by) = (&units.groups[i], (least[i], &plan.by));
         let climb = || climb(model, units, group, by, moments);
         match (cx.cache, &key) {
-            (Some(cache), Some(key)) => ladder::known(cache, ladder::of_group(key, units, group, by), climb),
+            (Some(cache), Some(key)) => {
+                ladder::known((cache, ladder::of_group(key, units, group, by)), &group.members, climb)
+            }
             _ => climb(),
         }
     };
