@@ -395,6 +395,26 @@ mod tests {
     use crate::engine::testing::Builder;
 
     #[test]
+    fn what_a_search_shows_to_passes_is_what_they_decide_by_when_they_see_all() {
+        let mut b = Builder::new(13);
+        b.input("x", DType::Float, &[1]);
+        let of = |n: usize| Dataset::synthetic(&b.model, 1, n).all();
+        let numbers = |s: &Samples| (0..s.len()).map(|i| s.number(i)).collect::<Vec<usize>>();
+        let all = of(96);
+        let [shown, tuning] = all.parted();
+        assert_eq!((shown.len(), tuning.len()), (64, 32));
+        assert_eq!(numbers(&all.without(&shown)), numbers(&tuning));
+        assert_eq!(numbers(&all.deciding()), numbers(&shown));
+        assert_eq!(numbers(&shown.deciding()), numbers(&shown), "they are not parted twice");
+        let [one, other] = all.halves();
+        assert_eq!([&one, &other].map(numbers), shown.halves().each_ref().map(numbers));
+        assert_eq!(numbers(&shown.without(&one)), numbers(&other));
+        let few = of(FEW - 1);
+        assert_eq!(few.deciding().len(), few.len(), "all of few decide");
+        assert_eq!(of(1).halves().map(|h| h.len()), [1, 0]);
+    }
+
+    #[test]
     fn some_of_the_samples_are_spread_over_all() {
         let mut b = Builder::new(13);
         b.input("x", DType::Float, &[1]);

@@ -257,6 +257,11 @@ mod tests {
             (rest("int8,fp16(only=weights)"), rest("weights(form=folded)")),
             (None, None)
         );
+        let bold = Plan::new(&knobs(), 0.02, Some("int8,fp16(only=weights)"));
+        let takes =
+            |plan: &Plan| ["prune(error=0.02)", "int8(mixed=0.02)", "fp16(only=weights)"].map(|p| plan.takes(p));
+        assert_eq!(takes(&bold), [true, false, false]);
+        assert_eq!(takes(&bold.further()), [true, true, false]);
         let both = Plan::new(&knobs(), 0.01, None);
         assert_eq!(both.without(|name| name == "lowrank").only(), Some("prune"));
         assert_eq!(both.without(|_| true), both, "something is left to search");
