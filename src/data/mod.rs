@@ -327,6 +327,23 @@ impl Samples {
         let (one, other) = (0..n).partition::<Vec<usize>, _>(|&i| first(i));
         [one, other].map(|half| all.of(&half))
     }
+    /// Two halves of all: those of [`Samples::halves`], each with every second one of those that passes do not decide by. They are of one size: how
+    /// far they disagree tells how far both are to be believed.
+    pub fn measured_halves(&self) -> [Samples; 2] {
+        let [one, other] = self.halves();
+        let rest = self.without(&self.deciding());
+        let with = |half: Samples, from: usize| {
+            let mut indices = half.indices;
+            indices.extend(rest.every(2, from).indices);
+            indices.sort_unstable();
+            Samples {
+                set: self.set.clone(),
+                indices,
+                decide: false,
+            }
+        };
+        [with(one, 0), with(other, 1)]
+    }
     /// Those that are not among others.
     pub fn without(&self, others: &Samples) -> Samples {
         let others: BTreeSet<usize> = others.indices.iter().copied().collect();
@@ -409,6 +426,13 @@ mod tests {
         let [one, other] = all.halves();
         assert_eq!([&one, &other].map(numbers), shown.halves().each_ref().map(numbers));
         assert_eq!(numbers(&shown.without(&one)), numbers(&other));
+        let [more, others] = all.measured_halves();
+        assert_eq!((more.len(), others.len(), more.without(&others).len()), (48, 48, 48));
+        assert!(one.without(&more).is_empty() && other.without(&others).is_empty());
+        assert_eq!(
+            shown.measured_halves().each_ref().map(numbers),
+            [&one, &other].map(numbers)
+        );
         let few = of(FEW - 1);
         assert_eq!(few.deciding().len(), few.len(), "all of few decide");
         assert_eq!(of(1).halves().map(|h| h.len()), [1, 0]);

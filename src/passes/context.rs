@@ -131,7 +131,7 @@ impl Context<'_> {
         over.iter().map(one).collect()
     }
 
-    /// Measures values of the main graph over the first half of those calibration samples that passes decide by ([`Samples::halves`]), and over all others.
+    /// Measures values of the main graph over two halves of the calibration samples ([`Samples::measured_halves`]).
     ///
     /// # Errors
     /// As [`Context::stats`].
@@ -142,9 +142,7 @@ impl Context<'_> {
                 all.push(want);
             }
         }
-        let [one, _] = self.samples.halves();
-        let rest = self.samples.without(&one);
-        let halves = [one, rest];
+        let halves = self.samples.measured_halves();
         let over: Vec<&Samples> = halves.iter().filter(|h| !h.is_empty() && !all.is_empty()).collect();
         let mut measured = self.measured(model, &all, &over)?.into_iter();
         Ok(halves.each_ref().map(|half| match half.is_empty() {

@@ -220,7 +220,7 @@ fn ladders(
     };
     // The probes of a search climb the same ladders, by half of the samples.
     let key = match (cx.cache, &moments) {
-        (Some(_), Some((_, Part::Half))) => Some(ladder::key(model, &cx.samples.halves()[0], cx)?),
+        (Some(_), Some((_, Part::Half))) => Some(ladder::key(model, &cx.samples.measured_halves()[0], cx)?),
         _ => None,
     };
     let work = |i: usize| {
