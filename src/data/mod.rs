@@ -185,9 +185,13 @@ impl Dataset {
 
     /// All samples.
     pub fn all(&self) -> Samples {
+        self.numbered((0..self.len()).collect())
+    }
+
+    fn numbered(&self, indices: Vec<usize>) -> Samples {
         Samples {
             set: self.clone(),
-            indices: (0..self.len()).collect(),
+            indices,
             decide: false,
         }
     }
@@ -199,11 +203,7 @@ impl Dataset {
         let n = self.len();
         let held = |i: usize| if n < 4 { i + 1 == n } else { i % 4 == picked(i / 4, 4) };
         let (back, calib): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| held(i));
-        let of = |indices| Samples {
-            set: self.clone(),
-            indices,
-            decide: false,
-        };
+        let of = |indices| self.numbered(indices);
         (of(if calib.is_empty() { back.clone() } else { calib }), of(back))
     }
 }
@@ -292,11 +292,7 @@ impl Samples {
     /// # Panics
     /// When `step` is zero.
     pub fn every(&self, step: usize, from: usize) -> Samples {
-        Samples {
-            set: self.set.clone(),
-            indices: self.indices.iter().copied().skip(from).step_by(step).collect(),
-            decide: false,
-        }
+        self.numbered(self.indices.iter().copied().skip(from).step_by(step).collect())
     }
     /// What passes decide by, and the rest: of every three in a row a hash puts one into the second. Of fewer than three both are all.
     pub fn parted(&self) -> [Samples; 2] {
@@ -312,7 +308,7 @@ impl Samples {
         [decide, self.of(&other)]
     }
     /// Those that passes decide by, about two thirds where there are enough: a search measures on the others what was decided. All of them
-    /// serve to carry it out, so that a result made of all is what was measured, only better.
+    /// serve to carry it out, so that a result made of all is about what was measured.
     pub fn deciding(&self) -> Samples {
         match self.decide || self.len() < FEW {
             true => self.clone(),
@@ -336,16 +332,12 @@ impl Samples {
             let mut indices = half.indices;
             indices.extend(rest.every(2, from).indices);
             indices.sort_unstable();
-            Samples {
-                set: self.set.clone(),
-                indices,
-                decide: false,
-            }
+            self.numbered(indices)
         };
         [with(one, 0), with(other, 1)]
     }
     /// Those that are not among others.
-    pub fn without(&self, others: &Samples) -> Samples {
+    fn without(&self, others: &Samples) -> Samples {
         let others: BTreeSet<usize> = others.indices.iter().copied().collect();
         let left = (0..self.len()).filter(|&i| !others.contains(&self.indices[i]));
         self.of(&left.collect::<Vec<usize>>())
@@ -365,18 +357,14 @@ impl Samples {
         let mut all = self.spread(first).indices;
         let first: BTreeSet<usize> = all.iter().copied().collect();
         all.extend(self.indices.iter().filter(|i| !first.contains(i)));
-        Samples {
-            set: self.set.clone(),
-            indices: all,
-            decide: false,
-        }
+        self.numbered(all)
     }
     fn of(&self, which: &[usize]) -> Samples {
-        Samples {
-            set: self.set.clone(),
-            indices: which.iter().map(|&i| self.indices[i]).collect(),
-            decide: false,
-        }
+        self.numbered(which.iter().map(|&i| self.indices[i]).collect())
+    }
+    /// By their numbers in the [`Dataset`].
+    fn numbered(&self, indices: Vec<usize>) -> Samples {
+        self.set.numbered(indices)
     }
     /// True when the numbers are made up.
     pub fn synthetic(&self) -> bool {
@@ -384,11 +372,7 @@ impl Samples {
     }
     /// The first `n` of them.
     pub fn first(&self, n: usize) -> Samples {
-        Samples {
-            set: self.set.clone(),
-            indices: self.indices[..n.min(self.len())].to_vec(),
-            decide: false,
-        }
+        self.numbered(self.indices[..n.min(self.len())].to_vec())
     }
 }
 

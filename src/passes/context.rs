@@ -65,6 +65,11 @@ pub struct Context<'a> {
     pub exhausted: bool,
 }
 
+/// How many runs of so many multiply-adds take no more than `most` together; all, where they are not known, and `least` in any case.
+pub fn runs(macs: Option<u64>, most: u64, least: usize) -> usize {
+    macs.map_or(usize::MAX, |macs| (most / macs.max(1)) as usize).max(least)
+}
+
 impl<'a> Context<'a> {
     /// For what is computed beside the pass: it shows no progress, and what it says is not kept.
     pub fn aside(&self) -> Context<'a> {
@@ -105,10 +110,7 @@ impl Context<'_> {
     /// All calibration samples, or so many, spread over all, that runs over them take no more than `most` multiply-adds; but
     /// `least` of them in any case. Which ones depends on the model and on how many there are.
     pub fn affordable(&self, model: &Model, most: u64, least: usize) -> Samples {
-        let runs = self
-            .macs(model)
-            .map_or(usize::MAX, |macs| (most / macs.max(1)) as usize);
-        self.samples.spread(runs.max(least))
+        self.samples.spread(runs(self.macs(model), most, least))
     }
 
     fn measured(&self, model: &Model, wanted: &[(ValueId, Measure)], over: &[&Samples]) -> Result<Vec<Stats>> {

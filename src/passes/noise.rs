@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::checkpoints::{Checkpoints, Late};
+use super::context::runs;
 use crate::analysis::cost::cost;
 use crate::analysis::ends;
 use crate::analysis::infer::infer_sample;
@@ -69,7 +70,7 @@ impl Reference {
         let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
         let types = samples.get(0).and_then(|like| infer_sample(model, &like));
         let macs = types.as_ref().ok().and_then(|t| cost(model, t).macs);
-        let [most, few] = [0, 1].map(|k| affordable(macs, k));
+        let [most, few] = [0, 1].map(|k| runs(macs, WORK[k], FEWEST[k]));
         // They may lie in the order of their classes.
         let samples = samples.spread(most.min(SAMPLES)).spread_first(few.min(SPREAD));
         cx.progress.start("try", samples.len());
@@ -152,7 +153,8 @@ impl Reference {
     /// # Errors
     /// As [`Reference::new`].
     pub fn error(&self, changed: &Model, cx: &Context) -> Result<f64> {
-        self.known(changed, self.samples.len(), cx, || self.measured(changed, cx))
+        let all = self.samples.len();
+        self.known(changed, all, cx, || self.measured(changed, all, cx))
     }
 
     /// The same of a change at one place, on the samples of [`Reference::piecemeal`].
@@ -203,13 +205,13 @@ impl Reference {
             .context("the cache holds another number of numbers: remove it")
     }
 
-    fn measured(&self, changed: &Model, cx: &Context) -> Result<f64> {
+    /// On the first samples.
+    fn measured(&self, changed: &Model, samples: usize, cx: &Context) -> Result<f64> {
         let Some(first) = self.samples.first() else {
             return Ok(0.0);
         };
         let session = self.load(changed, first, cx)?;
-        let sample = |i: usize| Cow::Borrowed(&self.samples[i]);
-        self.worst(&session, self.samples.len(), sample, cx)
+        self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx)
     }
 
     fn measured_alone(&self, changed: &Model, few: usize, cx: &Context) -> Result<f64> {
@@ -219,8 +221,7 @@ impl Reference {
                 return self.worst(&session, few, sample, cx);
             }
         }
-        let session = self.load(changed, self.samples.first().context("no sample")?, cx)?;
-        self.worst(&session, few, |i| Cow::Borrowed(&self.samples[i]), cx)
+        self.measured(changed, few, cx)
     }
 
     /// A session for the values that are compared, and which of them there are.
@@ -274,12 +275,6 @@ impl Reference {
         let whole = gaps.iter().zip(weights).filter_map(|(gap, w)| Some(w * gap.noise()?));
         Ok(whole.chain(parts).fold(0.0, f64::max))
     }
-}
-
-/// How many samples the work allows: of all places together, or of each alone.
-fn affordable(macs: Option<u64>, alone: usize) -> usize {
-    let runs = |macs: u64| usize::try_from(WORK[alone] / macs.max(1)).unwrap_or(usize::MAX);
-    macs.map_or(usize::MAX, runs).max(FEWEST[alone])
 }
 
 /// Adds one sample's values, as they were and as they are now. What has other dimensions now counts as lost; integers are left out.

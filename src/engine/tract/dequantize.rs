@@ -73,11 +73,13 @@ fn known_domain(n: &pb::NodeProto) -> bool {
     (default_domain(n) || n.domain() == "com.microsoft") && n.output.len() == 1
 }
 
-fn default_domain(n: &pb::NodeProto) -> bool {
+/// Whether an operator is one of ONNX itself.
+pub fn default_domain(n: &pb::NodeProto) -> bool {
     matches!(n.domain(), "" | "ai.onnx")
 }
 
-fn int_attr(n: &pb::NodeProto, name: &str, default: i64) -> i64 {
+/// An attribute that is a whole number.
+pub fn int_attr(n: &pb::NodeProto, name: &str, default: i64) -> i64 {
     let a = n.attribute.iter().find(|a| a.name() == name);
     a.and_then(|a| a.i).unwrap_or(default)
 }

@@ -3,6 +3,7 @@
 //! Weights in few bits are stored so: bytes, shifted, put together and cast. tract itself folds small constants only: it would unpack large
 //! ones again in every run, and pack the matrix anew for every product; and where it does, it takes ten times as long as these loops.
 
+use super::dequantize::{default_domain, int_attr};
 use super::graph::Flat;
 use crate::ir::{DType, Tensor};
 use crate::pb;
@@ -14,15 +15,15 @@ pub fn compute(flat: &mut Flat) {
     let outputs: BTreeSet<&str> = flat.graph.output.iter().map(|o| o.name()).collect();
     for n in &flat.graph.node {
         let [output] = &n.output[..] else { continue };
-        if outputs.contains(output.as_str()) || !matches!(n.domain(), "" | "ai.onnx") {
+        let begins = n.op_type() == "BitShift" || n.input.iter().any(|v| made.contains_key(v));
+        if !begins || outputs.contains(output.as_str()) || !default_domain(n) {
             continue;
         }
-        let begins = n.op_type() == "BitShift" || n.input.iter().any(|v| made.contains_key(v));
         let input = |i: usize| {
             let name = n.input.get(i)?;
             made.get(name).or_else(|| flat.tensors.get(name))
         };
-        if let Some(tensor) = unpacked(n, input).filter(|_| begins) {
+        if let Some(tensor) = unpacked(n, input) {
             made.insert(output.clone(), tensor);
         }
     }
@@ -37,19 +38,19 @@ pub fn compute(flat: &mut Flat) {
 
 /// What a node makes of constants; `None`: it is none of those that unpack.
 fn unpacked<'t>(n: &pb::NodeProto, input: impl Fn(usize) -> Option<&'t Tensor>) -> Option<Tensor> {
-    let attr = |name: &str| n.attribute.iter().find(|a| a.name() == name);
     let x = input(0)?;
     match n.op_type() {
         "BitShift" => {
-            let shift = match attr("direction")?.s.as_deref()? {
+            let direction = n.attribute.iter().find(|a| a.name() == "direction")?;
+            let shift = match direction.s.as_deref()? {
                 b"LEFT" => |x: u8, by: u8| x.checked_shl(by.into()).unwrap_or(0),
                 _ => |x: u8, by: u8| x.checked_shr(by.into()).unwrap_or(0),
             };
             shifted(x, input(1)?, shift)
         }
         "Cast" => {
-            let to = DType::try_from(i32::try_from(attr("to")?.i?).ok()?).ok()?;
-            cast(x, to)
+            let to = i32::try_from(int_attr(n, "to", 0)).ok()?;
+            cast(x, DType::try_from(to).ok()?)
         }
         "Add" => {
             let (a, b) = (x.view::<i32>()?, input(1)?.view::<i32>()?);
