@@ -27,6 +27,12 @@ const CAREFUL: f64 = 0.6;
 const NEXT: f64 = 1.1;
 /// A result that becomes larger than this beside what was measured, and than another result, gives way to that.
 const GROWN: f64 = 1.1;
+/// So many errors are tried between that of a refused result and that of one that was not;
+const BOLDER: usize = 2;
+/// where the bolder one has at most this part of the bytes,
+const SMALLER: f64 = 0.85;
+/// and an error more than so many times as large.
+const APART: f64 = 1.5;
 
 impl Search<'_> {
     /// The best result, made of all calibration samples, or a more careful one where the held-back samples refuse it: its place, and
@@ -38,7 +44,9 @@ impl Search<'_> {
                 true => self.allowed(k, held_back),
                 false => 1.0,
             };
-            let Some((mut job, mut report)) = self.made_of_all(k, chance, part, paths)? else {
+            let targets = self.options.targets.any();
+            let other = if targets || chance > 0 { None } else { self.second(k) };
+            let Some((mut job, mut report)) = self.made_of_all(k, other, part, paths)? else {
                 k = self.best();
                 continue;
             };
@@ -68,8 +76,51 @@ impl Search<'_> {
                 job.keep = true;
                 report = again(&job)?;
             }
-            return Ok((k, report));
+            return match report.verdict {
+                Verdict::Within if !targets => self.bolder(k, report, held_back, paths),
+                _ => Ok((k, report)),
+            };
         }
+    }
+
+    /// A smaller result than `k`, which was written: errors change what passes do in steps, and between its own and that of a bolder one, which the
+    /// held-back samples refused, may be one that they allow.
+    fn bolder(
+        &mut self,
+        mut k: usize,
+        mut report: Report,
+        held_back: usize,
+        paths: [&Path; 2],
+    ) -> Result<(usize, Report)> {
+        for _ in 0..BOLDER {
+            let Some(plan) = self.between(k).filter(|_| !self.late()) else {
+                break;
+            };
+            let next = self.measure(plan)?;
+            let t = &self.tried[next].tried;
+            if !self.fits(t) || t.bytes as f64 > SMALLER * report.after.bytes as f64 {
+                break;
+            }
+            let (part, most) = (self.allowed(next, held_back), report.after.bytes);
+            let Some((_, made)) = self.made_of_all(next, Some(most), part, paths)? else {
+                break;
+            };
+            if let Verdict::Outside(why) = made.verdict {
+                self.tried[next].tried.refused = Some(why);
+            } else {
+                (k, report) = (next, made);
+            }
+        }
+        Ok((k, report))
+    }
+
+    /// The plan half of the way, in powers, from result `k` to a refused one of the same passes that is much smaller.
+    fn between(&self, k: usize) -> Option<Plan> {
+        let Measured { plan, tried, .. } = &self.tried[k];
+        let smaller = |m: &&Measured| m.tried.refused.is_some() && m.tried.bytes as f64 <= SMALLER * tried.bytes as f64;
+        let times = self.tried.iter().filter(smaller).filter_map(|m| plan.times(&m.plan));
+        let least = times.filter(|times| *times > 1.0).reduce(f64::min)?;
+        plan.weaker(least.sqrt()).filter(|_| least > APART)
     }
 
     /// The part of the budget that result `k` may use on the held-back samples: what so few of them allow, or what is left when the tuning samples are counted
@@ -96,18 +147,16 @@ impl Search<'_> {
         all.min_by_key(|k| self.tried[*k].tried.bytes)
     }
 
-    /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one, which is
-    /// `best` now. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as
+    /// Makes result `k` anew from all calibration samples, and verifies it; `None` when it is larger then than another one of so many bytes. More samples promise passes more, and they would go further than what was measured: the error is lowered until the result is about as
     /// large, but not much larger.
     fn made_of_all(
         &mut self,
         k: usize,
-        chance: usize,
+        other: Option<u64>,
         part: f64,
         paths: [&Path; 2],
     ) -> Result<Option<(Options, Report)>> {
         let targets = self.options.targets.any();
-        let other = if targets || chance > 0 { None } else { self.second(k) };
         // Parts of the error: what is tried now, and the last that gave a result too small.
         let (mut now, mut small, mut left) = (1.0, 1.0, if self.late() { 1 } else { LESSENED });
         let Measured { plan, tried, .. } = &mut self.tried[k];

@@ -149,6 +149,11 @@ impl Plan {
         takes.then(|| self.with(self.error * part))
     }
 
+    /// By how many times the error of another plan is larger than this one's, if all else is the same.
+    pub(super) fn times(&self, other: &Plan) -> Option<f64> {
+        (self.error > 0.0 && self.with(other.error) == *other).then(|| other.error / self.error)
+    }
+
     /// The same passes, and what they leave stored in 8 bits; `None` where something stores it already, or there is no precision.
     pub(super) fn with_rest(&self) -> Option<Plan> {
         let precision = self.precision.as_deref()?;
@@ -261,8 +266,10 @@ mod tests {
         let takes =
             |plan: &Plan| ["prune(error=0.02)", "int8(mixed=0.02)", "fp16(only=weights)"].map(|p| plan.takes(p));
         assert_eq!(takes(&bold), [true, false, false]);
-        assert_eq!(takes(&bold.further()), [true, true, false]);
+        assert_eq!(takes(&bold.clone().further()), [true, true, false]);
         let both = Plan::new(&knobs(), 0.01, None);
+        assert_eq!(both.times(&both.with(0.03)), Some(0.03 / 0.01));
+        assert_eq!((both.times(&bold), both.with(0.0).times(&both)), (None, None));
         assert_eq!(both.without(|name| name == "lowrank").only(), Some("prune"));
         assert_eq!(both.without(|_| true), both, "something is left to search");
         assert_eq!(Plan::new(&[], 0.0, None).to_string(), "simplify");
