@@ -12,6 +12,7 @@ mod gelu;
 mod narrow;
 mod opsets;
 mod outliers;
+mod place;
 mod prepare;
 mod settle;
 mod tables;

@@ -9,6 +9,7 @@
 //! run over the calibration samples and 16 KB for every quantized value.
 
 mod account;
+mod blame;
 mod chart;
 mod cut;
 mod emit;

@@ -7,7 +7,7 @@
 //! conversions cost. Bytes count too: a little time is given for a weight that is four times smaller ([`Prefer`]).
 
 use super::cut::{INFINITE, Network, SINK, SOURCE};
-use super::time::{CALL, DEQUANTIZE, QUANTIZE};
+use super::time::{CALL, DEQUANTIZE, Kernel, QUANTIZE, REORDER, REQUANTIZE};
 use super::units::{Unit, Units};
 use crate::ir::{Model, ValueId};
 use crate::ops::quant::Role;
@@ -22,9 +22,8 @@ pub enum Prefer {
     Size,
 }
 
-/// When everything with a weight in integers takes at most this much of the time in floating point, bytes come first.
-const FASTER: f64 = 0.8;
-/// So they do when it takes at most so many nanoseconds more: nobody would notice.
+/// When everything with a weight in integers takes no more time than in floating point, and at most so many nanoseconds, which nobody would notice, bytes
+/// come first.
 const UNNOTICED: f64 = 5_000.0;
 
 /// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
@@ -46,14 +45,12 @@ pub fn choose(
     elements: &BTreeMap<ValueId, u64>,
     (prefer, timed): (Prefer, bool),
 ) -> Placement {
-    let all: Vec<bool> = connected(model, units, cut(model, units, elements, Prefer::Size));
+    let all: Vec<bool> = connected(model, units, cut(model, units, elements, &weighted(units)));
     let time = |integer: &[bool]| nanoseconds(model, units, elements, integer);
     let float = time(&vec![false; units.all.len()]);
     let integer = match prefer {
         _ if !timed => connected(model, units, units.all.iter().map(|u| can_run(u, elements)).collect()),
-        Prefer::Speed if time(&all) > (FASTER * float).max(UNNOTICED + float) => {
-            connected(model, units, cut(model, units, elements, prefer))
-        }
+        Prefer::Speed if time(&all) > float + UNNOTICED => fastest(model, units, elements),
         _ => all,
     };
     let quantized = quantized(model, units, &integer);
@@ -69,17 +66,44 @@ pub fn candidates(model: &Model, units: &Units) -> BTreeSet<ValueId> {
         .collect()
 }
 
-fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: Prefer) -> Vec<bool> {
+/// All units with a weight.
+fn weighted(units: &Units) -> BTreeSet<usize> {
+    (0..units.all.len()).filter(|i| units.all[*i].is_weighted()).collect()
+}
+
+/// The choice that takes least time. No operator with a weight stays in floating point between codes: a runtime that meets one stores its
+/// weight in integers itself, with one scale for all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`).
+fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Vec<bool> {
+    let mut forced = BTreeSet::new();
+    loop {
+        let integer = connected(model, units, cut(model, units, elements, &forced));
+        let between = |i: &usize| {
+            let u = &units.all[*i];
+            let made = |v: &ValueId| units.producer.get(v).is_some_and(|&p| integer[p]);
+            let read = |v: &ValueId| units.readers(model, *v).0.iter().any(|&r| integer[r]);
+            let codes = u.inputs.iter().any(|x| made(&x.1)) && u.results.iter().any(read);
+            codes && u.is_weighted() && !integer[*i] && can_run(u, elements)
+        };
+        let more: Vec<usize> = (0..units.all.len()).filter(between).collect();
+        let known = forced.len();
+        forced.extend(more);
+        if forced.len() == known {
+            return integer;
+        }
+    }
+}
+
+/// The cheapest choice where some units run in integers in any case, if they can.
+fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forced: &BTreeSet<usize>) -> Vec<bool> {
     let mut net = Network::new();
     let nodes: Vec<usize> = units.all.iter().map(|_| net.node()).collect();
     for (i, u) in units.all.iter().enumerate() {
         if !can_run(u, elements) {
             net.edge(nodes[i], SINK, INFINITE);
-        } else if u.is_weighted() && prefer == Prefer::Size {
+        } else if forced.contains(&i) {
             net.edge(SOURCE, nodes[i], INFINITE);
         } else {
-            let (float, int) = u.nanoseconds(elements);
-            let gain = float - int + BYTE * u.saved_bytes();
+            let gain = kernel_gain(u, elements);
             if gain > 0.0 {
                 net.edge(SOURCE, nodes[i], capacity(gain));
             } else {
@@ -98,11 +122,8 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
     let values: BTreeSet<ValueId> = candidates(model, units);
     for v in values {
         let Some(&n) = elements.get(&v) else { continue };
-        let (q, dq) = (
-            capacity(CALL + QUANTIZE * n as f64),
-            capacity(CALL + DEQUANTIZE * n as f64),
-        );
         let (readers, others) = units.readers(model, v);
+        let [q, dq] = conversions(units, v, &readers, n).map(capacity);
         let mut readers: Vec<usize> = readers.into_iter().map(|r| nodes[r]).collect();
         if others {
             readers.push(SINK);
@@ -114,12 +135,15 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
             net.edge(r, some_in, INFINITE);
         });
         match units.producer.get(&v) {
+            Some(&p) if units.all[p].free_output => {
+                let own = capacity(REQUANTIZE * n as f64);
+                net.edge(some_in, SINK, own);
+                net.edge(some_in, nodes[p], q - own);
+                net.edge(some_in, all_out, dq);
+            }
             Some(&p) => {
                 net.edge(some_in, nodes[p], q);
-                match units.all[p].free_output {
-                    true => net.edge(some_in, all_out, dq),
-                    false => net.edge(nodes[p], all_out, dq),
-                }
+                net.edge(nodes[p], all_out, dq);
             }
             None => net.edge(some_in, SINK, q),
         }
@@ -133,23 +157,47 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, prefer: 
         .collect()
 }
 
+/// What a unit gains in integers, without conversions.
+fn kernel_gain(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> f64 {
+    let (float, int) = u.nanoseconds(elements);
+    float - int + BYTE * u.saved_bytes()
+}
+
+/// What is lost when a unit does not run in integers, and conversions stand around it.
+pub fn gain(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> f64 {
+    kernel_gain(u, elements).max(0.0) + CALL
+}
+
 /// What a choice takes for one sample, conversions included.
 fn nanoseconds(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> f64 {
     let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
         let (float, int) = u.nanoseconds(elements);
         if i { int } else { float }
     });
-    let conversions = candidates(model, units).into_iter().map(|v| {
+    let converted = candidates(model, units).into_iter().map(|v| {
         let Some(&n) = elements.get(&v) else { return 0.0 };
         let (readers, others) = units.readers(model, v);
-        let made = units.producer.get(&v).is_some_and(|&p| integer[p]);
-        match made {
-            true if others || readers.iter().any(|&r| !integer[r]) => CALL + DEQUANTIZE * n as f64,
-            false if readers.iter().any(|&r| integer[r]) => CALL + QUANTIZE * n as f64,
+        let maker = units.producer.get(&v).filter(|&&p| integer[p]);
+        let free = maker.is_some_and(|&p| units.all[p].free_output);
+        let read = readers.iter().any(|&r| integer[r]);
+        let own = if free && read { REQUANTIZE * n as f64 } else { 0.0 };
+        let floats = others || readers.iter().any(|&r| !integer[r]);
+        let [q, dq] = conversions(units, v, &readers, n);
+        own + match maker {
+            Some(_) if floats && (read || !free) => dq,
+            None if read => q,
             _ => 0.0,
         }
     });
-    kernels.sum::<f64>() + conversions.sum::<f64>()
+    kernels.sum::<f64>() + converted.sum::<f64>()
+}
+
+/// What a Q and a DQ of `n` elements take; around convolutions the layout changes as well.
+fn conversions(units: &Units, v: ValueId, readers: &[usize], n: u64) -> [f64; 2] {
+    let around = readers.iter().chain(units.producer.get(&v));
+    let layout = around.into_iter().any(|&u| matches!(units.all[u].kernel, Kernel::Conv));
+    let more = if layout { REORDER } else { 0.0 };
+    [QUANTIZE, DEQUANTIZE].map(|each| CALL + (each + more) * n as f64)
 }
 
 fn capacity(nanoseconds: f64) -> u64 {

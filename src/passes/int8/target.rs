@@ -55,6 +55,9 @@ pub struct Target {
     pub unpacks: bool,
     /// What it runs in integers.
     pub runs: &'static [Runs],
+    /// Activations that a float convolution computes on the way, and an integer one does not: what each takes as a kernel of its own,
+    /// in nanoseconds for each element.
+    pub activations: &'static [(&'static str, f64)],
     /// Pairs that it joins in floating point before it looks for Q/DQ pairs: an operator, and what may follow it. Such an
     /// operator does not become an integer kernel that gives out floats.
     pub joins: &'static [(&'static str, &'static [&'static str])],
@@ -119,6 +122,18 @@ const GEMM_ACTIVATIONS: &[&str] = &[
     "ThresholdedRelu",
 ];
 
+/// Of ONNX Runtime 1.32; 1.19 leaves `HardSwish` out.
+const CONV_ACTIVATIONS: &[(&str, f64)] = &[
+    ("LeakyRelu", 0.16),
+    ("HardSigmoid", 0.17),
+    ("HardSwish", HARD_SWISH),
+    ("Sigmoid", 0.29),
+    ("Tanh", 0.4),
+];
+
+/// `HardSigmoid` and `Mul`.
+const HARD_SWISH: f64 = 0.33;
+
 /// ONNX Runtime on a CPU.
 pub const ORT: Target = Target {
     name: "ort",
@@ -130,6 +145,7 @@ pub const ORT: Target = Target {
     joins_add: false,
     timed: true,
     unpacks: true,
+    activations: CONV_ACTIVATIONS,
     joins: &[("Gemm", GEMM_ACTIVATIONS)],
     runs: ORT_RUNS,
 };
@@ -204,6 +220,7 @@ const GENERIC: Target = Target {
     name: "generic",
     timed: false,
     unpacks: false,
+    activations: &[],
     joins: &[],
     runs: GENERIC_RUNS,
     ..ORT
@@ -253,13 +270,13 @@ const ORT_RUNS: &[Runs] = &[
     runs("Conv", Kernel::Conv),
     free("Gemm", Kernel::Product),
     free("MatMul", Kernel::Product),
-    runs("Add", each(0.4, 0.23)),
-    runs("Mul", each(0.4, 0.36)),
+    runs("Add", each(0.16, 0.15)),
+    runs("Mul", each(0.16, 0.22)),
     runs("Concat", each(0.4, 0.1)),
     runs("AveragePool", read(0.3, 3.2)),
     runs("GlobalAveragePool", read(0.12, 0.08)),
-    runs("LeakyRelu", each(0.3, 0.37)),
-    runs("Sigmoid", each(0.5, 0.5)),
+    runs("LeakyRelu", each(0.16, 0.25)),
+    runs("Sigmoid", each(0.29, 0.25)),
     if_so("MaxPool", read(0.5, 0.9), one_output, "its Indices output is used"),
     runs("ReduceMax", read(0.3, 0.3)),
     runs("Reshape", each(0.05, 0.01)),

@@ -1,7 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::{Codes, Target};
-use super::time::{Kernel, Work};
+use super::time::{CALL, Kernel, Work};
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
@@ -33,6 +33,8 @@ pub struct Unit {
     pub joined: bool,
     /// How long it takes.
     pub kernel: Kernel,
+    /// What the activation behind it takes when it runs in integers, in nanoseconds for each element: in floating point they are one kernel.
+    pub activation: f64,
 }
 
 impl Unit {
@@ -70,7 +72,11 @@ impl Unit {
             vector = positions < 2.0;
         }
         let times = self.kernel.times(depthwise, vector);
-        (times.float.of(&work), times.int.of(&work))
+        let call = if self.activation > 0.0 { CALL } else { 0.0 };
+        (
+            times.float.of(&work),
+            times.int.of(&work) + self.activation * out + call,
+        )
     }
 
     /// Bytes that are saved when its weight is stored in integers.
@@ -120,6 +126,9 @@ pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> U
     }
     for unit in units.all.iter_mut().filter(|u| u.results.len() == 1) {
         unit.limit(super::gates::ends(model, unit.results[0]));
+    }
+    for i in 0..units.all.len() {
+        units.swallow(model, i, target);
     }
     for i in (0..units.all.len()).filter(|_| target.joins_add) {
         units.join_add(model, i);
@@ -181,6 +190,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         free_output: row.free_output && !swallowed,
         joined: false,
         kernel: row.kernel,
+        activation: 0.0,
     }))
 }
 
@@ -261,6 +271,29 @@ impl Units {
             // Codes end where the clip does; floats do not.
             self.all[i].free_output = false;
         }
+    }
+
+    /// Accounts for the activation behind a convolution, which takes no time of its own where both are in floating point.
+    fn swallow(&mut self, model: &Model, i: usize, target: &Target) {
+        let unit = &self.all[i];
+        let ([result], Kernel::Conv) = (&unit.results[..], unit.kernel) else {
+            return;
+        };
+        let uses = model.value(*result).uses();
+        let op = match *uses {
+            [Use::Node(n, _)] if model.node(n).op.domain.is_empty() => model.node(n).op.name.as_str(),
+            [Use::Node(..), Use::Node(..)] if super::gates::ends(model, *result).is_some() => "HardSwish",
+            _ => return,
+        };
+        let Some((_, each)) = target.activations.iter().find(|a| a.0 == op) else {
+            return;
+        };
+        if let [Use::Node(n, _)] = uses
+            && let Some(&after) = self.of_node.get(n)
+        {
+            self.all[after].kernel = self.all[after].kernel.less(*each);
+        }
+        self.all[i].activation = *each;
     }
 
     /// Lets an Add take the operand as a float that an operator with a weight makes for it alone: the two become one kernel.
