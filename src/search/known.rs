@@ -26,7 +26,7 @@ pub(super) fn key(
         return Ok(None);
     }
     let mut key = Key::new(
-        "a result of a search, part by part, of typical samples, whether exhausted",
+        "a result of a search, part by part, of typical samples, whether exhausted, what is left in floats",
         &engine.name(),
     )
     .model(model)?;
@@ -70,25 +70,33 @@ impl Search<'_> {
             held: None,
             saved: self.saved(),
             exhausted: self.exhausted(plan),
+            floats: self.floats(),
         }
     }
 }
 
-/// Bytes, multiply-adds (−1: not known), what it uses, SQNR, whether a larger error gives the same (1), and what each structural pass saved (NaN: it did not run).
+/// Bytes, multiply-adds (−1: not known), what it uses, SQNR, whether a larger error gives the same (1), the part that is left in float32, and what each structural pass saved (NaN: it did not run).
 fn numbers(m: &Measured) -> Vec<f64> {
     let macs = m.tried.macs.map_or(-1.0, |m| m as f64);
     let saved = knobs()
         .into_iter()
         .map(|(name, _)| m.saved.get(name).copied().unwrap_or(f64::NAN));
     let exhausted = f64::from(u8::from(m.exhausted));
-    [m.tried.bytes as f64, macs, m.tried.used, m.tried.sqnr_db, exhausted]
-        .into_iter()
-        .chain(saved)
-        .collect()
+    [
+        m.tried.bytes as f64,
+        macs,
+        m.tried.used,
+        m.tried.sqnr_db,
+        exhausted,
+        m.floats,
+    ]
+    .into_iter()
+    .chain(saved)
+    .collect()
 }
 
 fn read(plan: &Plan, numbers: &[f64]) -> Result<Measured> {
-    let (&[bytes, macs, used, sqnr_db, exhausted, ref saved @ ..], knobs) = (numbers, knobs()) else {
+    let (&[bytes, macs, used, sqnr_db, exhausted, floats, ref saved @ ..], knobs) = (numbers, knobs()) else {
         anyhow::bail!("the cache holds too few numbers: remove it");
     };
     ensure!(saved.len() == knobs.len(), "the cache holds other numbers: remove it");
@@ -106,6 +114,7 @@ fn read(plan: &Plan, numbers: &[f64]) -> Result<Measured> {
         },
         held: None,
         exhausted: exhausted > 0.0,
+        floats,
         saved: saved.map(|((name, _), x)| (name, *x)).collect(),
     })
 }

@@ -105,10 +105,10 @@ impl Search<'_> {
             let Some((_, made)) = self.made_of_all(next, Some(most), part, paths)? else {
                 break;
             };
-            if let Verdict::Outside(why) = made.verdict {
-                self.tried[next].tried.refused = Some(why);
-            } else {
-                (k, report) = (next, made);
+            match made.verdict {
+                Verdict::Within => (k, report) = (next, made),
+                Verdict::Outside(why) => self.tried[next].tried.refused = Some(why),
+                _ => break,
             }
         }
         Ok((k, report))

@@ -10,7 +10,7 @@
 //!    for an error (fewer bits in `int8` and `weights`) may make. Noise adds up by its power, so `P(u) = P(u₀) + c·e` predicts the next `e` from the last one
 //!    (`u₀`: precision alone; `P(u) = u` where the budget is about powers, `u²` where it is about decisions); a bracket keeps it honest;
 //! 3. puts the structural passes ([`Part::Structure`](crate::passes::Part::Structure)) in front of it and does the same, with one `e` for all, and then with each structural pass alone:
-//!    they compete for the same weights. Storage in few bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
+//!    they compete for the same weights. What they leave too small to gain by integers is stored in few bits. Storage in few bits with floats at run time is tried as well: it may be smaller. What saves next to nothing is left out, and what does not fit and is not smaller is given up;
 //! 4. gives the smallest that fits (of results of about the same size one that computes in integers, or loses least), and more careful ones where
 //!    the held-back samples disagree, or where it comes too close to the budget for so few of them; when that does not end, the
 //!    smallest that fits by the tuning samples and those together.
@@ -31,7 +31,7 @@ pub use plan::{Effort, Plan};
 use crate::cache::Key;
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
-use crate::ir::Model;
+use crate::ir::{DType, Model, Tensor};
 use crate::onnx;
 use crate::pipeline::{self, Options};
 use crate::progress::Progress;
@@ -169,6 +169,8 @@ struct Measured {
     saved: BTreeMap<&'static str, f64>,
     /// A larger error would give the same.
     exhausted: bool,
+    /// The part of its bytes that are weights in float32.
+    floats: f64,
 }
 
 impl Measured {
@@ -359,6 +361,16 @@ impl Search<'_> {
     fn exhausted(&self, plan: &Plan) -> bool {
         let made: Vec<&Made> = self.chain.iter().filter(|made| plan.takes(&made.pass)).collect();
         !made.is_empty() && made.iter().all(|made| made.exhausted)
+    }
+
+    /// The part of the last result's bytes that are weights in float32, not biases or scales.
+    fn floats(&self) -> f64 {
+        let model = self.chain.last().map_or(self.original, |made| &made.model);
+        let weights = model.values().filter_map(|(_, v)| v.tensor());
+        let matrices = weights.filter(|t| t.dtype() == DType::Float && t.dims().len() > 1);
+        let bytes = matrices.map(Tensor::byte_len);
+        let all = onnx::encoded_len(model).unwrap_or(0).max(1);
+        bytes.sum::<usize>() as f64 / all as f64
     }
 
     /// What was measured, the best first.

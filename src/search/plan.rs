@@ -145,7 +145,7 @@ impl Plan {
 
     /// The same passes with this part of the error; `None` where none takes it.
     pub(super) fn weaker(&self, part: f64) -> Option<Plan> {
-        let takes = !self.structure.is_empty() || self.further;
+        let takes = self.is_structural() || self.further;
         takes.then(|| self.with(self.error * part))
     }
 
@@ -178,6 +178,11 @@ impl Plan {
     pub(super) fn takers(&self) -> usize {
         let precision = self.precision.as_deref().filter(|_| self.further);
         (self.structure.len() + precision.map_or(0, further)).max(1)
+    }
+
+    /// Whether there is a structural pass.
+    pub(super) fn is_structural(&self) -> bool {
+        !self.structure.is_empty()
     }
 
     /// The structural pass, when there is just one.

@@ -9,6 +9,8 @@ use anyhow::Result;
 const NEAR: f64 = 0.83;
 /// The range of errors that is searched.
 const ERRORS: (f64, f64) = (1e-5, 0.5);
+/// Where weights in float32 are more than this part of a result, a pass that stores them is added.
+const FLOATS: f64 = 0.1;
 /// Errors change what passes do in steps: one to this part is felt, most often.
 const FELT: f64 = 0.75;
 /// Where a search begins when the budget does not say: the errors of all passes together.
@@ -46,7 +48,14 @@ impl Search<'_> {
             if probe > 0 && self.late() {
                 break;
             }
-            let k = self.measure(part.with(e))?;
+            let mut k = self.measure(part.with(e))?;
+            // What structural passes leave may be too small to gain by integers.
+            let left = probe == 0 && part.is_structural() && self.tried[k].floats > FLOATS;
+            let rest = part.with_rest().filter(|_| left);
+            if let Some(rest) = rest {
+                part = rest;
+                k = self.measure(part.with(e))?;
+            }
             let t = &self.tried[k].tried;
             let (used, bytes) = (t.used, t.bytes);
             let met = self.misses(t).is_none();
