@@ -4,6 +4,10 @@
 use crate::ir::{Model, Use, ValueId};
 use crate::ops::saturates;
 
+/// Behind a function that saturates an output may be expected to err by so many times the relative power of the error before it at least, whatever few samples
+/// say: where they are decided, others are not.
+pub const BEFORE: f64 = 0.25;
+
 /// The value that an output is computed from by a function that saturates. Codes at the end are looked through.
 pub fn before(model: &Model, output: ValueId) -> Option<ValueId> {
     let mut v = output;

@@ -31,16 +31,13 @@ const SIDE: usize = 4;
 const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
-/// Behind a function that saturates an output errs by so many times the error before it at least, whatever the few samples that are looked at say: where
-/// they are decided, others are not.
-const BEFORE: f64 = 0.25;
 /// Scores between 0 and 1 count as if they were at least so large, root mean square: where there are none, there is nothing to lose.
 const LEAST: f64 = 1e-3;
 
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
     /// The numbers of outputs behind functions that saturate, and by how much the values before those count: as much as the outputs where these
-    /// have saturated, else [`BEFORE`].
+    /// have saturated, else [`ends::BEFORE`].
     before: Vec<(usize, f64)>,
     samples: Vec<Sample>,
     /// Outputs, and then the values before some of them, for each sample.
@@ -116,7 +113,7 @@ impl Reference {
         in_order(count - 1, cx.threads, |i| run(i + 1), |_, ran| keep(ran))?;
         drop(session);
         cx.progress.finish();
-        let weight = |k: usize| if variations[k].hardly() { 1.0 } else { BEFORE };
+        let weight = |k: usize| if variations[k].hardly() { 1.0 } else { ends::BEFORE };
         reference.before = ends.iter().map(|(k, _)| (*k, weight(*k))).collect();
         reference.key = key;
         Ok(reference)

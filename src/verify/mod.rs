@@ -5,6 +5,7 @@ mod decisions;
 mod layers;
 mod meter;
 mod speed;
+mod spelled;
 
 pub use budget::{Budget, Condition, Metric};
 pub use decisions::Decisions;
