@@ -89,18 +89,21 @@ impl Int8 {
             cx.leave("no operator with a weight can run in integers");
             return Ok(Outcome::Nothing);
         };
-        let mut own = reference?;
-        if let Some(reference) = &own
-            && reference.error(&attempt.model, cx)? > reference.careful(self.error)
-        {
-            let most = runs(cx.macs(model), MORE.1, SAMPLES).min(MORE.0);
-            own = Some(Reference::new(model, &samples(cx, most), cx)?);
-        }
-        let reference = own
+        let own = reference?;
+        let first = own
             .as_ref()
             .or(rival.map(|r| r.reference))
             .context("one of both is given")?;
-        let mut now = reference.error(&attempt.model, cx)?;
+        let mut now = first.error(&attempt.model, cx)?;
+        let more = (rival.is_none() && now > first.careful(self.error)).then(|| {
+            let most = runs(cx.macs(model), MORE.1, SAMPLES).min(MORE.0);
+            Reference::new(model, &samples(cx, most), cx)
+        });
+        let more = more.transpose()?;
+        if let Some(more) = &more {
+            now = more.error(&attempt.model, cx)?;
+        }
+        let reference = more.as_ref().unwrap_or(first);
         match rival {
             Some(rival) if now >= rival.error => return Ok(Outcome::Beaten),
             None if now > self.error && self.equal(model, &Rival { reference, error: now }, start, cx)? => {
