@@ -19,7 +19,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 /// Whether a note tells of a change, of something left alone, or of something the user should know.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoteKind {
     /// A change.

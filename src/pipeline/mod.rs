@@ -60,7 +60,8 @@ pub struct Options {
     pub targets: Targets,
     /// An earlier result that this one must not fall behind.
     pub baseline: Option<Baseline>,
-    /// The part of the budget that may be used up; a search leaves some for what few samples do not tell.
+    /// The part of the budget that may be used up; a search leaves some for what few samples do not tell. What uses more of it is refused, and
+    /// explained only when all of it might have been used: a search looks for another result first.
     pub part: f64,
     /// A result of another size is not looked at: [`OtherSize`].
     pub bytes: RangeInclusive<u64>,
@@ -299,10 +300,16 @@ pub fn rewrite(
             None => return Err(e.context("verification")),
         },
     }
-    if let Verdict::Outside(_) = report.verdict {
+    let refused = matches!(report.verdict, Verdict::Outside(_));
+    if refused && options.part >= 1.0 {
         report.culprit = trial.culprit(&applied.snapshots, &report.budget)?;
     }
-    if matches!(report.verdict, Verdict::Outside(_)) || options.layers && lossy && !report.gaps.is_empty() {
+    let account = if refused {
+        options.part >= 1.0
+    } else {
+        options.layers && lossy
+    };
+    if account && !report.gaps.is_empty() {
         // An account, not the verdict: what cannot be had is left out.
         report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }

@@ -2,9 +2,15 @@
 
 use super::speed::{ratio, speed_rows};
 use super::{PassRun, Report, Size};
-use crate::passes::NoteKind;
+use crate::passes::{Note, NoteKind};
 use crate::verify::{OutputGap, Verdict, worst};
+use std::collections::BTreeMap;
 use std::fmt::Write;
+
+/// Of more nodes than this, of which the same is to be said,
+const MANY: usize = 4;
+/// so many are named; the JSON report names all.
+const NAMED: usize = 3;
 
 /// Renders a report; `verbose` adds what the passes say of every node.
 pub fn render(report: &Report, verbose: bool) -> String {
@@ -88,16 +94,34 @@ fn pass(out: &mut String, p: &PassRun, verbose: bool) {
         String::new()
     };
     let _ = writeln!(out, "{:<12} {:>7.2} s   {what}{left}", p.pass, p.seconds);
-    for n in &p.notes {
+    let shown = p.notes.iter().filter(|n| n.kind == NoteKind::Warn || verbose);
+    notes(out, &shown.collect::<Vec<_>>());
+}
+
+/// A line for each note; one for all that say the same of many nodes, where the first of them stands.
+fn notes(out: &mut String, notes: &[&Note]) {
+    let mut nodes = BTreeMap::<(NoteKind, &str), Vec<&str>>::new();
+    for n in notes {
+        nodes.entry((n.kind, &n.what)).or_default().push(&n.node);
+    }
+    for n in notes {
         let mark = match n.kind {
             NoteKind::Did => '+',
             NoteKind::Skip => '-',
             NoteKind::Warn => '!',
         };
-        if n.kind == NoteKind::Warn || verbose {
-            let colon = if n.node.is_empty() { "" } else { ": " };
-            let _ = writeln!(out, "  {mark} {}{colon}{}", n.node, n.what);
-        }
+        let key = (n.kind, &*n.what);
+        let node = match nodes.get(&key) {
+            None => continue, // said already
+            Some(all) if all.len() > MANY => {
+                let line = format!("{} and {} more", all[..NAMED].join(", "), all.len() - NAMED);
+                nodes.remove(&key);
+                line
+            }
+            Some(_) => n.node.clone(),
+        };
+        let colon = if node.is_empty() { "" } else { ": " };
+        let _ = writeln!(out, "  {mark} {node}{colon}{}", n.what);
     }
 }
 
@@ -222,5 +246,26 @@ pub fn count(n: u64) -> String {
         10_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
         _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_of_many_nodes_is_one_line() {
+        let note = |node: &str, what: &str| Note {
+            kind: NoteKind::Did,
+            node: node.into(),
+            what: what.into(),
+        };
+        let mut all: Vec<Note> = (0..6).map(|i| note(&format!("c{i}"), "folded")).collect();
+        all.insert(2, note("conv", "8 bits"));
+        all.extend((0..2).map(|i| note(&format!("r{i}"), "removed")));
+        let mut out = String::new();
+        notes(&mut out, &all.iter().collect::<Vec<_>>());
+        let lines = "  + c0, c1, c2 and 3 more: folded\n  + conv: 8 bits\n  + r0: removed\n  + r1: removed\n";
+        assert_eq!(out, lines);
     }
 }

@@ -66,9 +66,8 @@ impl Search<'_> {
                 continue;
             }
             let again = |job: &Options| pipeline::optimize(paths[0], paths[1], job, self.engine, self.progress);
-            let inside = self.budget.used(&report.gaps).is_some_and(|used| used <= 1.0);
-            if inside && matches!(report.verdict, Verdict::Outside(_)) {
-                // Nothing is more careful: it is the budget alone that counts.
+            if matches!(report.verdict, Verdict::Outside(_)) && job.part < 1.0 {
+                // Nothing is more careful: it is the budget alone that counts, and what breaks it is explained.
                 (job.part, job.bytes) = (1.0, 0..=u64::MAX);
                 report = again(&job)?;
             }

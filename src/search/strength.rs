@@ -15,6 +15,8 @@ const FLOATS: f64 = 0.1;
 const FELT: f64 = 0.75;
 /// Where a search begins when the budget does not say: the errors of all passes together.
 const FIRST: f64 = 0.03;
+/// Where a result that fits is at most so many times as large as one that does not, no error between theirs is worth a measurement.
+const CLOSE: f64 = 1.04;
 /// A result that uses this part of what may be used will not shrink much more:
 const FAR: f64 = 0.6;
 /// when it is so many times as large as another one that fits, it is given up.
@@ -43,6 +45,7 @@ impl Search<'_> {
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None::<(f64, u64)>;
         let mut last = None::<(u64, f64)>;
+        let mut beyond = None::<u64>; // bytes at `high`
         let mut part = part.clone();
         for probe in 0..probes {
             if probe > 0 && self.late() {
@@ -73,6 +76,12 @@ impl Search<'_> {
             *(if up { &mut low } else { &mut high }) = Some(e);
             if good {
                 best = Some((e, bytes));
+            } else {
+                beyond = Some(bytes);
+            }
+            let close = |(_, fits): (f64, u64)| beyond.is_some_and(|b| fits as f64 <= CLOSE * b as f64);
+            if !targets && best.is_some_and(close) {
+                break;
             }
             let done = self.beaten(k) || self.tried[k].exhausted;
             if good && !targets && done {
