@@ -12,7 +12,7 @@ mod gelu;
 mod narrow;
 mod opsets;
 mod outliers;
-mod place;
+pub mod place;
 mod prepare;
 mod settle;
 mod tables;
@@ -69,7 +69,7 @@ fn run_on(m: &mut Model, list: &str, data: &Dataset) -> Vec<Note> {
     run_passes(m, list, data, 1)
 }
 
-fn run(m: &mut Model, list: &str) -> Vec<Note> {
+pub fn run(m: &mut Model, list: &str) -> Vec<Note> {
     let data = Dataset::synthetic(m, 3, 32);
     run_on(m, list, &data)
 }

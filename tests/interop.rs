@@ -145,6 +145,17 @@ fn weights_dynamic_and_fp16_give_files_that_onnx_runtime_runs() {
     );
 }
 
+#[test]
+fn products_of_fixed_dimensions_stay_in_integers_in_onnx_runtime() {
+    let Some(python) = python() else { return };
+    let path = target().join("interop/products.onnx");
+    std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    let mut model = crate::int8::place::residual();
+    crate::int8::run(&mut model, "int8");
+    std::fs::write(&path, onnx::to_bytes(&model).expect("written")).expect("written");
+    report("Q/DQ pairs around products", &script(python, "pairs.py", &[&path]));
+}
+
 /// The backend tests of the onnx package, laid out below `target/` by the first test that asks for them.
 fn backend(python: &Path) -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();

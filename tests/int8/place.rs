@@ -9,9 +9,10 @@ fn makers<'a>(m: &'a Model, op: &'a str) -> impl Iterator<Item = Option<&'a str>
     nodes.map(move |(_, n)| n.input(0).and_then(of))
 }
 
+const WIDTH: usize = 128;
+
 /// `MatMul → Add (bias) → Add (residual) → LayerNormalization → MatMul`.
-fn residual() -> Model {
-    const WIDTH: usize = 128;
+pub fn residual() -> Model {
     let mut m = super::model(17);
     let x = input(&mut m, &[1, 64, WIDTH]);
     let ones = m.add_const(m.main_id(), "ones", Tensor::new(&[WIDTH], vec![1.0f32; WIDTH]));
@@ -43,6 +44,34 @@ fn sums_behind_a_product_stay_in_floating_point() {
     let products: Vec<_> = makers(&m, "MatMul").collect();
     assert_eq!(products, [Some("DequantizeLinear"); 2]);
     assert!(makers(&m, "QuantizeLinear").all(|op| op != Some("Add")));
+}
+
+#[test]
+fn a_vector_behind_a_product_in_integers_becomes_a_row() {
+    let mut m = residual();
+    let before = m.clone();
+    run(&mut m, "int8");
+    let added: Vec<_> = m
+        .nodes()
+        .filter(|(_, n)| n.name().starts_with("plus"))
+        .map(|(n, _)| m.constant_input(n, 1).map(Tensor::dims))
+        .collect();
+    // ONNX Runtime would join a vector with the product, and its Q/DQ pairs would fuse no more (`tests/interop/pairs.py`).
+    assert_eq!(added, [Some(&[1, WIDTH][..]); 2]);
+    assert!(super::sqnr(&before, &m) > 25.0);
+}
+
+#[test]
+fn a_product_of_a_vector_gives_out_codes_where_a_vector_is_added() {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[512]);
+    let (w, b) = (weight(&mut m, "w", &[512, 512], 1), weight(&mut m, "b", &[512], 2));
+    let y = node(&mut m, "MatMul", "dense", &[x, w], "y", vec![]);
+    let z = node(&mut m, "Add", "plus", &[y, b], "z", vec![]);
+    output(&mut m, z, &[512]);
+    run(&mut m, "int8");
+    assert_eq!(makers(&m, "MatMul").collect::<Vec<_>>(), [Some("DequantizeLinear")]);
+    assert_eq!(makers(&m, "Add").collect::<Vec<_>>(), [Some("DequantizeLinear")]);
 }
 
 /// Convolutions, which are faster in integers, between such of one channel each, which are slower.

@@ -4,8 +4,12 @@
 //! without it: stretches that do most harm are halved, as in group testing, until single ones are left or trials run out. Errors also
 //! saturate: a decision that either half turns is turned with either of them left out. Then it counts how much each half does alone. What does
 //! much harm for what it gains in integers is given up first.
+//!
+//! What is not given up need not stay in integers: without some of them the rest may no longer be worth its conversions. So each trial also tells what is
+//! left in integers, and the trial that leaves most, of those that err by no more than the limit, has the last word.
 
 use anyhow::Result;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// How many stretches are left out, one at a time, to see what they do, in each round.
@@ -16,6 +20,8 @@ const LEFT: f64 = 0.8;
 const SATURATED: f64 = 0.1;
 /// Halves that together take away less than this part of what the whole does are to blame together.
 const TOGETHER: f64 = 0.5;
+/// So many trials tell what of the best of all trials need not be given up.
+const FEWER: usize = 12;
 
 /// Operators that run one after the other: where they stand among those in integers, and by how much outputs err because of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +36,17 @@ struct Stretch {
     whole: bool,
 }
 
-/// Those of all operators to give up, with the harm that each does together with its neighbours: those that do much for what they gain, and as few as will do
-/// for an error of `now` to fall to `limit`. `without` tells the error without some.
+/// What became of the outputs without some operators.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// By how much they err.
+    pub error: f64,
+    /// What integers gain where they are left.
+    pub kept: f64,
+}
+
+/// Those of all operators to give up, with the harm that each does together with its neighbours, the largest first: those that do much for what they gain, and as few as will do
+/// for an error of `now` to fall to `limit`. `without` tells of the model without some.
 ///
 /// # Errors
 /// Those of `without`.
@@ -39,14 +54,42 @@ pub fn worst(
     all: &[usize],
     gains: &[f64],
     (now, limit): (f64, f64),
-    mut without: impl FnMut(&[usize]) -> Result<f64>,
+    without: impl FnMut(&[usize]) -> Result<Trial>,
 ) -> Result<Vec<(usize, f64)>> {
-    let mut stretches = told_apart(all, gains, (now.min(f64::MAX), limit), &mut without)?;
-    let mut fits = |some: &[Stretch]| {
-        let some: Vec<usize> = some.iter().flat_map(|s| &all[s.first..s.end]).copied().collect();
-        anyhow::Ok(without(&some)? <= limit)
+    let mut tried = Tried {
+        all,
+        limit,
+        without,
+        best: None,
     };
-    // As few as will do: what adds up does so only about.
+    let parts = told_apart(gains, now.min(f64::MAX), &mut tried)?;
+    let chosen = fewest(parts.clone(), gains, &mut tried)?;
+    let mut some: Vec<usize> = chosen.iter().flat_map(|s| s.first..s.end).collect();
+    some.sort();
+    if let Some((best, _)) = tried.best.clone().filter(|(best, _)| *best != some) {
+        some = tried.fewer(best)?;
+    }
+    let harm = |i: &usize| {
+        parts
+            .iter()
+            .find(|s| (s.first..s.end).contains(i))
+            .map_or(now, |s| s.harm)
+    };
+    let mut each: Vec<(usize, f64)> = some.iter().map(|i| (all[*i], harm(i))).collect();
+    each.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Ok(each)
+}
+
+/// The first of these stretches, and of the last as little, as will do: what adds up does so only about.
+fn fewest<F: FnMut(&[usize]) -> Result<Trial>>(
+    mut stretches: Vec<Stretch>,
+    gains: &[f64],
+    tried: &mut Tried<F>,
+) -> Result<Vec<Stretch>> {
+    let mut fits = |some: &[Stretch]| {
+        let some = some.iter().flat_map(|s| s.first..s.end).collect();
+        anyhow::Ok(tried.error(some)? <= tried.limit)
+    };
     let (mut few, mut many) = (0, stretches.len());
     while many - few > 1 {
         let middle = few.midpoint(many);
@@ -54,7 +97,6 @@ pub fn worst(
         *(if enough { &mut many } else { &mut few }) = middle;
     }
     stretches.truncate(many);
-    // And as little of the last as will do.
     while let Some(last) = stretches.pop_if(|s| !s.whole) {
         let mut smaller = false;
         for half in last.halves(gains, [last.harm / 2.0; 2]) {
@@ -70,34 +112,69 @@ pub fn worst(
             break;
         }
     }
-    let each = |s: &Stretch| {
-        all[s.first..s.end]
-            .iter()
-            .map(|unit| (*unit, s.harm))
-            .collect::<Vec<_>>()
-    };
-    Ok(stretches.iter().flat_map(each).collect())
+    Ok(stretches)
+}
+
+/// What was tried, and the best of it.
+struct Tried<'a, F> {
+    all: &'a [usize],
+    limit: f64,
+    without: F,
+    /// Of the trials that err by no more than the limit, the one that leaves most in integers: what it gives up, in order, and what it leaves.
+    best: Option<(Vec<usize>, f64)>,
+}
+
+impl<F: FnMut(&[usize]) -> Result<Trial>> Tried<'_, F> {
+    /// The error without some, which are given by their places.
+    fn error(&mut self, mut some: Vec<usize>) -> Result<f64> {
+        some.sort();
+        let units: Vec<usize> = some.iter().map(|i| self.all[*i]).collect();
+        let Trial { error, kept } = (self.without)(&units)?;
+        let most = self.best.as_ref().map_or(0.0, |best| best.1);
+        if error <= self.limit && kept > most {
+            self.best = Some((some, kept));
+        }
+        Ok(error)
+    }
+
+    /// As little of what is given up as a few trials tell.
+    fn fewer(&mut self, mut some: Vec<usize>) -> Result<Vec<usize>> {
+        let mut parts = VecDeque::from([some.clone()]);
+        for _ in 0..FEWER {
+            let Some(part) = parts.pop_front() else { break };
+            let rest: Vec<usize> = some.iter().filter(|i| !part.contains(i)).copied().collect();
+            let left = self.best.as_ref().map(|best| best.1);
+            let fits = !rest.is_empty() && self.error(rest.clone())? <= self.limit;
+            if fits && self.best.as_ref().map(|best| best.1) > left {
+                some = rest;
+            } else if part.len() > 1 {
+                let (one, other) = part.split_at(part.len() / 2);
+                parts.extend([one.to_vec(), other.to_vec()]);
+            }
+        }
+        Ok(some)
+    }
 }
 
 /// Trials that are left.
-struct Trials<'a, F> {
-    all: &'a [usize],
+struct Trials<'a, 'b, F> {
+    tried: &'a mut Tried<'b, F>,
     now: f64,
     left: usize,
-    without: F,
 }
 
-impl<F: FnMut(&[usize]) -> Result<f64>> Trials<'_, F> {
+impl<F: FnMut(&[usize]) -> Result<Trial>> Trials<'_, '_, F> {
     /// How much a stretch adds to the error of all.
     fn harm(&mut self, s: &Stretch) -> Result<f64> {
         self.left -= 1;
-        Ok(self.now - (self.without)(&self.all[s.first..s.end])?.min(f64::MAX))
+        Ok(self.now - self.tried.error((s.first..s.end).collect())?.min(f64::MAX))
     }
 
     /// How much it errs alone.
     fn alone(&mut self, s: &Stretch) -> Result<f64> {
         self.left -= 1;
-        (self.without)(&[&self.all[..s.first], &self.all[s.end..]].concat())
+        self.tried
+            .error((0..s.first).chain(s.end..self.tried.all.len()).collect())
     }
 
     /// What each half of a stretch adds.
@@ -137,20 +214,14 @@ impl<F: FnMut(&[usize]) -> Result<f64>> Trials<'_, F> {
 }
 
 /// All operators in stretches, those first that do much harm for what they gain.
-fn told_apart(
-    all: &[usize],
+fn told_apart<F: FnMut(&[usize]) -> Result<Trial>>(
     gains: &[f64],
-    (now, limit): (f64, f64),
-    without: impl FnMut(&[usize]) -> Result<f64>,
+    now: f64,
+    tried: &mut Tried<F>,
 ) -> Result<Vec<Stretch>> {
-    let left = TRIALS;
-    let mut trials = Trials {
-        all,
-        now,
-        left,
-        without,
-    };
-    let mut stretches = vec![Stretch::new(gains, 0..all.len(), now)];
+    let (limit, left) = (tried.limit, TRIALS);
+    let mut trials = Trials { tried, now, left };
+    let mut stretches = vec![Stretch::new(gains, 0..gains.len(), now)];
     loop {
         stretches.sort_by(|a, b| b.density().total_cmp(&a.density()).then(a.first.cmp(&b.first)));
         let wide = (0..enough(&stretches, now - LEFT * limit)).filter(|k| !stretches[*k].whole);
@@ -214,7 +285,10 @@ mod tests {
         let mut without = |some: &[usize]| {
             trials += 1;
             let rest: Vec<usize> = all.iter().filter(|i| !some.contains(i)).copied().collect();
-            Ok(harm(&rest))
+            Ok(Trial {
+                error: harm(&rest),
+                kept: rest.len() as f64,
+            })
         };
         let found = worst(&all, &vec![1.0; n], (harm(&all), limit), &mut without).expect("trials run");
         let mut units: Vec<usize> = found.iter().map(|unit| unit.0).collect();
@@ -272,6 +346,29 @@ mod tests {
         let (units, trials) = found(sum, 100, 0.05);
         assert!((50..=52).contains(&units.len()), "{}", units.len());
         assert!(trials <= TRIALS + 10, "{trials}");
+    }
+
+    #[test]
+    fn a_choice_that_leaves_nothing_in_integers_is_not_the_last_word() {
+        // The second half does three quarters of the harm; without much of the first, nothing is worth its conversions.
+        let all: Vec<usize> = (0..64).collect();
+        let without = |some: &[usize]| {
+            let first = some.iter().filter(|i| **i < 32).count();
+            let rest = 64 - some.len();
+            let harm = (32 - first) as f64 * 0.001 + (rest + first - 32) as f64 * 0.003;
+            Ok(match first > 8 {
+                true => Trial { error: 0.0, kept: 0.0 },
+                false => Trial {
+                    error: harm,
+                    kept: rest as f64,
+                },
+            })
+        };
+        let gains: Vec<f64> = all.iter().map(|i| if *i < 32 { 0.1 } else { 1.0 }).collect();
+        let found = worst(&all, &gains, (0.128, 0.05), without).expect("trials run");
+        let (first, second): (Vec<usize>, Vec<usize>) = found.iter().map(|unit| unit.0).partition(|i| *i < 32);
+        assert!(first.len() <= 8, "{found:?}");
+        assert!((24..=32).contains(&second.len()), "{found:?}");
     }
 
     #[test]

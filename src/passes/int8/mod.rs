@@ -9,6 +9,7 @@
 //! run over the calibration samples and 16 KB for every quantized value.
 
 mod account;
+mod addend;
 mod blame;
 mod chart;
 mod cut;
@@ -211,7 +212,7 @@ impl Int8 {
         cx: &mut Context,
     ) -> Result<Outcome> {
         let start = cx.notes.len();
-        let mut units = units::find(model, &order(model)?, self.target, &self.skip);
+        let mut units = units::find(model, &order(model)?, self.target, &self.skip)?;
         for (v, ends) in ends {
             if let Some(&made) = units.producer.get(v) {
                 units.all[made].limit(Some(*ends));
@@ -270,6 +271,9 @@ impl Int8 {
             let slot = bias.map_or(2, |b| b.slot);
             let bias = wanted.then_some((slot, &moved[..]));
             emitter.weight(unit, (group, weight.clone()), bias, input.scale)?;
+            if let Some(at) = unit.addend.filter(|_| output.is_none()) {
+                addend::set_apart(emitter.model, at);
+            }
         }
         let moved = emitter.absorb_clips();
         for &v in &placement.quantized {

@@ -6,7 +6,7 @@
 //! layer may carry nearly all of the error of a network in which all layers look alike (the stem of a YOLOX-nano took its outputs from
 //! 17 dB to 9 dB, while a hundred others cost nothing that could be measured), and large relative errors of a value may not matter.
 
-use super::blame::worst;
+use super::blame::{Trial, worst};
 use super::place::Placement;
 use super::ranges::Scales;
 use super::units::{Unit, Units};
@@ -112,6 +112,8 @@ impl Int8 {
             _ => {}
         }
         let mut given_up: Vec<(usize, f64)> = Vec::new();
+        let every = elements.clone();
+        let gain = |u: &Unit| place::gain(u, &every);
         // What is chosen by a few samples does worse on others.
         let limit = reference.careful(self.error);
         let mut allowed = if rival.is_some() { limit } else { self.error };
@@ -126,9 +128,14 @@ impl Int8 {
             let mut without = |some: &[usize]| {
                 let fewer = less(&elements, units, some);
                 let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
-                attempt.map_or(Ok(0.0), |a| reference.error(&a.model, cx))
+                let error = |a: &Attempt| reference.error(&a.model, cx);
+                let integer = attempt.iter().flat_map(|a| integer(units, &a.placement));
+                Ok(Trial {
+                    error: attempt.as_ref().map_or(Ok(0.0), error)?,
+                    kept: integer.map(gain).sum(),
+                })
             };
-            let gains: Vec<f64> = all.iter().map(|i| place::gain(&units.all[*i], &elements)).collect();
+            let gains: Vec<f64> = all.iter().map(|i| gain(&units.all[*i])).collect();
             let more = worst(&all, &gains, (now, limit), &mut without)?;
             let some: Vec<usize> = more.iter().map(|unit| unit.0).collect();
             elements = less(&elements, units, &some);

@@ -61,6 +61,8 @@ pub struct Target {
     /// Pairs that it joins in floating point before it looks for Q/DQ pairs: an operator, and what may follow it. Such an
     /// operator does not become an integer kernel that gives out floats.
     pub joins: &'static [(&'static str, &'static [&'static str])],
+    /// So are a MatMul and an Add of a vector ([`super::addend`]).
+    pub joins_vectors: bool,
 }
 
 /// The codes of activations.
@@ -147,6 +149,7 @@ pub const ORT: Target = Target {
     unpacks: true,
     activations: CONV_ACTIVATIONS,
     joins: &[("Gemm", GEMM_ACTIVATIONS)],
+    joins_vectors: true,
     runs: ORT_RUNS,
 };
 
@@ -222,6 +225,7 @@ const GENERIC: Target = Target {
     unpacks: false,
     activations: &[],
     joins: &[],
+    joins_vectors: false,
     runs: GENERIC_RUNS,
     ..ORT
 };

@@ -2,10 +2,12 @@
 
 use super::target::{Codes, Target};
 use super::time::{CALL, Kernel, Work};
+use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
 use crate::passes::{Names, tables};
+use anyhow::Result;
 use std::collections::BTreeMap;
 
 /// An operator that the target could run in integers.
@@ -31,6 +33,8 @@ pub struct Unit {
     pub free_output: bool,
     /// It becomes one kernel with an operator that has a weight, which feeds it floats.
     pub joined: bool,
+    /// The Add behind it, and the slot of a vector there that is to become a row when floats are given out ([`super::addend`]).
+    pub addend: Option<(NodeId, usize)>,
     /// How long it takes.
     pub kernel: Kernel,
     /// What the activation behind it takes when it runs in integers, in nanoseconds for each element: in floating point they are one kernel.
@@ -100,7 +104,10 @@ pub struct Units {
 }
 
 /// Finds the units; `order` is the order of execution of the main graph, `skip` names nodes that the user wants left alone.
-pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> Units {
+///
+/// # Errors
+/// When the model's dimensions contradict each other.
+pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> Result<Units> {
     let mut units = Units {
         all: Vec::new(),
         producer: BTreeMap::new(),
@@ -133,7 +140,11 @@ pub fn find(model: &Model, order: &[NodeId], target: &Target, skip: &Names) -> U
     for i in (0..units.all.len()).filter(|_| target.joins_add) {
         units.join_add(model, i);
     }
-    units
+    if target.joins_vectors {
+        let types = infer(model)?;
+        units.all.iter_mut().for_each(|u| super::addend::look(model, &types, u));
+    }
+    Ok(units)
 }
 
 fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, String> {
@@ -189,6 +200,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         limits: (f32::NEG_INFINITY, f32::INFINITY),
         free_output: row.free_output && !swallowed,
         joined: false,
+        addend: None,
         kernel: row.kernel,
         activation: 0.0,
     }))
