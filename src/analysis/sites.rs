@@ -244,6 +244,16 @@ impl Site {
         group * each..(group + 1) * each
     }
 
+    /// The output that a row of the matrix belongs to, and its place along [`Layout::out_axis`]: of a ConvTranspose every tap is a row, and
+    /// all groups share the places.
+    pub fn output(&self, row: usize) -> (usize, usize) {
+        if !self.layout.window.as_ref().is_some_and(|w| w.transposed) {
+            return (row, row);
+        }
+        let place = row % self.rows(0).end / self.taps().max(1);
+        (row / self.rows(0).end * self.dims[self.layout.out_axis] + place, place)
+    }
+
     /// Length of a row `x`: columns of the matrix.
     pub fn columns(&self) -> usize {
         match &self.layout.window {

@@ -36,6 +36,66 @@ fn every_target_stays_close_to_the_original() {
     }
 }
 
+/// Convolution, transposed convolution of overlapping windows, convolution.
+fn turned(groups: usize) -> Model {
+    let mut m = model(17);
+    let x = super::input(&mut m, &[1, 32, 24, 24]);
+    let (w1, w2, w3) = (
+        weight(&mut m, "w1", &[48, 32, 3, 3], 1),
+        weight(&mut m, "w2", &[48, 16 / groups, 4, 4], 2),
+        weight(&mut m, "w3", &[32, 16, 3, 3], 3),
+    );
+    let b2 = weight(&mut m, "b2", &[16], 4);
+    let c1 = node(&mut m, "Conv", "conv1", &[x, w1], "c1", vec![]);
+    let attrs = vec![Attr::ints("strides", vec![2; 2]), Attr::int("group", groups as i64)];
+    let c2 = node(&mut m, "ConvTranspose", "turned", &[c1, w2, b2], "c2", attrs);
+    let y = node(&mut m, "Conv", "conv2", &[c2, w3], "y", vec![]);
+    output(&mut m, y, &[1, 32, 44, 44]);
+    m
+}
+
+#[test]
+fn taps_and_groups_of_a_transposed_convolution_share_the_scale_of_their_channel() {
+    for target in ["ort", "openvino", "qnn", "tensorrt", "generic"] {
+        for groups in [1, 2] {
+            let original = turned(groups);
+            let mut m = original.clone();
+            run(&mut m, &format!("int8(target={target})"));
+            let dq = m.node(named(&m, "turned")).input(1).and_then(|v| m.value(v).producer());
+            let dq = dq.expect("its weight is stored in integers, for ONNX Runtime because codes are around it");
+            let scales = m.constant_input(dq, 1).expect("constant").dims();
+            assert_eq!(
+                (m.node(dq).int_or("axis", -1), scales),
+                (1, &[16 / groups][..]),
+                "{target}"
+            );
+            let db = sqnr(&original, &m);
+            assert!(db > 28.0, "{target}, {groups} groups: {db} dB");
+        }
+    }
+}
+
+#[test]
+fn a_transposed_convolution_between_floats_is_left_as_it_is_in_onnx_runtime() {
+    let mut m = model(17);
+    let x = super::input(&mut m, &[1, 32, 24, 24]);
+    let w = weight(&mut m, "w", &[32, 16, 4, 4], 2);
+    let y = node(&mut m, "ConvTranspose", "turned", &[x, w], "y", vec![]);
+    output(&mut m, y, &[1, 16, 27, 27]);
+    let mut stored = m.clone();
+    run(&mut m, "int8");
+    assert_eq!((count(&m, "QuantizeLinear"), maker(&m, "turned", 1)), (0, None));
+    let notes = run(&mut stored, "int8(prefer=size)");
+    assert_eq!(maker(&stored, "turned", 1), Some("DequantizeLinear"));
+    let told = notes
+        .iter()
+        .any(|n| n.what.ends_with("the weights of 1 ConvTranspose in 8 bits"));
+    assert!(
+        told && !notes.iter().any(|n| n.what.contains("in integers: 1")),
+        "{notes:?}"
+    );
+}
+
 #[test]
 fn tensorrt_has_symmetric_codes_on_inputs_and_lets_conv_add_and_relu_fuse() {
     let mut m = residual(13);

@@ -103,6 +103,10 @@ fn groups_are_stacked_by_rows() {
     assert_eq!(matrix.dim(), (12, 2));
     // Group 1, output 0, tap 1, input 1: channel 3 of the tensor.
     assert_eq!(matrix[[7, 1]], (3 * 6 + 1) as f32);
+    assert_eq!(
+        [0, 1, 2, 7, 11].map(|row| site.output(row)),
+        [(0, 0), (0, 0), (1, 1), (3, 0), (5, 2)]
+    );
     let Patch::Windows { kernel, groups, .. } = site.patch else {
         panic!("groups need windows")
     };

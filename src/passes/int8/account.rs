@@ -48,9 +48,14 @@ pub fn slower(
 /// One line: how many operators of each kind run in integers, and what else is left.
 pub fn summary(model: &Model, units: &Units, placement: &Placement, cx: &mut Context) {
     let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut stored: BTreeMap<&str, usize> = BTreeMap::new();
     for (id, n) in model.nodes() {
-        let integer = units.of_node.get(&id).is_some_and(|i| placement.integer[*i]);
+        let quantized = units.of_node.get(&id).filter(|i| placement.integer[**i]);
+        let integer = quantized.is_some_and(|i| !units.all[*i].is_stored());
         let interesting = integer || crate::ops::quant::role(model, id).is_some();
+        if quantized.is_some() && !integer {
+            *stored.entry(&n.op.name).or_default() += 1;
+        }
         if interesting && n.graph() == model.main_id() {
             let c = counts.entry(&n.op.name).or_default();
             c.0 += usize::from(integer);
@@ -60,9 +65,16 @@ pub fn summary(model: &Model, units: &Units, placement: &Placement, cx: &mut Con
     let (ints, floats): (Vec<_>, Vec<_>) = counts.iter().partition(|(_, c)| c.0 > 0);
     let ints: Vec<String> = ints.iter().map(|(op, c)| format!("{} of {} {op}", c.0, c.1)).collect();
     let floats: Vec<String> = floats.iter().map(|(op, c)| format!("{} {op}", c.1)).collect();
-    let mut what = format!("in integers: {}", ints.join(", "));
+    let mut what = match ints.is_empty() {
+        true => "in integers: nothing".to_owned(),
+        false => format!("in integers: {}", ints.join(", ")),
+    };
     if !floats.is_empty() {
         what += &format!("; in floating point: {}", floats.join(", "));
+    }
+    if !stored.is_empty() {
+        let stored: Vec<String> = stored.iter().map(|(op, n)| format!("{n} {op}")).collect();
+        what += &format!(", the weights of {} in 8 bits", stored.join(", "));
     }
     cx.note(NoteKind::Did, String::new(), what);
 }

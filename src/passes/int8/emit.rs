@@ -128,7 +128,7 @@ impl<'a> Emitter<'a> {
     ) -> Result<()> {
         let site = unit.site.as_ref().context("a site")?;
         let axis = (weight.scales.len() > 1 || site.outputs() == 1).then_some(site.layout.out_axis);
-        let int_bias = bias.filter(|_| self.target.int_bias);
+        let int_bias = bias.filter(|_| self.target.int_bias && !unit.is_stored());
         let bias_codes =
             int_bias.map(|(slot, b)| Ok::<_, anyhow::Error>((slot, quantize_bias_for(b, input_scale, &weight)?)));
         let bias_codes = bias_codes.transpose()?;

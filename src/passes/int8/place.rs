@@ -45,12 +45,12 @@ pub fn choose(
     elements: &BTreeMap<ValueId, u64>,
     (prefer, timed): (Prefer, bool),
 ) -> Placement {
-    let all: Vec<bool> = connected(model, units, cut(model, units, elements, &weighted(units)));
+    let all = fastest(model, units, elements, weighted(units, prefer));
     let time = |integer: &[bool]| nanoseconds(model, units, elements, integer);
     let float = time(&vec![false; units.all.len()]);
     let integer = match prefer {
         _ if !timed => connected(model, units, units.all.iter().map(|u| can_run(u, elements)).collect()),
-        Prefer::Speed if time(&all) > float + UNNOTICED => fastest(model, units, elements),
+        Prefer::Speed if time(&all) > float + UNNOTICED => fastest(model, units, elements, BTreeSet::new()),
         _ => all,
     };
     let quantized = quantized(model, units, &integer);
@@ -66,15 +66,15 @@ pub fn candidates(model: &Model, units: &Units) -> BTreeSet<ValueId> {
         .collect()
 }
 
-/// All units with a weight.
-fn weighted(units: &Units) -> BTreeSet<usize> {
-    (0..units.all.len()).filter(|i| units.all[*i].is_weighted()).collect()
+/// The units with a weight that are in integers wherever that takes no more time: where a weight is only stored, the size alone is a reason.
+fn weighted(units: &Units, prefer: Prefer) -> BTreeSet<usize> {
+    let wanted = |u: &Unit| u.is_weighted() && (prefer == Prefer::Size || !u.is_stored());
+    (0..units.all.len()).filter(|i| wanted(&units.all[*i])).collect()
 }
 
-/// The choice that takes least time. No operator with a weight stays in floating point between codes: a runtime that meets one stores its
+/// The choice that takes least time where some units run in integers in any case. No operator with a weight stays in floating point between codes: a runtime that meets one stores its
 /// weight in integers itself, with one scale for all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`).
-fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>) -> Vec<bool> {
-    let mut forced = BTreeSet::new();
+fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, mut forced: BTreeSet<usize>) -> Vec<bool> {
     loop {
         let integer = connected(model, units, cut(model, units, elements, &forced));
         let between = |i: &usize| {

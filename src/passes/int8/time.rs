@@ -37,6 +37,8 @@ pub enum Kernel {
     Conv,
     /// A product with a matrix: one of a single row has rates of its own, since reading the matrix is what takes time.
     Product,
+    /// It computes in floating point all the same: what it reads, its weight included, becomes floats before.
+    Stored,
 }
 
 /// What a kernel has to do.
@@ -79,6 +81,7 @@ impl Kernel {
             Kernel::Conv => CONV,
             Kernel::Product if vector => VECTOR,
             Kernel::Product => MATMUL,
+            Kernel::Stored => STORED,
         }
     }
 
@@ -131,4 +134,9 @@ const MATMUL: Times = Times {
 const VECTOR: Times = Times {
     float: rate(0.15, 0.1, 0.0, 0.0),
     int: rate(0.07, 0.6, 0.0, 0.0),
+};
+/// A transposed convolution that reads codes.
+const STORED: Times = Times {
+    float: rate(0.0, 0.1, 0.0, 0.0),
+    int: rate(0.0, 0.1, DEQUANTIZE + REORDER, 0.0),
 };

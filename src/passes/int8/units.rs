@@ -1,7 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::{Codes, Target};
-use super::time::{CALL, Kernel, Work};
+use super::time::{CALL, DEQUANTIZE, Kernel, Work};
 use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
@@ -77,10 +77,17 @@ impl Unit {
         }
         let times = self.kernel.times(depthwise, vector);
         let call = if self.activation > 0.0 { CALL } else { 0.0 };
+        let weight = self.site.as_ref().filter(|_| self.is_stored());
+        let again = weight.map_or(0.0, |s| CALL + DEQUANTIZE * s.dims().iter().product::<usize>() as f64);
         (
             times.float.of(&work),
-            times.int.of(&work) + self.activation * out + call,
+            times.int.of(&work) + self.activation * out + call + again,
         )
+    }
+
+    /// True when its weight is stored in integers, but nothing is computed in them.
+    pub fn is_stored(&self) -> bool {
+        matches!(self.kernel, Kernel::Stored)
     }
 
     /// Bytes that are saved when its weight is stored in integers.

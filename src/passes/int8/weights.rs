@@ -5,7 +5,8 @@
 //! push the bias out of int32, so `s_w` is enlarged until the bias takes at most half of int32 (the rest is room for the sum).
 //! Codes are rounded so that errors cancel at the output (`math::rounding`), under the covariance of the input where the bias
 //! can take up the mean error `(W − Ŵ) E[x]`, and under its second moment where it cannot.
-//! A channel of zeros has no scale of its own; it takes the smallest one of the others.
+//! A channel of zeros has no scale of its own; it takes the smallest one of the others. Rows of the matrix are channels, but for ConvTranspose, where all
+//! taps of a channel share its scale, the largest of theirs.
 
 use super::seen::Moments;
 use crate::analysis::sites::Site;
@@ -97,7 +98,7 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
         codes: to_i8(&codes)?,
         kind: scheme.kind,
         scales: if scheme.per_channel {
-            scales
+            task.of_channels(&scales)
         } else {
             scales[..1].to_vec()
         },
@@ -115,10 +116,13 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
 }
 
 impl Rows {
-    /// Takes over rows that are better; false when there is none.
-    fn improve(&mut self, other: Rows) -> bool {
-        let better = (0..self.wrong.len()).filter(|&i| other.wrong[i] < self.wrong[i]);
-        let better: Vec<usize> = better.collect();
+    /// Takes over channels that are better (given that of each row); false when there is none.
+    fn improve(&mut self, other: Rows, channels: &[usize]) -> bool {
+        let mut gained = vec![0.0; channels.iter().max().map_or(0, |most| most + 1)];
+        for (i, &c) in channels.iter().enumerate() {
+            gained[c] += self.wrong[i] - other.wrong[i];
+        }
+        let better: Vec<usize> = (0..self.wrong.len()).filter(|&i| gained[channels[i]] > 0.0).collect();
         for &i in &better {
             self.wrong[i] = other.wrong[i];
             self.scales[i] = other.scales[i];
@@ -135,6 +139,8 @@ struct Task<'a> {
     roundings: Vec<Option<Rounding>>,
     known: &'a Known<'a>,
     scheme: Scheme,
+    /// The channel of each row.
+    channels: Vec<usize>,
 }
 
 impl<'a> Task<'a> {
@@ -150,7 +156,17 @@ impl<'a> Task<'a> {
             roundings: (0..groups).into_par_iter().map(of).collect(),
             known,
             scheme,
+            channels: (0..w.nrows()).map(|row| site.output(row).1).collect(),
         }
+    }
+
+    /// One scale for each channel.
+    fn of_channels(&self, rows: &[f32]) -> Vec<f32> {
+        let mut largest = vec![0.0f32; self.channels.iter().max().map_or(0, |most| most + 1)];
+        for (&c, &scale) in self.channels.iter().zip(rows) {
+            largest[c] = largest[c].max(scale);
+        }
+        largest
     }
 
     /// The best codes of all ways to choose them, row by row when each has a scale of its own.
@@ -166,13 +182,13 @@ impl<'a> Task<'a> {
         let mut best = self.rounded(widest)?;
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
-            best.improve(self.rounded(narrow)?);
+            best.improve(self.rounded(narrow)?, &self.channels);
         }
         if self.scheme.per_channel && self.scheme.kind.bits() < 8 {
             let signal = self.powers(self.w.view());
             for _ in 0..REFITS {
                 let fitted = self.safe(self.refitted(&best, &signal)?)?;
-                if !best.improve(self.rounded(fitted)?) {
+                if !best.improve(self.rounded(fitted)?, &self.channels) {
                     break;
                 }
             }
@@ -218,12 +234,15 @@ impl<'a> Task<'a> {
         Ok(scales)
     }
 
-    /// Scales with which the bias takes at most half of int32.
+    /// Scales with which the bias takes at most half of int32, the same for all rows of a channel.
     fn safe(&self, scales: Vec<f32>) -> Result<Vec<f32>> {
-        let twice: Vec<f32> = self.known.bias.iter().map(|b| 2.0 * b).collect();
+        let bias = |row: usize| self.known.bias.get(self.site.output(row).0);
+        let twice = (0..scales.len()).map(|row| bias(row).map(|b| 2.0 * b));
+        let twice: Vec<f32> = twice.collect::<Option<_>>().context("a bias for each output")?;
         let input = self.known.input_scale / planes::step(self.scheme.kind);
         if self.scheme.per_channel {
-            return bias_safe_scales(&twice, input, &scales);
+            let each = self.of_channels(&bias_safe_scales(&twice, input, &scales)?);
+            return Ok(self.channels.iter().map(|&c| each[c]).collect());
         }
         let one = bias_safe_scales(&twice, input, &scales[..1])?;
         Ok(vec![one[0]; scales.len()])
@@ -317,6 +336,11 @@ fn to_i8(codes: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When a bias is not finite, or does not fit because the weight's scales were not made for it.
 pub fn quantize_bias_for(bias: &[f32], input_scale: f32, weight: &Weight) -> Result<(Vec<i32>, Vec<f32>)> {
-    let codes = quantize_bias(bias, input_scale, &weight.scales)?;
-    Ok((codes, bias_scales(input_scale, &weight.scales)))
+    // Groups of a ConvTranspose share scales.
+    let scales = match weight.scales.len() {
+        1 => weight.scales.clone(),
+        n => (0..bias.len()).map(|i| weight.scales[i % n]).collect(),
+    };
+    let codes = quantize_bias(bias, input_scale, &scales)?;
+    Ok((codes, bias_scales(input_scale, &scales)))
 }
