@@ -133,6 +133,16 @@ fn layers_that_simplify_recognises_give_the_same_numbers() {
 }
 
 #[test]
+fn operators_that_onnx_runtime_has_joined_are_spelled_out() {
+    let Some(python) = python() else { return };
+    let (tool, folder) = (Path::new(env!("CARGO_BIN_EXE_onnxzip")), target().join("interop/fused"));
+    report(
+        "operators of com.microsoft",
+        &script(python, "fused.py", &[tool, &folder]),
+    );
+}
+
+#[test]
 fn weights_dynamic_and_fp16_give_files_that_onnx_runtime_runs() {
     let Some(python) = python() else { return };
     let (tool, folder) = (

@@ -3,6 +3,7 @@
 mod claims;
 pub mod cost;
 pub mod ends;
+pub mod fused;
 pub mod groups;
 pub mod infer;
 pub mod legal;

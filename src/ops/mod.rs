@@ -4,6 +4,7 @@
 //! a table is left alone by whoever asks.
 
 pub mod cost;
+pub mod fused;
 pub mod half;
 pub mod infer;
 pub mod legal;

@@ -5,6 +5,7 @@
 //!   dropped: claims that a rewrite made obsolete would be believed.
 //! * Inputs have the dimensions of the sample.
 //! * float16 and bfloat16 become float, and values that are declared so are rounded to it after each operator; every tensor is raw data (tract reads typed unsigned data from the wrong field).
+//! * Operators of ONNX Runtime's own that are several of ONNX's are spelled out.
 //! * Operators that tract reads otherwise than ONNX means them are amended ([`super::amend`]).
 
 use super::graph::{Flat, plain_node};
@@ -37,11 +38,12 @@ impl Job {
             give,
             names,
             values,
-            copy,
+            mut copy,
         } = Wanted::new(model, wanted, like, false)?;
         let dtypes = values.iter().map(|v| declared_dtype(model, *v)).collect();
         let mut flat = None;
         if !names.is_empty() {
+            crate::analysis::fused::spell_out(&mut copy)?;
             let mut f = Flat::new(onnx::encode(&copy)?)?;
             f.tensors.retain(|name, _| !like.contains_key(name));
             f.graph.input.retain(|i| !f.tensors.contains_key(i.name()));

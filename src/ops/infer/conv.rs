@@ -6,6 +6,8 @@ use super::fact::{Dim, Fact, MAX_RANK, show};
 use crate::ir::DType;
 use anyhow::{Result, ensure};
 
+pub(super) const MICROSOFT: Table = &[("FusedConv", |c| conv(c, 0, 1, Some(2), c.dtype(0).or(c.dtype(1))))];
+
 pub(super) const TABLE: Table = &[
     ("CausalConvWithState", causal),
     ("Conv", |c| conv(c, 0, 1, Some(2), c.dtype(0).or(c.dtype(1)))),

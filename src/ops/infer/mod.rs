@@ -62,6 +62,7 @@ const DEFAULT: &[Table] = &[
 /// The tables of `com.microsoft`.
 const MICROSOFT: &[Table] = &[
     attention::MICROSOFT,
+    conv::MICROSOFT,
     matmul::MICROSOFT,
     norm::MICROSOFT,
     quant::MICROSOFT,

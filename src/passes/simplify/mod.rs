@@ -7,7 +7,7 @@
 //! * Values keep their meaning under their names: a node that is folded into its producer leaves its own output's name.
 //! * Bodies of control flow and functions are rewritten like the main graph; two nodes are joined only when they stand
 //!   in the same graph. A function body cannot hold initializers: constants stay `Constant` nodes there.
-//! * Ports, random operators, operators of other domains, and attributes that a function's caller gives are never touched.
+//! * Ports, random operators, operators of other domains (but for those that `unfuse.rs` spells out), and attributes that a function's caller gives are never touched.
 //! * Nothing grows: see `fold.rs` for the bound on folded constants.
 
 mod affine;
@@ -34,6 +34,7 @@ mod range;
 mod reshape;
 mod shapes;
 mod state;
+mod unfuse;
 mod views;
 mod weights;
 mod work;
@@ -65,9 +66,11 @@ MatMul and Add become Gemm where the rank is 2; Add, Clip and Mul that spell out
 Chains: Transpose, Reshape, Squeeze, Unsqueeze, Cast, Slice and Concat are merged or cancel.
 Nothing to do: Identity, Dropout, and every operator that hands on its input unchanged.
 Repetition: equal computations and byte-equal initializers are shared.
+Portable: what the optimizer of ONNX Runtime has joined (FusedConv, FusedGemm, FusedMatMul, Gelu, BiasGelu, FastGelu, QuickGelu, SkipLayerNormalization) is
+spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result.
 Dead: what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
 
-It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, operators of other domains, models with training information.";
+It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, other operators of other domains, models with training information.";
 
 const OPTIONS: &[Opt] = &[
     Opt {
@@ -120,7 +123,13 @@ const LOCAL: &[Local] = &[
     pad::fold,
 ];
 
-const WHOLE: &[Whole] = &[fold::known_integers, cse::share, dedup::share, dead::remove];
+const WHOLE: &[Whole] = &[
+    unfuse::spell_out,
+    fold::known_integers,
+    cse::share,
+    dedup::share,
+    dead::remove,
+];
 
 /// What becomes of initializers that are inputs, too.
 #[derive(PartialEq, Eq)]

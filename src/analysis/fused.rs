@@ -1,0 +1,29 @@
+//! Operators of ONNX Runtime's own spelled out in a whole model ([`crate::ops::fused`]).
+
+use super::infer::{Types, infer};
+use crate::ir::{DType, Model, NodeId, ValueId};
+use crate::ops::fused::{Facts, is_fused, spell_out as one};
+use anyhow::Result;
+
+impl Facts for Types {
+    fn rank(&self, v: ValueId) -> Option<usize> {
+        Types::rank(self, v)
+    }
+    fn dtype(&self, v: ValueId) -> Option<DType> {
+        Types::dtype(self, v)
+    }
+}
+
+/// Spells out what can be, and gives the nodes: they bear the names and outputs that they had.
+///
+/// # Errors
+/// When the model's dimensions contradict each other.
+pub fn spell_out(model: &mut Model) -> Result<Vec<NodeId>> {
+    let fused = |m: &Model| -> Vec<NodeId> { m.node_ids().into_iter().filter(|id| is_fused(m, *id)).collect() };
+    let all = fused(model);
+    if all.is_empty() {
+        return Ok(all);
+    }
+    let types = infer(model)?;
+    Ok(all.into_iter().filter(|id| one(model, *id, &types).is_some()).collect())
+}

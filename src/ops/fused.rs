@@ -1,0 +1,327 @@
+//! Operators of ONNX Runtime's own that are several of ONNX's: what its graph optimizer writes when a session saves what it has optimized.
+//!
+//! They are spelled out again, as the document ContribOperators.md of ONNX Runtime defines them, so that other runtimes can read the model and
+//! passes see its convolutions and products; ONNX Runtime joins them again while it loads the result.
+
+use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Op, Tensor, ValueId};
+
+/// What has to be known of values.
+pub trait Facts {
+    /// The number of dimensions.
+    fn rank(&self, v: ValueId) -> Option<usize>;
+    /// The type of the elements.
+    fn dtype(&self, v: ValueId) -> Option<DType>;
+}
+
+type Spell = fn(&mut Speller, &dyn Facts) -> Option<()>;
+
+const TABLE: &[(&str, Spell)] = &[
+    ("FusedConv", conv),
+    ("FusedGemm", gemm),
+    ("FusedMatMul", matmul),
+    ("Gelu", gelu),
+    ("BiasGelu", bias_gelu),
+    ("FastGelu", fast_gelu),
+    ("QuickGelu", quick_gelu),
+    ("SkipLayerNormalization", skip_layer_norm),
+];
+
+/// Puts ONNX's operators in the place of a node: the last of them takes its name and its outputs. `None` when it is no such node, or something that
+/// has to be known is not.
+pub fn spell_out(model: &mut Model, id: NodeId, facts: &dyn Facts) -> Option<()> {
+    let spell = row(model, id)?;
+    let n = model.node(id);
+    let (graph, first) = (n.graph(), n.output(0)?);
+    if n.has_attr_refs() || model.graph(graph).function.is_some() {
+        return None;
+    }
+    let base = model.value(first).name.clone();
+    spell(&mut Speller { model, id, graph, base }, facts)
+}
+
+/// Whether a node is such an operator.
+pub fn is_fused(model: &Model, id: NodeId) -> bool {
+    row(model, id).is_some()
+}
+
+fn row(model: &Model, id: NodeId) -> Option<Spell> {
+    let op = &model.node(id).op;
+    let mut rows = TABLE.iter().filter(|r| op.domain == "com.microsoft" && op.name == r.0);
+    rows.next().map(|r| r.1)
+}
+
+/// A node that is being spelled out.
+struct Speller<'m> {
+    model: &'m mut Model,
+    id: NodeId,
+    graph: GraphId,
+    /// The name of its output.
+    base: String,
+}
+
+impl Speller<'_> {
+    fn input(&self, slot: usize) -> Option<ValueId> {
+        self.model.node(self.id).input(slot)
+    }
+
+    fn float(&self, name: &str) -> Option<f32> {
+        self.model.node(self.id).float(name)
+    }
+
+    fn opset(&self) -> i64 {
+        self.model.opset("")
+    }
+
+    /// Its attributes, but for those of its activation and these.
+    fn attrs(&self, but: &[&str]) -> Vec<Attr> {
+        let kept = |a: &&Attr| !a.name().starts_with("activation") && !but.contains(&a.name());
+        self.model.node(self.id).attrs.iter().filter(kept).cloned().collect()
+    }
+
+    /// One more operator before it.
+    fn add(&mut self, op: &str, inputs: &[Option<ValueId>], attrs: Vec<Attr>) -> ValueId {
+        let name = self.model.fresh_name(&format!("{}_{op}", self.base));
+        self.model.add_node(self.graph, &name, op, inputs, &[&name], attrs).1[0]
+    }
+
+    fn pair(&mut self, op: &str, a: ValueId, b: ValueId) -> ValueId {
+        self.add(op, &[Some(a), Some(b)], Vec::new())
+    }
+
+    fn number(&mut self, x: f32) -> ValueId {
+        let name = self.model.fresh_name(&format!("{}_number", self.base));
+        self.model.add_const(self.graph, &name, Tensor::scalar(x))
+    }
+
+    /// The node itself becomes the last operator.
+    fn last(&mut self, op: &str, inputs: &[Option<ValueId>], attrs: Vec<Attr>) {
+        self.model.set_inputs(self.id, inputs.to_vec());
+        let n = self.model.node_mut(self.id);
+        n.op = Op {
+            domain: String::new(),
+            name: op.to_owned(),
+        };
+        n.rest.domain = None;
+        n.attrs = attrs;
+    }
+
+    /// The last operators: the activation of this name with these parameters.
+    fn activate(&mut self, x: ValueId, name: &str, parameters: &[f32]) {
+        let named = |names: &[&str]| {
+            let given = names.iter().zip(parameters);
+            given.map(|(n, p)| Attr::float(n, *p)).collect::<Vec<_>>()
+        };
+        let attrs = match name {
+            "Clip" if self.opset() >= 11 => {
+                let ends: Vec<Option<ValueId>> = parameters.iter().map(|p| Some(self.number(*p))).collect();
+                return self.last(name, &[&[Some(x)], &ends[..]].concat(), Vec::new());
+            }
+            "Clip" => named(&["min", "max"]),
+            "Selu" => named(&["alpha", "gamma"]),
+            _ => named(&["alpha", "beta"]),
+        };
+        self.last(name, &[Some(x)], attrs);
+    }
+}
+
+/// The activations that these operators have; ONNX Runtime knows no others.
+fn activation(n: &Node) -> Option<Option<String>> {
+    const KNOWN: &[&str] = &[
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "Tanh",
+        "Clip",
+        "HardSigmoid",
+        "Elu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+        "ThresholdedRelu",
+    ];
+    match n.string("activation").unwrap_or_default() {
+        "" => Some(None),
+        name if KNOWN.contains(&name) => Some(Some(name.to_owned())),
+        _ => None,
+    }
+}
+
+/// `activation(Conv(X, W, B) + Z)`.
+fn conv(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    let n = s.model.node(s.id);
+    let (name, z) = (activation(n)?, n.input(3));
+    let parameters = n
+        .attr("activation_params")
+        .map_or(Vec::new(), |a| a.proto.floats.clone());
+    if name.as_deref() == Some("Clip") && (parameters.len() != 2 || facts.dtype(s.input(0)?)? != DType::Float) {
+        return None;
+    }
+    let inputs: Vec<Option<ValueId>> = n.inputs().iter().take(3).copied().collect();
+    let attrs = s.attrs(&[]);
+    match (z, name) {
+        (None, None) => s.last("Conv", &inputs, attrs),
+        (Some(z), None) => {
+            let x = s.add("Conv", &inputs, attrs);
+            s.last("Add", &[Some(x), Some(z)], Vec::new());
+        }
+        (z, Some(name)) => {
+            let x = s.add("Conv", &inputs, attrs);
+            let x = z.map_or(x, |z| s.pair("Add", x, z));
+            s.activate(x, &name, &parameters);
+        }
+    }
+    Some(())
+}
+
+/// `activation(Gemm(A, B, C))`.
+fn gemm(s: &mut Speller, _: &dyn Facts) -> Option<()> {
+    let name = activation(s.model.node(s.id))?.filter(|name| name != "Clip");
+    let inputs = s.model.node(s.id).inputs().to_vec();
+    let attrs = s.attrs(&[]);
+    let Some(name) = name else {
+        s.last("Gemm", &inputs, attrs);
+        return Some(());
+    };
+    let second = if name == "Selu" {
+        "activation_gamma"
+    } else {
+        "activation_beta"
+    };
+    let parameters: Vec<f32> = [s.float("activation_alpha"), s.float(second)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let x = s.add("Gemm", &inputs, attrs);
+    s.activate(x, &name, &parameters);
+    Some(())
+}
+
+/// `alpha · op(A) op(B)`, where the last two axes may be swapped first.
+fn matmul(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    let n = s.model.node(s.id);
+    if n.int_or("transBatchA", 0) != 0 || n.int_or("transBatchB", 0) != 0 {
+        return None;
+    }
+    let alpha = n.float("alpha").unwrap_or(1.0);
+    let swapped = ["transA", "transB"].map(|name| n.int_or(name, 0) != 0);
+    let mut sides = [s.input(0)?, s.input(1)?];
+    if alpha != 1.0 && facts.dtype(sides[0])? != DType::Float {
+        return None;
+    }
+    let mut perms = Vec::new();
+    for (i, &side) in sides.iter().enumerate().filter(|(i, _)| swapped[*i]) {
+        let rank = facts.rank(side).filter(|rank| *rank >= 2)?;
+        let mut perm: Vec<i64> = (0..rank as i64).collect();
+        perm.swap(rank - 2, rank - 1);
+        perms.push((i, perm));
+    }
+    for (i, perm) in perms {
+        sides[i] = s.add("Transpose", &[Some(sides[i])], vec![Attr::ints("perm", perm)]);
+    }
+    let inputs = sides.map(Some);
+    if alpha == 1.0 {
+        s.last("MatMul", &inputs, Vec::new());
+        return Some(());
+    }
+    let product = s.add("MatMul", &inputs, Vec::new());
+    let alpha = s.number(alpha);
+    s.last("Mul", &[Some(product), Some(alpha)], Vec::new());
+    Some(())
+}
+
+/// `x/2 · (1 + erf(x/√2))`, or by `tanh(√(2/π) (x + 0.044715 x³))`.
+fn gelu_of(s: &mut Speller, x: ValueId, tanh: bool) {
+    if s.opset() >= 20 {
+        let attrs = if tanh {
+            vec![Attr::string("approximate", "tanh")]
+        } else {
+            Vec::new()
+        };
+        return s.last("Gelu", &[Some(x)], attrs);
+    }
+    let inner = match tanh {
+        true => {
+            let (c, k) = (s.number(0.044715), s.number((2.0 / std::f32::consts::PI).sqrt()));
+            let square = s.pair("Mul", x, x);
+            let cube = s.pair("Mul", square, x);
+            let part = s.pair("Mul", cube, c);
+            let sum = s.pair("Add", x, part);
+            let scaled = s.pair("Mul", sum, k);
+            s.add("Tanh", &[Some(scaled)], Vec::new())
+        }
+        false => {
+            let root = s.number(std::f32::consts::SQRT_2);
+            let scaled = s.pair("Div", x, root);
+            s.add("Erf", &[Some(scaled)], Vec::new())
+        }
+    };
+    let (one, half) = (s.number(1.0), s.number(0.5));
+    let sum = s.pair("Add", inner, one);
+    let product = s.pair("Mul", x, sum);
+    s.last("Mul", &[Some(product), Some(half)], Vec::new());
+}
+
+fn is_float(s: &Speller, facts: &dyn Facts) -> Option<()> {
+    (facts.dtype(s.input(0)?)? == DType::Float).then_some(())
+}
+
+fn gelu(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    gelu_of(s, s.input(0)?, false);
+    Some(())
+}
+
+fn bias_gelu(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    let (a, b) = (s.input(0)?, s.input(1)?);
+    let sum = s.pair("Add", a, b);
+    gelu_of(s, sum, false);
+    Some(())
+}
+
+fn fast_gelu(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    let (x, bias) = (s.input(0)?, s.input(1));
+    let x = bias.map_or(x, |b| s.pair("Add", x, b));
+    gelu_of(s, x, true);
+    Some(())
+}
+
+/// `x · σ(alpha x)`.
+fn quick_gelu(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    let x = s.input(0)?;
+    let alpha = s.float("alpha").unwrap_or(1.702);
+    let alpha = s.number(alpha);
+    let scaled = s.pair("Mul", x, alpha);
+    let gate = s.add("Sigmoid", &[Some(scaled)], Vec::new());
+    s.last("Mul", &[Some(x), Some(gate)], Vec::new());
+    Some(())
+}
+
+/// LayerNormalization of `input + skip + bias`; that sum is output 3.
+fn skip_layer_norm(s: &mut Speller, _: &dyn Facts) -> Option<()> {
+    let n = s.model.node(s.id);
+    let used = |slot: usize| n.output(slot).filter(|v| !s.model.value(*v).uses().is_empty());
+    let public = used(3).is_some_and(|v| s.model.value(v).is_output());
+    if used(1).is_some() || used(2).is_some() || public || s.opset() < 17 {
+        return None;
+    }
+    let (input, skip, gamma) = (s.input(0)?, s.input(1)?, s.input(2)?);
+    let (beta, bias, total) = (s.input(3), s.input(4), n.output(3));
+    let epsilon = n.float("epsilon").unwrap_or(1e-12);
+    let mut sum = s.pair("Add", input, skip);
+    if let Some(bias) = bias {
+        sum = s.pair("Add", sum, bias);
+    }
+    if let Some(total) = total {
+        s.model.replace_uses(total, sum);
+    }
+    for slot in (1..s.model.node(s.id).outputs().len()).rev() {
+        s.model.drop_output(s.id, slot);
+    }
+    let inputs = [Some(sum), Some(gamma), beta];
+    let inputs = &inputs[..2 + usize::from(beta.is_some())];
+    s.last("LayerNormalization", inputs, vec![Attr::float("epsilon", epsilon)]);
+    Some(())
+}
