@@ -187,8 +187,12 @@ const EXACT: &[&str] = &[
     "Dropout",
 ];
 
-/// True when the node may compute in `dtype` (float16 or bfloat16) under this operator set.
+/// True when the node may compute in `dtype` (float16 or bfloat16) under this operator set. Sums and products of scattered elements may not: ONNX Runtime
+/// has no kernel for them on a CPU, and eleven bits are few for a sum.
 pub fn allowed(node: &Node, opset: i64, dtype: DType) -> bool {
+    if node.string("reduction").is_some_and(|r| r != "none") {
+        return false;
+    }
     let row = TABLE.iter().find(|r| r.2.iter().any(|op| node.is(op)));
     let since = row.map(|r| if dtype == DType::Bfloat16 { r.1 } else { r.0 });
     since.is_some_and(|since| opset >= since)

@@ -120,10 +120,21 @@ def traps(n):
     n.out(n.op("Sigmoid", "x"), ["N", 4, 32])
 
 
+def sequences(n):
+    """The batch is the second axis inside, as in torch.nn.MultiheadAttention; scattered sums. ONNX Runtime 1.31 ends the process over
+    such a Transpose in float16, and has no kernel for such sums."""
+    x = n.op("Transpose", n.op("Relu", n.op("Cast", "x", to=T.FLOAT)), perm=[1, 0, 2])
+    q = n.op("Add", n.op("MatMul", x, n.w(64, 64)), n.w(64))
+    q = n.op("Transpose", q, perm=[1, 0, 2])
+    at = n.const(np.arange(2 * 64).reshape(1, 2, 64) % 6, np.int64)
+    n.out(n.op("ScatterElements", q, at, n.w(1, 2, 64, scale=1.0), axis=1, reduction="add"), ["N", 6, 64])
+
+
 X = lambda *dims, dtype=np.float32: {"x": (dtype, list(dims))}
 CASES = [
     (mlp, 13, X("N", 100)), (conv, 13, X("N", 3, 8, 8)), (shared, 17, X("N", 5, 64)), (recurrent, 14, X(7, "N", 24)),
     (branches, 17, X("N", 32)), (embedding, 17, X("N", 6, dtype=np.int64)), (traps, 18, X("N", 4, 32)),
+    (sequences, 18, X("N", 6, 64)),
 ]
 # Passes, least SQNR in dB, whether ONNX Runtime's CPU provider computes it.
 PASSES = [

@@ -346,6 +346,19 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// A Transpose in front of a MatMul that puts the first axis last or last but one, and leaves the others in order, as exports of attention do whose batch
+/// is the second axis: ONNX Runtime makes one operator of both, and 1.31 and 1.32 end the process over it in float16 (seen on x86-64).
+pub fn crashes(model: &Model, id: NodeId) -> bool {
+    let n = model.node(id);
+    let (Some(perm), Some(out)) = (n.ints("perm").filter(|_| n.is("Transpose")), n.output(0)) else {
+        return false;
+    };
+    let at = perm.iter().position(|axis| *axis == 0);
+    let inward = at.is_some_and(|at| perm.len() > 2 && at + 2 >= perm.len());
+    let rest = perm.iter().filter(|axis| **axis != 0);
+    inward && rest.is_sorted() && model.readers(out).into_iter().any(|r| model.node(r).is("MatMul"))
+}
+
 /// True for operators that look only at the dimensions: any type will do.
 pub fn reads_shape(n: &Node) -> bool {
     n.is("Shape") || n.is("Size")

@@ -229,6 +229,10 @@ impl Fp16 {
             |node| self.block.has(&before.label(node)),
             "left in float32 as asked (block)",
         );
+        plan.block(
+            |node| decide::crashes(&before, node),
+            "stays in float32: ONNX Runtime 1.31 and 1.32 crash where it is joined with the MatMul behind it in float16",
+        );
         plan.constants();
         let wanted = plan.ranges_wanted();
         if !wanted.is_empty() {
