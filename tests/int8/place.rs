@@ -91,6 +91,32 @@ fn sandwich() -> Model {
 }
 
 #[test]
+fn a_convolution_that_is_much_slower_in_integers_stays_in_floats_with_floats_on_one_side() {
+    const DIMS: [usize; 4] = [1, 96, 32, 32];
+    let mut m = super::model(17);
+    let mut v = input(&mut m, &DIMS);
+    // ONNX Runtime has a kernel of its own for groups of one channel that give out one channel, but none for those that give out four.
+    for (k, w, groups) in [(0, [96, 96, 1, 1], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
+        let w = weight(&mut m, &format!("w{k}"), &w, k);
+        let pads = Attr::ints("pads", vec![if groups > 1 { 1 } else { 0 }; 4]);
+        let attrs = vec![Attr::int("group", groups), pads];
+        v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
+    }
+    output(&mut m, v, &DIMS);
+    run(&mut m, "int8");
+    let (_, each) = m.nodes().find(|(_, n)| n.name() == "conv1").expect("it stands there");
+    let made = |slot: usize| m.value(each.input(slot)?).producer();
+    let codes_before = made(0).is_some_and(|p| m.node(p).is("DequantizeLinear"));
+    let readers = m.readers(each.output(0).expect("a result"));
+    let codes_behind = readers.iter().any(|r| m.node(*r).is("QuantizeLinear"));
+    assert!(made(1).is_none(), "its weight stays float");
+    assert!(
+        codes_before != codes_behind,
+        "before: {codes_before}, behind: {codes_behind}"
+    );
+}
+
+#[test]
 fn no_float_weight_stands_between_codes() {
     let mut m = sandwich();
     run(&mut m, "int8");

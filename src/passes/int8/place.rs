@@ -29,6 +29,9 @@ const UNNOTICED: f64 = 5_000.0;
 /// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
 const BYTE: f64 = 0.02;
 
+/// An operator takes much longer in integers when it takes more than so many times as long.
+const SLOW: f64 = 2.0;
+
 /// What runs in integers.
 pub struct Placement {
     /// For every unit, whether it does.
@@ -72,11 +75,39 @@ fn weighted(units: &Units, prefer: Prefer) -> BTreeSet<usize> {
     (0..units.all.len()).filter(|i| wanted(&units.all[*i])).collect()
 }
 
+/// What a choice has to heed.
+#[derive(Clone, Default)]
+struct Rules {
+    /// Units that run in integers in any case, if they can.
+    forced: BTreeSet<usize>,
+    /// Units that do when what makes their input does,
+    after: BTreeSet<usize>,
+    /// or when what reads their results does.
+    before: BTreeSet<usize>,
+}
+
 /// The choice that takes least time where some units run in integers in any case. No operator with a weight stays in floating point between codes: a runtime that meets one stores its
-/// weight in integers itself, with one scale for all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`).
-fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, mut forced: BTreeSet<usize>) -> Vec<bool> {
+/// weight in integers itself, with one scale for all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`). It runs in integers, too, or, where that
+/// takes much longer, codes end before it or begin behind it.
+fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forced: BTreeSet<usize>) -> Vec<bool> {
+    let mut rules = Rules {
+        forced,
+        ..Rules::default()
+    };
+    let chosen = |rules: &Rules| connected(model, units, cut(model, units, elements, rules));
+    let cost = |rules: &Rules| {
+        let integer = chosen(rules);
+        let saved: f64 = units
+            .all
+            .iter()
+            .zip(&integer)
+            .filter(|(_, i)| **i)
+            .map(|(u, _)| u.saved_bytes())
+            .sum();
+        nanoseconds(model, units, elements, &integer) - BYTE * saved
+    };
     loop {
-        let integer = connected(model, units, cut(model, units, elements, &forced));
+        let integer = chosen(&rules);
         let between = |i: &usize| {
             let u = &units.all[*i];
             let made = |v: &ValueId| units.producer.get(v).is_some_and(|&p| integer[p]);
@@ -84,23 +115,34 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, mut 
             let codes = u.inputs.iter().any(|x| made(&x.1)) && u.results.iter().any(read);
             codes && u.is_weighted() && !integer[*i] && can_run(u, elements)
         };
-        let more: Vec<usize> = (0..units.all.len()).filter(between).collect();
-        let known = forced.len();
-        forced.extend(more);
-        if forced.len() == known {
-            return integer;
+        let (slow, more): (Vec<usize>, Vec<usize>) = (0..units.all.len()).filter(between).partition(|i| {
+            let (float, int) = units.all[*i].nanoseconds(elements);
+            int > SLOW * float + CALL
+        });
+        match (slow.first(), more.is_empty()) {
+            (None, true) => return integer,
+            (Some(&i), true) => {
+                let mut all = [rules.clone(), rules.clone(), rules];
+                all[0].forced.insert(i);
+                all[1].after.insert(i);
+                all[2].before.insert(i);
+                let costs = all.each_ref().map(cost);
+                let least = (0..all.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b]));
+                rules = all[least.unwrap_or_default()].clone();
+            }
+            _ => rules.forced.extend(more),
         }
     }
 }
 
-/// The cheapest choice where some units run in integers in any case, if they can.
-fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forced: &BTreeSet<usize>) -> Vec<bool> {
+/// The cheapest choice.
+fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &Rules) -> Vec<bool> {
     let mut net = Network::new();
     let nodes: Vec<usize> = units.all.iter().map(|_| net.node()).collect();
     for (i, u) in units.all.iter().enumerate() {
         if !can_run(u, elements) {
             net.edge(nodes[i], SINK, INFINITE);
-        } else if forced.contains(&i) {
+        } else if rules.forced.contains(&i) {
             net.edge(SOURCE, nodes[i], INFINITE);
         } else {
             let gain = kernel_gain(u, elements);
@@ -118,6 +160,14 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forced: 
                 before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
             }
         }
+    }
+    for &i in &rules.after {
+        let made = units.all[i].inputs.iter().filter_map(|(_, v)| units.producer.get(v));
+        made.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
+    }
+    for &i in &rules.before {
+        let readers = units.all[i].results.iter().flat_map(|v| units.readers(model, *v).0);
+        readers.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
     }
     let values: BTreeSet<ValueId> = candidates(model, units);
     for v in values {

@@ -1,9 +1,11 @@
 //! How long operators take in floating point and in integers, so that nothing becomes slower than it was.
 //!
-//! `t = call + mac·MACs + out·elements out + input·elements in + tap·(window positions × taps)`, in nanoseconds on one thread.
+//! `t = call + mac·MACs + out·elements out + input·elements in + tap·(window positions × groups × taps) + gather·(elements of all windows)`, in
+//! nanoseconds on one thread.
 //! The rates were fitted to kernel times of ONNX Runtime 1.31.1 on an x86-64 server with AVX512-VNNI, some 60 shapes, float and
 //! Q/DQ side by side, within 30 % for most; those of conversions and of operators on each element with 1.32, on maps that stay in the cache (up to a million
-//! elements: there an Add takes as long in floats as in codes, and so it should not cost accuracy). Only differences between the two columns decide, so a machine that is faster in both
+//! elements: there an Add takes as long in floats as in codes, and so it should not cost accuracy); those of convolutions in groups with 1.32 on 16 shapes, within 25 %
+//! for most: an integer one copies each tap of each group by itself, and only a depthwise one of as many outputs as inputs has a kernel of its own. Only differences between the two columns decide, so a machine that is faster in both
 //! changes nothing.
 
 /// What a kernel costs, in nanoseconds.
@@ -15,8 +17,10 @@ pub struct Rate {
     pub out: f64,
     /// For each element of its data input.
     pub input: f64,
-    /// For each tap of each position of a window larger than 1.
+    /// For each tap of each position and group, but for windows of size 1 without groups.
     pub tap: f64,
+    /// For each element of each window that is copied before it is multiplied.
+    pub gather: f64,
 }
 
 /// One operator in both forms.
@@ -50,10 +54,25 @@ pub struct Work {
     pub out: f64,
     /// Elements of all data inputs.
     pub input: f64,
-    /// Window positions times taps.
+    /// Window positions times groups times taps.
     pub taps: f64,
+    /// Elements of all windows.
+    pub gathered: f64,
 }
 
+/// What kind of convolution or product it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// Every window sees a single channel of several, and gives out one.
+    pub depthwise: bool,
+    /// Groups of fewer channels than a vector register holds.
+    pub narrow: bool,
+    /// A single row is multiplied.
+    pub vector: bool,
+}
+
+/// Floats in a vector register: channels are computed in blocks of so many.
+pub const LANES: usize = 16;
 /// To start a kernel at all.
 pub const CALL: f64 = 1500.0;
 /// QuantizeLinear, for each element.
@@ -68,18 +87,19 @@ pub const REQUANTIZE: f64 = 0.12;
 impl Rate {
     /// Nanoseconds for some work.
     pub fn of(&self, w: &Work) -> f64 {
-        self.mac * w.macs + self.out * w.out + self.input * w.input + self.tap * w.taps
+        self.mac * w.macs + self.out * w.out + self.input * w.input + self.tap * w.taps + self.gather * w.gathered
     }
 }
 
 impl Kernel {
-    /// The rates; `depthwise`: every window sees a single channel of several, `vector`: a single row is multiplied.
-    pub fn times(self, depthwise: bool, vector: bool) -> Times {
+    /// The rates.
+    pub fn times(self, shape: Shape) -> Times {
         match self {
             Kernel::Plain(times) => times,
-            Kernel::Conv if depthwise => DEPTHWISE,
+            Kernel::Conv if shape.depthwise => DEPTHWISE,
+            Kernel::Conv if shape.narrow => NARROW,
             Kernel::Conv => CONV,
-            Kernel::Product if vector => VECTOR,
+            Kernel::Product if shape.vector => VECTOR,
             Kernel::Product => MATMUL,
             Kernel::Stored => STORED,
         }
@@ -96,7 +116,13 @@ impl Kernel {
 }
 
 const fn rate(mac: f64, out: f64, input: f64, tap: f64) -> Rate {
-    Rate { mac, out, input, tap }
+    Rate {
+        mac,
+        out,
+        input,
+        tap,
+        gather: 0.0,
+    }
 }
 
 /// An operator that costs so much for each element that it gives out.
@@ -115,12 +141,20 @@ pub const fn read(float: f64, int: f64) -> Kernel {
     })
 }
 
-/// A convolution whose windows see several channels.
+/// A convolution.
 const CONV: Times = Times {
     float: rate(0.019, 0.1, 0.0, 0.0),
     int: rate(0.0045, 0.2, 0.0, 4.5),
 };
-/// A depthwise convolution.
+/// A convolution in groups of few channels: floats are copied before they are multiplied.
+const NARROW: Times = Times {
+    float: Rate {
+        gather: 0.27,
+        ..CONV.float
+    },
+    int: CONV.int,
+};
+/// A depthwise convolution of as many outputs as inputs.
 const DEPTHWISE: Times = Times {
     float: rate(0.045, 0.1, 0.0, 0.0),
     int: rate(0.03, 0.75, 0.0, 0.0),

@@ -1,7 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::{Codes, Target};
-use super::time::{CALL, DEQUANTIZE, Kernel, Work};
+use super::time::{CALL, DEQUANTIZE, Kernel, LANES, Shape, Work};
 use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
@@ -64,18 +64,21 @@ impl Unit {
             input,
             ..Work::default()
         };
-        let (mut depthwise, mut vector) = (false, false);
+        let mut shape = Shape::default();
         if let Some(site) = &self.site {
-            let columns = site.inputs() / site.layout.groups * site.taps();
+            let (groups, taps) = (site.layout.groups, site.taps());
+            let columns = site.inputs() / groups * taps;
             let positions = out / site.outputs().max(1) as f64;
             work.macs = out * columns as f64;
-            if site.taps() > 1 {
-                work.taps = positions * site.taps() as f64;
+            work.gathered = positions * (columns * groups) as f64;
+            if taps > 1 || groups > 1 {
+                work.taps = positions * (groups * taps) as f64;
             }
-            depthwise = columns == site.taps() && site.layout.groups > 1;
-            vector = positions < 2.0;
+            shape.depthwise = columns == taps && groups > 1 && site.outputs() == groups;
+            shape.narrow = groups > 1 && site.inputs().min(site.outputs()) / groups < LANES;
+            shape.vector = positions < 2.0;
         }
-        let times = self.kernel.times(depthwise, vector);
+        let times = self.kernel.times(shape);
         let call = if self.activation > 0.0 { CALL } else { 0.0 };
         let weight = self.site.as_ref().filter(|_| self.is_stored());
         let again = weight.map_or(0.0, |s| CALL + DEQUANTIZE * s.dims().iter().product::<usize>() as f64);
