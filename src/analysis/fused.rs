@@ -14,16 +14,19 @@ impl Facts for Types {
     }
 }
 
-/// Spells out what can be, and gives the nodes: they bear the names and outputs that they had.
+/// Spells out what can be, and gives the nodes, which bear the names and outputs that they had, with what they were.
 ///
 /// # Errors
 /// When the model's dimensions contradict each other.
-pub fn spell_out(model: &mut Model) -> Result<Vec<NodeId>> {
-    let fused = |m: &Model| -> Vec<NodeId> { m.node_ids().into_iter().filter(|id| is_fused(m, *id)).collect() };
-    let all = fused(model);
+pub fn spell_out(model: &mut Model) -> Result<Vec<(NodeId, String)>> {
+    let nodes = model.node_ids().into_iter().filter(|id| is_fused(model, *id));
+    let all: Vec<(NodeId, String)> = nodes.map(|id| (id, model.node(id).op.name.clone())).collect();
     if all.is_empty() {
         return Ok(all);
     }
     let types = infer(model)?;
-    Ok(all.into_iter().filter(|id| one(model, *id, &types).is_some()).collect())
+    Ok(all
+        .into_iter()
+        .filter(|(id, _)| one(model, *id, &types).is_some())
+        .collect())
 }

@@ -210,7 +210,12 @@ fn matmul(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
     }
     let mut perms = Vec::new();
     for (i, &side) in sides.iter().enumerate().filter(|(i, _)| swapped[*i]) {
-        let rank = facts.rank(side).filter(|rank| *rank >= 2)?;
+        let Some(rank) = facts.rank(side) else {
+            return by_letters(s, sides, swapped, alpha);
+        };
+        if rank < 2 {
+            return None;
+        }
         let mut perm: Vec<i64> = (0..rank as i64).collect();
         perm.swap(rank - 2, rank - 1);
         perms.push((i, perm));
@@ -218,15 +223,30 @@ fn matmul(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
     for (i, perm) in perms {
         sides[i] = s.add("Transpose", &[Some(sides[i])], vec![Attr::ints("perm", perm)]);
     }
+    times_alpha(s, "MatMul", sides, Vec::new(), alpha);
+    Some(())
+}
+
+/// The same where the number of axes is not known.
+fn by_letters(s: &mut Speller, sides: [ValueId; 2], [a, b]: [bool; 2], alpha: f32) -> Option<()> {
+    if s.opset() < 12 {
+        return None;
+    }
+    let left = if a { "...ji" } else { "...ij" };
+    let right = if b { "...kj" } else { "...jk" };
+    let equation = Attr::string("equation", &format!("{left},{right}->...ik"));
+    times_alpha(s, "Einsum", sides, vec![equation], alpha);
+    Some(())
+}
+
+fn times_alpha(s: &mut Speller, op: &str, sides: [ValueId; 2], attrs: Vec<Attr>, alpha: f32) {
     let inputs = sides.map(Some);
     if alpha == 1.0 {
-        s.last("MatMul", &inputs, Vec::new());
-        return Some(());
+        return s.last(op, &inputs, attrs);
     }
-    let product = s.add("MatMul", &inputs, Vec::new());
+    let product = s.add(op, &inputs, attrs);
     let alpha = s.number(alpha);
     s.last("Mul", &[Some(product), Some(alpha)], Vec::new());
-    Some(())
 }
 
 /// `x/2 · (1 + erf(x/√2))`, or by `tanh(√(2/π) (x + 0.044715 x³))`.

@@ -14,6 +14,7 @@ use crate::data::Sample;
 use crate::engine::wanted::{Give, Wanted};
 use crate::ir::{DType, Model, Tensor, ValueId};
 use crate::onnx;
+use crate::ops::fused;
 use crate::pb;
 use anyhow::{Context, Result, bail};
 use prost::Message;
@@ -43,7 +44,9 @@ impl Job {
         let dtypes = values.iter().map(|v| declared_dtype(model, *v)).collect();
         let mut flat = None;
         if !names.is_empty() {
-            crate::analysis::fused::spell_out(&mut copy)?;
+            for id in copy.node_ids() {
+                fused::spell_out(&mut copy, id, &InFloats);
+            }
             let mut f = Flat::new(onnx::encode(&copy)?)?;
             f.tensors.retain(|name, _| !like.contains_key(name));
             f.graph.input.retain(|i| !f.tensors.contains_key(i.name()));
@@ -56,6 +59,18 @@ impl Job {
             dtypes,
             flat,
         })
+    }
+}
+
+/// What is known of values before anything is inferred: tract computes in f32.
+struct InFloats;
+
+impl fused::Facts for InFloats {
+    fn rank(&self, _: ValueId) -> Option<usize> {
+        None
+    }
+    fn dtype(&self, _: ValueId) -> Option<DType> {
+        Some(DType::Float)
     }
 }
 
