@@ -221,10 +221,14 @@ impl Site {
         self.layout.window.as_ref().map_or(1, |w| w.kernel.iter().product())
     }
 
+    /// True for a ConvTranspose.
+    pub fn is_transposed(&self) -> bool {
+        self.layout.window.as_ref().is_some_and(|w| w.transposed)
+    }
+
     /// Number of outputs, of all groups.
     pub fn outputs(&self) -> usize {
-        let transposed = self.layout.window.as_ref().is_some_and(|w| w.transposed);
-        self.dims[self.layout.out_axis] * if transposed { self.layout.groups } else { 1 }
+        self.dims[self.layout.out_axis] * if self.is_transposed() { self.layout.groups } else { 1 }
     }
 
     /// Number of inputs, of all groups.
@@ -247,7 +251,7 @@ impl Site {
     /// The output that a row of the matrix belongs to, and its place along [`Layout::out_axis`]: of a ConvTranspose every tap is a row, and
     /// all groups share the places.
     pub fn output(&self, row: usize) -> (usize, usize) {
-        if !self.layout.window.as_ref().is_some_and(|w| w.transposed) {
+        if !self.is_transposed() {
             return (row, row);
         }
         let place = row % self.rows(0).end / self.taps().max(1);

@@ -168,6 +168,16 @@ impl Node {
         let a = self.attr(name)?;
         std::str::from_utf8(a.proto.s.as_ref()?).ok()
     }
+    /// Makes it another operator, with the same name, inputs, outputs and attributes. How its domain was spelled is kept where it is the same.
+    pub fn set_op(&mut self, domain: &str, name: &str) {
+        if self.op.domain != domain {
+            self.rest.domain = None;
+        }
+        self.op = Op {
+            domain: domain.to_owned(),
+            name: name.to_owned(),
+        };
+    }
     /// Puts an attribute in place of the one of the same name, or at the end.
     pub fn set_attr(&mut self, attr: Attr) {
         match self.attrs.iter_mut().find(|a| a.name() == attr.name()) {

@@ -3,7 +3,7 @@
 //! They are spelled out again, as the document ContribOperators.md of ONNX Runtime defines them, so that other runtimes can read the model and
 //! passes see its convolutions and products; ONNX Runtime joins them again while it loads the result.
 
-use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Op, Tensor, ValueId};
+use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Tensor, ValueId};
 
 /// What has to be known of values.
 pub trait Facts {
@@ -72,9 +72,9 @@ impl Speller<'_> {
         self.model.opset("")
     }
 
-    /// Its attributes, but for those of its activation and these.
-    fn attrs(&self, but: &[&str]) -> Vec<Attr> {
-        let kept = |a: &&Attr| !a.name().starts_with("activation") && !but.contains(&a.name());
+    /// Its attributes, but for those of its activation.
+    fn attrs(&self) -> Vec<Attr> {
+        let kept = |a: &&Attr| !a.name().starts_with("activation");
         self.model.node(self.id).attrs.iter().filter(kept).cloned().collect()
     }
 
@@ -97,11 +97,7 @@ impl Speller<'_> {
     fn last(&mut self, op: &str, inputs: &[Option<ValueId>], attrs: Vec<Attr>) {
         self.model.set_inputs(self.id, inputs.to_vec());
         let n = self.model.node_mut(self.id);
-        n.op = Op {
-            domain: String::new(),
-            name: op.to_owned(),
-        };
-        n.rest.domain = None;
+        n.set_op("", op);
         n.attrs = attrs;
     }
 
@@ -157,7 +153,7 @@ fn conv(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
         return None;
     }
     let inputs: Vec<Option<ValueId>> = n.inputs().iter().take(3).copied().collect();
-    let attrs = s.attrs(&[]);
+    let attrs = s.attrs();
     match (z, name) {
         (None, None) => s.last("Conv", &inputs, attrs),
         (Some(z), None) => {
@@ -177,7 +173,7 @@ fn conv(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
 fn gemm(s: &mut Speller, _: &dyn Facts) -> Option<()> {
     let name = activation(s.model.node(s.id))?.filter(|name| name != "Clip");
     let inputs = s.model.node(s.id).inputs().to_vec();
-    let attrs = s.attrs(&[]);
+    let attrs = s.attrs();
     let Some(name) = name else {
         s.last("Gemm", &inputs, attrs);
         return Some(());

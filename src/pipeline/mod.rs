@@ -301,15 +301,14 @@ pub fn rewrite(
         },
     }
     let refused = matches!(report.verdict, Verdict::Outside(_));
-    if refused && options.part >= 1.0 {
+    let explained = match refused {
+        true => options.part >= 1.0,
+        false => options.layers && lossy,
+    };
+    if refused && explained {
         report.culprit = trial.culprit(&applied.snapshots, &report.budget)?;
     }
-    let account = if refused {
-        options.part >= 1.0
-    } else {
-        options.layers && lossy
-    };
-    if account && !report.gaps.is_empty() {
+    if explained && !report.gaps.is_empty() {
         // An account, not the verdict: what cannot be had is left out.
         report.layers = layers(&original, model, &held, engine, options.threads).unwrap_or_default();
     }

@@ -41,11 +41,11 @@ impl Search<'_> {
 
     /// Looks for the largest error of the passes of a plan that fits (or the least that meets the targets), and gives it.
     pub(super) fn strength(&mut self, part: &Plan, base: f64, start: f64, probes: usize) -> Result<Option<f64>> {
-        let (mut low, mut high, mut e) = (None::<f64>, None::<f64>, start);
+        // Errors, and what has so many bytes there.
+        let (mut low, mut high, mut e) = (None::<(f64, u64)>, None::<(f64, u64)>, start);
         let (targets, fit) = (self.options.targets.any(), self.fit());
         let mut best = None::<(f64, u64)>;
         let mut last = None::<(u64, f64)>;
-        let mut beyond = None::<u64>; // bytes at `high`
         let mut part = part.clone();
         for probe in 0..probes {
             if probe > 0 && self.late() {
@@ -73,14 +73,14 @@ impl Search<'_> {
             if !targets && !good && self.hopeless(k) || good && best.is_some_and(|b| exhausted(b, (e, bytes))) {
                 break;
             }
-            *(if up { &mut low } else { &mut high }) = Some(e);
+            *(if up { &mut low } else { &mut high }) = Some((e, bytes));
             if good {
                 best = Some((e, bytes));
-            } else {
-                beyond = Some(bytes);
             }
-            let close = |(_, fits): (f64, u64)| beyond.is_some_and(|b| fits as f64 <= CLOSE * b as f64);
-            if !targets && best.is_some_and(close) {
+            if !targets
+                && let (Some((_, fits)), Some((_, more))) = (low, high)
+                && fits as f64 <= CLOSE * more as f64
+            {
                 break;
             }
             let done = self.beaten(k) || self.tried[k].exhausted;
@@ -98,7 +98,7 @@ impl Search<'_> {
                 _ => self.step(base, used),
             };
             let guess = (e * step).clamp(ERRORS.0, ERRORS.1);
-            e = match (low, high) {
+            e = match (low.map(|l| l.0), high.map(|h| h.0)) {
                 (Some(l), Some(h)) if h / l < 1.25 => break,
                 (Some(l), Some(h)) if guess < l * 1.1 || guess > h / 1.1 || targets => (l * h).sqrt(),
                 // Nothing has fitted yet: what is little too much is worth a step that is felt.

@@ -4,7 +4,7 @@
 //! `n_quant` (MatMulInteger), `n_quant_cast`, `n_quant_scales_mul` (the product of the two scales) and `n_quant_output_scale_mul`.
 
 use crate::analysis::sites::Site;
-use crate::ir::{Attr, DType, GraphId, Model, NodeId, Op, Tensor, ValueId};
+use crate::ir::{Attr, DType, GraphId, Model, NodeId, Tensor, ValueId};
 use crate::passes::weights::find::Weight;
 use crate::passes::weights::fit::Fitted;
 use anyhow::{Context as _, Result};
@@ -130,10 +130,7 @@ impl<'a> Emitter<'a> {
         self.model.set_inputs(node, inputs.map(Some).to_vec());
         let name = if bias.is_none() { self.node_name(name) } else { name };
         let n = self.model.node_mut(node);
-        n.op = Op {
-            domain: String::new(),
-            name: op.to_owned(),
-        };
+        n.set_op("", op);
         n.attrs.clear();
         n.rest.name = Some(name);
         Ok(())

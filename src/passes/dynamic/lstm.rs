@@ -5,7 +5,7 @@
 //! `[directions, 4 · hidden]` follow the inputs of LSTM. Its activations are quantized inside.
 
 use super::emit::Emitter;
-use crate::ir::{Model, NodeId, Op, Tensor};
+use crate::ir::{Model, NodeId, Tensor};
 use crate::passes::weights::find::Weight;
 use crate::passes::weights::fit::Fitted;
 use crate::passes::weights::view::View;
@@ -83,12 +83,8 @@ pub fn emit(emitter: &mut Emitter, node: NodeId, weights: [(&Weight, &Fitted); 2
     emitter.model.set_inputs(node, inputs);
     let name = format!("{}_quant", emitter.model.label(node));
     let n = emitter.model.node_mut(node);
-    n.op = Op {
-        domain: DOMAIN.to_owned(),
-        name: "DynamicQuantizeLSTM".to_owned(),
-    };
+    n.set_op(DOMAIN, "DynamicQuantizeLSTM");
     n.remove_attr("layout");
-    n.rest.domain = None;
     emitter.rename(node, name);
     for (w, _) in weights {
         emitter.model.erase_const(w.value);

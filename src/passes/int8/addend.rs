@@ -5,6 +5,7 @@
 //! dimensions took 2.0 times as long as in floating point, instead of 0.48. A row `[1, n]` adds the same as the vector, and is left alone there.
 //! Behind a product of a vector it would not do, since it has one axis more: such a product has to give out codes.
 
+use super::emit::Emitter;
 use super::units::Unit;
 use crate::analysis::infer::Types;
 use crate::ir::{Model, NodeId};
@@ -31,20 +32,11 @@ fn vector(model: &Model, unit: &Unit) -> Option<(NodeId, usize)> {
 }
 
 /// Makes a row of it.
-pub fn set_apart(model: &mut Model, (add, slot): (NodeId, usize)) {
-    let Some(old) = model.node(add).input(slot) else { return };
-    let Some(row) = model
-        .constant(old)
-        .map(|t| t.with_dims(&[1, t.dims().iter().product()]))
-    else {
-        return;
-    };
-    let name = model.value(old).name.clone();
-    let fresh = model.fresh_name(&name);
-    let new = model.add_const(model.main_id(), &fresh, row);
-    model.set_input(add, slot, Some(new));
-    if model.value(old).uses().is_empty() {
-        model.erase_const(old);
-        model.rename(new, name);
+pub fn set_apart(emitter: &mut Emitter, (add, slot): (NodeId, usize)) {
+    let model = &*emitter.model;
+    let vector = model.node(add).input(slot).and_then(|v| Some((v, model.constant(v)?)));
+    if let Some((v, t)) = vector {
+        let (name, row) = (model.value(v).name.clone(), t.with_dims(&[1, t.len()]));
+        emitter.put(add, slot, name, row);
     }
 }

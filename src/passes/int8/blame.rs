@@ -45,8 +45,8 @@ pub struct Trial {
     pub kept: f64,
 }
 
-/// Those of all operators to give up, with the harm that each does together with its neighbours, the largest first: those that do much for what they gain, and as few as will do
-/// for an error of `now` to fall to `limit`. `without` tells of the model without some.
+/// Those of all operators to give up, with the harm that each does together with its neighbours, the largest first: those that do much for what they
+/// gain, and as few as will do for an error of `now` to fall to `limit`. `without` tells of the model without some.
 ///
 /// # Errors
 /// Those of `without`.
@@ -143,9 +143,10 @@ impl<F: FnMut(&[usize]) -> Result<Trial>> Tried<'_, F> {
         for _ in 0..FEWER {
             let Some(part) = parts.pop_front() else { break };
             let rest: Vec<usize> = some.iter().filter(|i| !part.contains(i)).copied().collect();
-            let left = self.best.as_ref().map(|best| best.1);
-            let fits = !rest.is_empty() && self.error(rest.clone())? <= self.limit;
-            if fits && self.best.as_ref().map(|best| best.1) > left {
+            if !rest.is_empty() {
+                self.error(rest.clone())?;
+            }
+            if self.best.as_ref().is_some_and(|best| best.0 == rest) {
                 some = rest;
             } else if part.len() > 1 {
                 let (one, other) = part.split_at(part.len() / 2);

@@ -176,10 +176,16 @@ impl<'a> Emitter<'a> {
             Some(v) => self.model.value(v).name.clone(),
             None => format!("{}_bias", self.model.label(node)),
         };
-        let new = self.constant(&base, Tensor::new(&[values.len()], values.to_vec()));
+        self.put(node, slot, base, Tensor::new(&[values.len()], values.to_vec()));
+    }
+
+    /// Another constant as an input; it takes over the name where nobody else reads the old one.
+    pub fn put(&mut self, node: NodeId, slot: usize, name: String, tensor: Tensor) {
+        let old = self.model.node(node).input(slot);
+        let new = self.constant(&name, tensor);
         self.model.set_input(node, slot, Some(new));
         if old.is_some_and(|v| self.drop_if_unused(v)) {
-            self.model.rename(new, base);
+            self.model.rename(new, name);
         }
     }
 

@@ -272,7 +272,7 @@ impl Int8 {
             let bias = wanted.then_some((slot, &moved[..]));
             emitter.weight(unit, (group, weight.clone()), bias, input.scale)?;
             if let Some(at) = unit.addend.filter(|_| output.is_none()) {
-                addend::set_apart(emitter.model, at);
+                addend::set_apart(&mut emitter, at);
             }
         }
         let moved = emitter.absorb_clips();

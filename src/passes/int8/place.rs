@@ -86,9 +86,11 @@ struct Rules {
     before: BTreeSet<usize>,
 }
 
-/// The choice that takes least time where some units run in integers in any case. No operator with a weight stays in floating point between codes: a runtime that meets one stores its
-/// weight in integers itself, with one scale for all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`). It runs in integers, too, or, where that
-/// takes much longer, codes end before it or begin behind it.
+/// The choice that takes least time where some units run in integers in any case.
+///
+/// No operator with a weight stays in floating point between codes: a runtime that meets one stores its weight in integers itself, with one scale for
+/// all of it (ONNX Runtime since 1.21, `WeightBiasQuantization`). It runs in integers, too, or, where that takes much longer, codes end before it or
+/// begin behind it.
 fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forced: BTreeSet<usize>) -> Vec<bool> {
     let mut rules = Rules {
         forced,

@@ -83,12 +83,11 @@ impl<'a> Weights<'a> {
 /// Whether two operators that read the same weight read it in the same way.
 fn alike(a: &Site, b: &Site) -> bool {
     let way = |s: &Site| {
-        let transposed = s.layout.window.as_ref().is_some_and(|w| w.transposed);
         (
             s.layout.out_axis,
             s.layout.groups,
             s.layout.scale.to_bits(),
-            transposed,
+            s.is_transposed(),
             s.columns(),
         )
     };

@@ -118,7 +118,7 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
 impl Rows {
     /// Takes over channels that are better (given that of each row); false when there is none.
     fn improve(&mut self, other: Rows, channels: &[usize]) -> bool {
-        let mut gained = vec![0.0; channels.iter().max().map_or(0, |most| most + 1)];
+        let mut gained = vec![0.0; channels.len()];
         for (i, &c) in channels.iter().enumerate() {
             gained[c] += self.wrong[i] - other.wrong[i];
         }
@@ -162,7 +162,7 @@ impl<'a> Task<'a> {
 
     /// One scale for each channel.
     fn of_channels(&self, rows: &[f32]) -> Vec<f32> {
-        let mut largest = vec![0.0f32; self.channels.iter().max().map_or(0, |most| most + 1)];
+        let mut largest = vec![0.0f32; self.site.dims()[self.site.layout.out_axis]];
         for (&c, &scale) in self.channels.iter().zip(rows) {
             largest[c] = largest[c].max(scale);
         }

@@ -81,7 +81,7 @@ impl LowRank {
 /// A layer that can be fitted.
 fn free(model: &Model, id: NodeId) -> Option<Site> {
     let site = site(model, id)?.ok()?;
-    let plain = site.layout.groups == 1 && site.layout.window.as_ref().is_none_or(|w| !w.transposed);
+    let plain = site.layout.groups == 1 && !site.is_transposed();
     (plain && !site.shared && site.layout.scale != 0.0 && site.columns() <= MAX_COLUMNS).then_some(site)
 }
 

@@ -210,7 +210,7 @@ fn windows(model: &Model, id: NodeId, dot: &Dot) -> (Option<Patch>, usize) {
     let Some(Ok(site)) = site(model, id) else { return axis };
     let taps = site.taps();
     let wide = site.inputs().saturating_mul(taps) > MAX_WINDOW;
-    let backwards = site.layout.window.as_ref().is_some_and(|w| w.transposed);
+    let backwards = site.is_transposed();
     match taps > 1 && !wide && !backwards && matches!(site.patch, Patch::Windows { .. }) {
         true => (Some(site.patch), taps),
         false => axis,

@@ -1,7 +1,7 @@
 //! What a rule works on: the model, what is known of its values, and the edits that several rules share.
 
 use super::facts::Facts;
-use crate::ir::{Attr, GraphId, Model, NodeId, Op, Origin, Tensor, Use, ValueId};
+use crate::ir::{Attr, GraphId, Model, NodeId, Origin, Tensor, Use, ValueId};
 use crate::pb;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -216,10 +216,7 @@ impl<'m> Work<'m> {
     /// Changes what a node is, keeping its name and outputs.
     pub fn set_op(&mut self, id: NodeId, op: &str, attrs: Vec<Attr>) {
         let n = self.model.node_mut(id);
-        n.op = Op {
-            domain: String::new(),
-            name: op.to_owned(),
-        };
+        n.set_op("", op);
         n.attrs = attrs;
     }
 }

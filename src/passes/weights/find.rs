@@ -38,8 +38,7 @@ impl Weight {
         let inside = |s: &&Site| model.node(s.node).graph() == main && model.value(s.input).graph() == main;
         let usable = |s: &&Site| {
             let columns = s.inputs() / s.layout.groups * s.taps();
-            let transposed = s.layout.window.as_ref().is_some_and(|w| w.transposed);
-            columns <= MOST && !transposed
+            columns <= MOST && !s.is_transposed()
         };
         let sites = self.sites.iter().filter(inside).filter(usable);
         sites
@@ -89,7 +88,7 @@ fn of_site(site: Site) -> Weight {
     let dims = site.dims().to_vec();
     let axis = site.layout.out_axis;
     let others: Vec<usize> = (0..dims.len()).filter(|a| *a != axis).collect();
-    let transposed = site.layout.window.as_ref().is_some_and(|w| w.transposed);
+    let transposed = site.is_transposed();
     // Taps outside, channels inside: blocks run along the channels, as DequantizeLinear has it.
     let columns: Vec<usize> = match site.layout.window {
         Some(_) => (2..dims.len()).chain([1]).collect(),

@@ -10,7 +10,7 @@
 use super::emit::{Emitter, packed};
 use super::find::Weight;
 use super::fit::Fitted;
-use crate::ir::{Attr, Model, NodeId, Op, Tensor, ValueId};
+use crate::ir::{Attr, Model, NodeId, Tensor, ValueId};
 use crate::pb;
 use anyhow::{Context as _, Result};
 
@@ -79,12 +79,8 @@ pub fn emit(emitter: &mut Emitter, w: &Weight, fitted: &Fitted, int8: bool) -> R
         }
         emitter.model.set_inputs(node, inputs);
         let n = emitter.model.node_mut(node);
-        n.op = Op {
-            domain: DOMAIN.to_owned(),
-            name: "MatMulNBits".to_owned(),
-        };
+        n.set_op(DOMAIN, "MatMulNBits");
         n.attrs.clone_from(&attrs);
-        n.rest.domain = None;
     }
     if emitter.model.opset(DOMAIN) == 0 {
         emitter.model.rest.opset_import.push(pb::OperatorSetIdProto {
