@@ -14,6 +14,7 @@ mod opsets;
 mod outliers;
 pub mod place;
 mod prepare;
+mod rest;
 mod settle;
 mod tables;
 mod targets;

@@ -11,6 +11,7 @@ use prost::Message;
 
 mod half;
 mod integers;
+mod wide;
 
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;

@@ -8,18 +8,23 @@ use crate::ops::saturates;
 /// say: where they are decided, others are not.
 pub const BEFORE: f64 = 0.25;
 
-/// The value that an output is computed from by a function that saturates. Codes at the end are looked through.
+/// The value that an output is computed from by a function that saturates. Codes and casts at the end are looked through.
 pub fn before(model: &Model, output: ValueId) -> Option<ValueId> {
     let mut v = output;
-    for _ in 0..=CODES.len() {
+    for _ in 0..MOST {
         let node = model.node(model.value(v).producer()?);
         if saturates(node) {
             return node.input(0);
         }
-        v = node.input(0).filter(|_| CODES.iter().any(|op| node.is(op)))?;
+        v = node
+            .input(0)
+            .filter(|_| node.is("Cast") || CODES.iter().any(|op| node.is(op)))?;
     }
     None
 }
+
+/// So many nodes at the end are looked at.
+const MOST: usize = 4;
 
 const CODES: [&str; 2] = ["QuantizeLinear", "DequantizeLinear"];
 

@@ -21,7 +21,7 @@ pub struct Part {
 /// More are no longer things of different kinds.
 const MOST: usize = 4;
 
-/// The parts of the model's outputs, each with the number of the output: of those whose last operator, but for Transpose and codes, is a
+/// The parts of the model's outputs, each with the number of the output: of those whose last operator, but for Transpose, Cast and codes, is a
 /// Concat of values that different operators make. `types`: for the dimensions of the samples.
 pub fn parts(model: &Model, types: &Types) -> Vec<(usize, Part)> {
     let outputs = model.main().outputs().iter().enumerate();
@@ -51,7 +51,7 @@ fn found(model: &Model, output: ValueId, types: &Types) -> Option<Vec<Part>> {
                 };
                 axes = axes.iter().map(|a| turned.get(*a).copied()).collect::<Option<_>>()?;
             }
-            "Identity" | "QuantizeLinear" | "DequantizeLinear" => {}
+            "Identity" | "Cast" | "QuantizeLinear" | "DequantizeLinear" => {}
             _ => return None,
         }
         v = node.input(0)?;
@@ -79,9 +79,10 @@ fn found(model: &Model, output: ValueId, types: &Types) -> Option<Vec<Part>> {
     (kinds.len() > 1 && all.len() <= MOST && dims(output)?.get(along) == Some(&start)).then_some(all)
 }
 
-/// The operator that makes a value, codes and moves aside.
+/// The operator that makes a value, codes, casts and moves aside.
 fn made_by(model: &Model, mut v: ValueId) -> Option<NodeId> {
-    const ASIDE: [&str; 6] = [
+    const ASIDE: [&str; 7] = [
+        "Cast",
         "QuantizeLinear",
         "DequantizeLinear",
         "Transpose",
@@ -101,7 +102,7 @@ fn made_by(model: &Model, mut v: ValueId) -> Option<NodeId> {
 impl Part {
     /// What two forms of an output hold there; `None` when they are no floats, or the dimensions do not fit.
     pub fn both(&self, x: &Tensor, y: &Tensor) -> Option<(Vec<f32>, Vec<f32>)> {
-        let of = |t: &Tensor| self.of(&t.floats()?, t.dims());
+        let of = |t: &Tensor| self.of(&t.reals()?, t.dims());
         of(x).zip(of(y))
     }
 

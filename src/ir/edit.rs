@@ -434,29 +434,32 @@ impl Model {
         }
     }
 
-    /// Changes the element type that is declared for a value: at its ports, and in `value_info`, where an entry is added when there is none.
+    /// Changes the element type that is declared for a value: at its ports, those of sub-graphs that give it out too, and in `value_info`, where an entry is added
+    /// when there is none.
     pub fn declare_elem_type(&mut self, value: ValueId, dtype: super::DType) {
         self.revision += 1;
         let v = &self.values[value.index()];
-        let (name, retyped) = (v.name.clone(), v.retyped);
-        let graph = &mut self.graphs[v.graph.index()];
-        let ports = graph
-            .inputs
-            .iter_mut()
-            .chain(&mut graph.outputs)
-            .filter(|p| p.value == value);
-        let mut ports = ports.map(|p| &mut p.info).collect::<Vec<_>>();
-        let mut infos = graph
-            .infos
-            .iter_mut()
-            .filter(|i| i.value == Some(value))
-            .map(|i| &mut i.info)
-            .collect::<Vec<_>>();
-        let declared = !ports.is_empty() || !retyped && !infos.is_empty();
-        for info in ports.iter_mut().chain(&mut infos) {
+        let (name, retyped, home) = (v.name.clone(), v.retyped, v.graph.index());
+        let set = |info: &mut pb::ValueInfoProto| {
             if let Some(pb::type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
                 t.elem_type = Some(dtype as i32);
             }
+        };
+        let mut declared = false;
+        for reader in &v.uses {
+            if let Use::Output(g, slot) = *reader {
+                set(&mut self.graphs[g.index()].outputs[slot].info);
+                declared = true;
+            }
+        }
+        let graph = &mut self.graphs[home];
+        for port in graph.inputs.iter_mut().filter(|p| p.value == value) {
+            set(&mut port.info);
+            declared = true;
+        }
+        for info in graph.infos.iter_mut().filter(|i| i.value == Some(value)) {
+            set(&mut info.info);
+            declared |= !retyped;
         }
         if !declared {
             self.declare(value, Model::elem_info(name, dtype));

@@ -268,6 +268,12 @@ impl Tensor {
         self.view::<f32>()
     }
 
+    /// The elements of a floating-point tensor of any width as `f32`; `None` for integers and the rest.
+    pub fn reals(&self) -> Option<Cow<'_, [f32]>> {
+        use DType::{Bfloat16, Double, Float, Float16};
+        matches!(self.dtype(), Float | Double | Float16 | Bfloat16).then(|| self.to_f32())?
+    }
+
     /// The elements as `f32`, for every real type (float16, double, integers, bool); `None` for the others.
     pub fn to_f32(&self) -> Option<Cow<'_, [f32]>> {
         fn conv<T: Element>(t: &Tensor, f: impl Fn(T) -> f32) -> Option<Cow<'_, [f32]>> {

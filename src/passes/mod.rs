@@ -21,6 +21,7 @@ mod trial;
 
 pub mod dynamic;
 pub mod fp16;
+pub mod fp32;
 pub mod int8;
 pub mod lowrank;
 pub mod opset;
@@ -88,6 +89,7 @@ pub struct PassInfo {
 pub const ALL: &[&PassInfo] = &[
     &opset::INFO,
     &simplify::INFO,
+    &fp32::INFO,
     &prune::INFO,
     &sparsify::INFO,
     &lowrank::INFO,

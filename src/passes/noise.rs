@@ -98,7 +98,7 @@ impl Reference {
         };
         let mut keep = |(sample, wanted): (Sample, Vec<Tensor>)| {
             for (variation, x) in variations.iter_mut().zip(&wanted) {
-                variation.add(&x.floats().unwrap_or_default());
+                variation.add(&x.reals().unwrap_or_default());
             }
             key = key.take().map(|k| k.sample(&sample));
             reference.samples.push(sample);
@@ -280,7 +280,7 @@ impl Reference {
 /// Never for floats of equal number.
 pub fn add<'a>(gaps: &mut [Gap], before: impl IntoIterator<Item = &'a Tensor>, after: &[Tensor]) -> Result<()> {
     for ((gap, x), y) in gaps.iter_mut().zip(before).zip(after) {
-        match (x.floats(), y.floats()) {
+        match (x.reals(), y.reals()) {
             (Some(x), Some(y)) if x.len() == y.len() => gap.add(&x, &y)?,
             (Some(_), _) => gap.broken += 1,
             (None, _) => {}

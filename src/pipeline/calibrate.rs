@@ -40,7 +40,7 @@ pub fn calibrate(
     let memo = Memo::open(&options.stats, &model, data.len(), &engine.name(), &spelled).context("--stats")?;
     let memo = memo.measuring(shard, target);
     let (samples, _) = data.split();
-    let requests = options.requests();
+    let requests = options.requests_for(&model);
     let applied = apply(
         &mut model,
         &requests,

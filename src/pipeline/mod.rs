@@ -1,27 +1,26 @@
 //! The main job: read, rewrite pass by pass, verify, put into place, account for it.
 
 mod calibrate;
+mod options;
 mod targets;
 
 pub use calibrate::{Calibrated, calibrate};
+pub use options::Options;
 pub use targets::{Amount, Targets};
 
-use crate::cache::Cache;
 use crate::calibrate::Memo;
-use crate::data::{Dataset, Preprocess, Samples};
+use crate::data::{Dataset, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
-use crate::onnx::{self, WriteOptions};
-use crate::passes::{Context, Request, Rule, find};
+use crate::onnx::{self};
+use crate::passes::{Context, Request, Rule};
 use crate::progress::Progress;
-use crate::report::{Baseline, DataUsed, PassRun, Report, Size, credit, layer_sizes, weights};
+use crate::report::{DataUsed, PassRun, Report, Size, credit, layer_sizes, weights};
 use crate::verify::{Budget, Decisions, OutputGap, Speed, SpeedEffort, Verdict, compare, judge, layers, speed};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
 /// Samples that are made up when there are no real ones.
 const SYNTHETIC_SAMPLES: usize = 16;
@@ -38,101 +37,6 @@ impl std::fmt::Display for OtherSize {
     }
 }
 impl std::error::Error for OtherSize {}
-
-/// What the user asked for.
-#[derive(Clone)]
-pub struct Options {
-    /// The passes, in order. `simplify` is put in front (after `opset`) unless [`Options::simplify_first`] is off or it is there.
-    pub passes: Vec<Request>,
-    /// Options that are another for some nodes.
-    pub rules: Vec<Rule>,
-    /// Run `simplify` before everything else.
-    pub simplify_first: bool,
-    /// Calibration data; without it, `test_data_set_N` beside the model, or made-up numbers.
-    pub calib: Option<PathBuf>,
-    /// Files of statistics that were measured before ([`crate::calibrate`]).
-    pub stats: Vec<PathBuf>,
-    /// How images in [`Options::calib`] become inputs.
-    pub preprocess: Option<Preprocess>,
-    /// What may be lost; by default [`Budget::lossless`] or [`Budget::lossy`], as the passes are.
-    pub budget: Option<Budget>,
-    /// How small the result has to be.
-    pub targets: Targets,
-    /// An earlier result that this one must not fall behind.
-    pub baseline: Option<Baseline>,
-    /// The part of the budget that may be used up; a search leaves some for what few samples do not tell. What uses more of it is refused, and
-    /// explained only when all of it might have been used: a search looks for another result first.
-    pub part: f64,
-    /// A result of another size is not looked at: [`OtherSize`].
-    pub bytes: RangeInclusive<u64>,
-    /// A search begins no further measurement after so long; `None`: it takes as long as its effort says.
-    pub search_time: Option<Duration>,
-    /// Measure how fast the result is beside the original.
-    pub bench: bool,
-    /// Write the output even when the verdict is against it.
-    pub keep: bool,
-    /// Compare the result with the original before it is let out.
-    pub verify: bool,
-    /// Say in the report how much noise came in at each layer, even when the budget holds.
-    pub layers: bool,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Number of threads; results do not depend on it.
-    pub threads: usize,
-    /// What trials have measured; results do not depend on it.
-    pub cache: Option<Arc<Cache>>,
-    /// How to write.
-    pub write: WriteOptions,
-}
-
-impl Options {
-    /// These passes, everything else at its default.
-    pub fn new(passes: Vec<Request>) -> Options {
-        Options {
-            passes,
-            rules: Vec::new(),
-            simplify_first: true,
-            calib: None,
-            stats: Vec::new(),
-            preprocess: None,
-            budget: None,
-            targets: Targets::default(),
-            baseline: None,
-            part: 1.0,
-            bytes: 0..=u64::MAX,
-            search_time: None,
-            bench: false,
-            keep: false,
-            verify: true,
-            layers: false,
-            seed: 0,
-            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            cache: None,
-            write: WriteOptions::default(),
-        }
-    }
-
-    /// The passes, and what is another for some nodes, in one line.
-    pub fn spelled(&self) -> String {
-        let rule = |r: &Rule| format!("{}: {}.{}={}", r.glob, r.pass, r.option, r.value);
-        let passes: Vec<String> = self.requests().iter().map(Request::spelled).collect();
-        let rules: Vec<String> = self.rules.iter().map(rule).collect();
-        [vec![passes.join(",")], rules].concat().join("; ")
-    }
-
-    /// The passes that run, `simplify` included, with what is another for some nodes.
-    pub fn requests(&self) -> Vec<Request> {
-        let mut all = self.passes.clone();
-        let first = all.iter().take_while(|r| r.info.name == "opset").count();
-        let named = all.get(first).is_some_and(|r| r.info.name == "simplify");
-        if let (true, false, Some(info)) = (self.simplify_first, named, find("simplify")) {
-            let options = crate::passes::Options::defaults(info);
-            all.insert(first, Request { info, options });
-        }
-        all.iter_mut().for_each(|r| r.options.follow(&self.rules));
-        all
-    }
-}
 
 /// Rewrites the model in `input` into `output`, which may be the same file.
 ///
@@ -214,7 +118,7 @@ pub fn rewrite(
 ) -> Result<Report> {
     crate::analysis::legal::check(model)?;
     let original = model.clone();
-    let requests = options.requests();
+    let requests = options.requests_for(&original);
     let lossy = requests.iter().any(|r| r.info.lossy);
     let (calib, held) = data.split();
     let mut report = Report::new(engine.name());

@@ -314,7 +314,7 @@ impl Search<'_> {
     fn made(&mut self, plan: &Plan) -> Result<Model> {
         let mut first = self.options.clone();
         first.passes = plan.requests(&self.options.passes)?;
-        let requests = first.requests();
+        let requests = first.requests_for(self.original);
         let same = self
             .chain
             .iter()

@@ -41,7 +41,7 @@ impl Decisions {
                     let Some((classes, label)) = classes(t, samples.label(i)) else {
                         continue;
                     };
-                    let Some(scores) = t.floats() else { continue };
+                    let Some(scores) = t.reals() else { continue };
                     scores.chunks_exact(classes).for_each(|row| margins.add(row, label));
                 }
                 progress.advance(1);

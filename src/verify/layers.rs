@@ -112,7 +112,7 @@ fn gaps(
                 return Ok(());
             }
             for ((gap, x), y) in gaps.iter_mut().zip(&before).zip(&values) {
-                if let (true, Some(a), Some(b)) = (x.dims() == y.dims() && x.len() <= LARGEST, x.floats(), y.floats()) {
+                if let (true, Some(a), Some(b)) = (x.dims() == y.dims() && x.len() <= LARGEST, x.reals(), y.reals()) {
                     gap.add(&a, &b)?;
                 }
             }

@@ -83,8 +83,10 @@ fn a_transposed_convolution_between_floats_is_left_as_it_is_in_onnx_runtime() {
     let y = node(&mut m, "ConvTranspose", "turned", &[x, w], "y", vec![]);
     output(&mut m, y, &[1, 16, 27, 27]);
     let mut stored = m.clone();
-    run(&mut m, "int8");
+    run(&mut m, "int8(rest=float)");
     assert_eq!((count(&m, "QuantizeLinear"), maker(&m, "turned", 1)), (0, None));
+    run(&mut m, "int8");
+    assert_eq!((count(&m, "QuantizeLinear"), maker(&m, "turned", 1)), (0, Some("Mul")));
     let notes = run(&mut stored, "int8(prefer=size)");
     assert_eq!(maker(&stored, "turned", 1), Some("DequantizeLinear"));
     let told = notes

@@ -157,6 +157,14 @@ impl Half {
 /// The least number that float16 holds with all its bits.
 pub const LEAST: f32 = 6.103_515_6e-5;
 
+/// How the pass is asked for this type.
+pub fn of(half: DType) -> &'static str {
+    match half {
+        DType::Bfloat16 => "fp16(type=bfloat16)",
+        _ => "fp16",
+    }
+}
+
 struct Fp16 {
     half: Half,
     weights: bool,

@@ -5,7 +5,7 @@
 //! them (`analysis::stats`), which of them should (`place`), the range of every value (`ranges`), the weights (`weights`), and
 //! then the graph (`emit`). What the runtime cannot fuse stays in floating point: a stray Q/DQ pair costs time and accuracy.
 //!
-//! Does nothing to a model that is quantized already, or has no weight that meets an activation in its main graph. Costs one
+//! Does nothing to a model that is quantized already. What stays in floating point is stored in 8 bits (`rest`). Costs one
 //! run over the calibration samples and 16 KB for every quantized value.
 
 mod account;
@@ -20,6 +20,7 @@ mod narrow;
 mod place;
 mod prepare;
 mod ranges;
+mod rest;
 mod seen;
 mod settle;
 mod target;
@@ -53,7 +54,12 @@ pub const INFO: PassInfo = PassInfo {
     doc: include_str!("doc.md"),
     lossy: true,
     part: Part::Precision {
-        ways: &["int8", "int8(error=0.01)", "int8(error=0.003)"],
+        // What stays in floating point is stored in as few bits as will do, by the pass behind.
+        ways: &[
+            "int8(rest=float)",
+            "int8(error=0.01,rest=float)",
+            "int8(error=0.003,rest=float)",
+        ],
         error: Some("mixed"),
     },
     options: OPTIONS,
@@ -110,10 +116,16 @@ const OPTIONS: &[Opt] = &[
         doc: "leave operators in floating point that would be slower in integers, conversions included; or store every weight in 8 bits",
     },
     Opt {
+        name: "rest",
+        default: "stored",
+        values: "stored|float",
+        doc: "weights of what stays in floating point: stored in 8 bits, from which a runtime makes floats while it loads the model (target=ort), or left as they are",
+    },
+    Opt {
         name: "skip",
         default: "",
         values: "names of nodes, `*` and `?` as wildcards, separated by `;`",
-        doc: "nodes to leave in floating point",
+        doc: "nodes to leave in floating point, with their weights",
     },
 ];
 
@@ -126,6 +138,8 @@ struct Int8 {
     error: f64,
     /// What weights of fewer bits may cost; 0: none.
     mixed: f64,
+    /// Weights of what stays in floating point are stored in 8 bits.
+    rest: bool,
     skip: Names,
 }
 
@@ -146,6 +160,7 @@ fn build(o: &Options) -> Result<Int8> {
         options: o.clone(),
         error,
         mixed,
+        rest: o.text("rest") == "stored",
         prefer: if o.text("prefer") == "size" {
             Prefer::Size
         } else {
@@ -233,7 +248,11 @@ impl Int8 {
                 String::new(),
                 "no weight in the main graph meets an activation",
             );
-            return Ok(Outcome::Nothing);
+            let reference = match rival.is_none() && self.rest {
+                true => Some(settle::closer(model, cx)?),
+                false => None,
+            };
+            return self.without_integers(model, None, reference.as_ref(), cx);
         }
         let stats = cx.stats_of(model, &wanted, &cx.affordable(model, WORK, SAMPLES))?;
         let ranges = ranges::all(self.ranges, &values, &stats, &units);

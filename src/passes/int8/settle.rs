@@ -63,6 +63,15 @@ fn samples(cx: &Context, most: usize) -> Samples {
     samples.every(samples.len().div_ceil(most).max(1), 0)
 }
 
+/// The outputs of the model as it is, for a closer look.
+///
+/// # Errors
+/// As [`Reference::new`].
+pub fn closer(model: &Model, cx: &Context) -> Result<Reference> {
+    let most = runs(cx.macs(model), MORE.1, SAMPLES).min(MORE.0);
+    Reference::new(model, &samples(cx, most), cx)
+}
+
 impl Int8 {
     /// Writes Q/DQ pairs; where an output errs too much, with equalized channels, or again with less in integers. What was said of the
     /// model begins with the note of number `start`.
@@ -85,28 +94,35 @@ impl Int8 {
             || self.attempt(model, units, &elements, (seen, weights), cx),
             || rival.is_none().then(|| Reference::new(model, &few, &aside)).transpose(),
         );
-        let Some(mut attempt) = first? else {
+        let (first, own) = (first?, reference?);
+        let Some(mut attempt) = first else {
             cx.leave("no operator with a weight can run in integers");
-            return Ok(Outcome::Nothing);
+            return self.without_integers(model, Some(seen), own.as_ref(), cx);
         };
-        let own = reference?;
         let first = own
             .as_ref()
             .or(rival.map(|r| r.reference))
             .context("one of both is given")?;
         let mut now = first.error(&attempt.model, cx)?;
-        let more = (rival.is_none() && now > first.careful(self.error)).then(|| {
-            let most = runs(cx.macs(model), MORE.1, SAMPLES).min(MORE.0);
-            Reference::new(model, &samples(cx, most), cx)
-        });
-        let more = more.transpose()?;
+        let errs = rival.is_none() && now > first.careful(self.error);
+        let more = errs.then(|| closer(model, cx)).transpose()?;
         if let Some(more) = &more {
             now = more.error(&attempt.model, cx)?;
         }
-        let reference = more.as_ref().unwrap_or(first);
+        let looked_at = more.as_ref().unwrap_or(first);
         match rival {
             Some(rival) if now >= rival.error => return Ok(Outcome::Beaten),
-            None if now > self.error && self.equal(model, &Rival { reference, error: now }, start, cx)? => {
+            None if now > self.error
+                && self.equal(
+                    model,
+                    &Rival {
+                        reference: looked_at,
+                        error: now,
+                    },
+                    start,
+                    cx,
+                )? =>
+            {
                 return Ok(Outcome::Quantized);
             }
             _ => {}
@@ -115,11 +131,11 @@ impl Int8 {
         let every = elements.clone();
         let gain = |u: &Unit| place::gain(u, &every);
         // What is chosen by a few samples does worse on others.
-        let limit = reference.careful(self.error);
+        let limit = looked_at.careful(self.error);
         let mut allowed = if rival.is_some() { limit } else { self.error };
         for round in 0..ROUNDS {
             if round > 0 {
-                (now, allowed) = (reference.error(&attempt.model, cx)?, self.error);
+                (now, allowed) = (looked_at.error(&attempt.model, cx)?, self.error);
             }
             if now <= allowed {
                 break;
@@ -128,7 +144,7 @@ impl Int8 {
             let mut without = |some: &[usize]| {
                 let fewer = less(&elements, units, some);
                 let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
-                let error = |a: &Attempt| reference.error(&a.model, cx);
+                let error = |a: &Attempt| looked_at.error(&a.model, cx);
                 let integer = attempt.iter().flat_map(|a| integer(units, &a.placement));
                 Ok(Trial {
                     error: attempt.as_ref().map_or(Ok(0.0), error)?,
@@ -152,11 +168,11 @@ impl Int8 {
                     "wherever integers were tried, the outputs err by more than error={}",
                     self.error
                 ));
-                return Ok(Outcome::Nothing);
+                return self.without_integers(model, Some(seen), Some(looked_at), cx);
             };
             attempt = fewer;
         }
-        self.finish(model, units, attempt, (seen, weights), cx)?;
+        self.finish((model, units, looked_at), attempt, (seen, weights), cx)?;
         Ok(Outcome::Quantized)
     }
 
@@ -208,11 +224,10 @@ impl Int8 {
         }))
     }
 
-    /// Takes fewer bits where asked, and tells the ranges.
+    /// Takes fewer bits where asked, stores what stays in floating point, and tells the ranges.
     fn finish(
         &self,
-        model: &mut Model,
-        units: &Units,
+        (model, units, reference): (&mut Model, &Units, &Reference),
         mut attempt: Attempt,
         (seen, weights): (&Seen, &mut Weights),
         cx: &mut Context,
@@ -230,6 +245,7 @@ impl Int8 {
             self.write(quantized, units, placement, scales, weights, cx)?;
             tables::narrow::apply(quantized, &tables, &mut Packer::default(), cx)?;
         }
+        self.store_rest((model, quantized), integer(units, placement), Some(seen), reference, cx)?;
         let how = (self.ranges, self.target.codes);
         cx.charts
             .extend(chart::charts(model, units, placement, scales, seen.stats, how));

@@ -1,13 +1,13 @@
 //! Constant folding: what depends on constants only, or on shapes that are known, is computed here and now.
 //!
 //! A file must not grow by it: a result is kept when it is at most [`SLACK`] bytes larger than the constants that only
-//! this computation reads.
+//! this computation reads. Nodes that cut a constant into pieces (the gates of an LSTM) count together.
 
 use super::numbers::is_finite;
 use super::work::Work;
 use super::{direct, moved};
 use crate::engine::{Engine, eval::evaluate};
-use crate::ir::{DType, Model, NodeId, Origin, Tensor, ValueId, bits};
+use crate::ir::{DType, Model, NodeId, Origin, Tensor, Use, ValueId, bits};
 use crate::ops::infer::product;
 use crate::pb;
 use std::collections::BTreeSet;
@@ -199,8 +199,29 @@ fn is_small_enough(w: &Work, id: NodeId) -> bool {
         return false;
     };
     let inputs = w.model.node(id).inputs().iter().flatten();
-    let freed: usize = inputs.map(|v| freed(w, *v)).sum();
-    result <= freed.saturating_add(SLACK)
+    let freed: usize = inputs.clone().map(|v| freed(w, *v)).sum();
+    result <= freed.saturating_add(SLACK) || inputs.clone().any(|v| is_cut_up(w, *v))
+}
+
+/// Whether all who read a constant move pieces of it elsewhere, and the pieces are no larger together.
+fn is_cut_up(w: &Work, v: ValueId) -> bool {
+    /// More readers than this are no pieces of a weight.
+    const MOST: usize = 16;
+    let value = w.model.value(v);
+    let private = value.uses().len() <= MOST && !w.is_pinned(v) && value.origin() != Origin::Input;
+    let Some(t) = w.constant(v).filter(|_| private) else {
+        return false;
+    };
+    let mut pieces = 0usize;
+    for reader in value.uses() {
+        let Use::Node(id, _) = *reader else { return false };
+        let moves = MOVES.contains(&w.model.node(id).op.name.as_str()) && reads_constants_only(w, id);
+        let Some(bytes) = result_bytes(w, id).filter(|_| moves) else {
+            return false;
+        };
+        pieces = pieces.saturating_add(bytes);
+    }
+    pieces <= t.byte_len().saturating_add(SLACK)
 }
 
 fn result_bytes(w: &Work, id: NodeId) -> Option<usize> {

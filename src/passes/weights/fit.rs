@@ -62,9 +62,16 @@ pub struct Data([Stats; 2]);
 /// What of the data codes are rounded by.
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
-    halves: &'a [Stats; 2],
+    halves: [&'a Stats; 2],
     /// The first half alone; the other only says how far it is to be believed.
     first: bool,
+}
+
+impl<'a> Seen<'a> {
+    /// All that two halves of the samples say.
+    pub fn of(halves: [&'a Stats; 2]) -> Seen<'a> {
+        Seen { halves, first: false }
+    }
 }
 
 impl Data {
@@ -82,16 +89,13 @@ impl Data {
 
     /// All samples.
     pub fn all(&self) -> Seen<'_> {
-        Seen {
-            halves: &self.0,
-            first: false,
-        }
+        Seen::of(self.0.each_ref())
     }
 
     /// The first half.
     pub fn half(&self) -> Seen<'_> {
         Seen {
-            halves: &self.0,
+            halves: self.0.each_ref(),
             first: true,
         }
     }

@@ -11,6 +11,7 @@ pub(super) mod find;
 pub(super) mod fit;
 mod narrow;
 mod nbits;
+mod rest;
 pub(super) mod view;
 
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, tables};
@@ -20,6 +21,7 @@ use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
 use fit::{Data, Scheme, fit};
+pub(super) use rest::Rest;
 use std::collections::BTreeMap;
 
 /// The pass's row in the table.

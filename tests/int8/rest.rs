@@ -1,0 +1,53 @@
+//! What stays in floating point is stored in 8 bits.
+
+use super::{Attr, Model, input, node, output, run, sqnr, weight};
+use onnxzip::passes::NoteKind;
+
+/// A GRU, which has no integers, and nothing else.
+fn gru() -> Model {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[6, 1, 40]);
+    let w = weight(&mut m, "w", &[1, 96, 40], 1);
+    let r = weight(&mut m, "r", &[1, 96, 32], 2);
+    let hidden = vec![Attr::int("hidden_size", 32)];
+    let y = node(&mut m, "GRU", "gru", &[x, w, r], "y", hidden);
+    output(&mut m, y, &[6, 1, 1, 32]);
+    m
+}
+
+/// What makes each input of a node.
+fn makers<'a>(m: &'a Model, name: &str) -> Vec<Option<&'a str>> {
+    let (_, n) = m.nodes().find(|(_, n)| n.name() == name).expect("it is there");
+    let maker = |v| Some(m.node(m.value(v).producer()?).op.name.as_str());
+    n.inputs().iter().flatten().map(|v| maker(*v)).collect()
+}
+
+#[test]
+fn weights_of_operators_without_integers_are_stored() {
+    let original = gru();
+    let mut m = original.clone();
+    let notes = run(&mut m, "int8");
+    assert_eq!(makers(&m, "gru"), [None, Some("Mul"), Some("Mul")]);
+    let db = sqnr(&original, &m);
+    assert!((35.0..70.0).contains(&db), "{db} dB");
+    let told = |n: &&onnxzip::passes::Note| n.kind == NoteKind::Did && n.what.contains("is stored in 8 bits");
+    assert_eq!(notes.iter().filter(told).count(), 2, "{notes:?}");
+}
+
+#[test]
+fn they_stay_where_asked_and_where_outputs_err_too_much() {
+    for list in [
+        "int8(rest=float)",
+        "int8(skip=gru)",
+        "int8(error=1e-9)",
+        "int8(target=generic)",
+    ] {
+        let mut m = gru();
+        let notes = run(&mut m, list);
+        assert_eq!(makers(&m, "gru"), [None, None, None], "{list}");
+        let refused = notes
+            .iter()
+            .any(|n| n.what.contains("outputs would err by more than error="));
+        assert_eq!(refused, list.contains("error="), "{list}: {notes:?}");
+    }
+}
