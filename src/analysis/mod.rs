@@ -1,5 +1,6 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
+pub mod chosen;
 mod claims;
 pub mod cost;
 pub mod ends;

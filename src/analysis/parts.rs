@@ -80,7 +80,7 @@ fn found(model: &Model, output: ValueId, types: &Types) -> Option<Vec<Part>> {
 }
 
 /// The operator that makes a value, codes, casts and moves aside.
-fn made_by(model: &Model, mut v: ValueId) -> Option<NodeId> {
+pub(super) fn made_by(model: &Model, mut v: ValueId) -> Option<NodeId> {
     const ASIDE: [&str; 7] = [
         "Cast",
         "QuantizeLinear",

@@ -18,6 +18,7 @@ mod repair;
 mod rules;
 mod tables;
 mod trial;
+mod watched;
 
 pub mod dynamic;
 pub mod fp16;

@@ -3,6 +3,7 @@
 use super::Context;
 use super::checkpoints::{Checkpoints, Late};
 use super::context::runs;
+use super::watched::{self, Watched};
 use crate::analysis::cost::cost;
 use crate::analysis::ends;
 use crate::analysis::infer::infer_sample;
@@ -31,18 +32,18 @@ const SIDE: usize = 4;
 const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
-/// Scores between 0 and 1 count as if they were at least so large, root mean square: where there are none, there is nothing to lose.
-const LEAST: f64 = 1e-3;
 
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
-    /// The numbers of outputs behind functions that saturate, and by how much the values before those count: as much as the outputs where these
+    /// Outputs, or what they are chosen from.
+    watched: Watched,
+    /// The places (in `watched`) of outputs behind functions that saturate, and by how much the values before those count: as much as the outputs where these
     /// have saturated, else [`ends::BEFORE`].
     before: Vec<(usize, f64)>,
     samples: Vec<Sample>,
-    /// Outputs, and then the values before some of them, for each sample.
+    /// What is watched, and then the values before some of them, for each sample.
     wanted: Vec<Vec<Tensor>>,
-    /// What outputs are put together from, with the number of each output.
+    /// What outputs are put together from, with the place of each output.
     parts: Vec<(usize, Part)>,
     /// Tells the model and the samples, where there is a cache.
     key: Option<Key>,
@@ -60,8 +61,10 @@ impl Reference {
     /// # Errors
     /// When a sample fails. [`crate::engine::NotRun`] is in the chain when the engine does not run the model.
     pub fn new(model: &Model, samples: &Samples, cx: &Context) -> Result<Reference> {
-        let outputs: Vec<ValueId> = model.main().outputs().iter().map(|p| p.value).collect();
+        let watched = Watched::of(model);
+        let outputs = watched.values();
         let ends: Vec<(usize, ValueId)> = (0..outputs.len())
+            .filter(|k| watched.is_output(*k))
             .filter_map(|k| Some((k, ends::before(model, outputs[k])?)))
             .collect();
         let all: Vec<ValueId> = outputs.iter().copied().chain(ends.iter().map(|e| e.1)).collect();
@@ -72,11 +75,16 @@ impl Reference {
         let samples = samples.spread(most.min(SAMPLES)).spread_first(few.min(SPREAD));
         cx.progress.start("try", samples.len());
         let session = cx.engine.load(model, &all, &samples.get(0)?)?;
+        let parts = types.map(|types| parts(model, &types)).unwrap_or_default();
+        let parts = parts
+            .into_iter()
+            .filter_map(|(k, part)| Some((watched.place_of(k)?, part)));
         let mut reference = Reference {
             before: Vec::new(),
             samples: Vec::new(),
             wanted: Vec::new(),
-            parts: types.map(|types| parts(model, &types)).unwrap_or_default(),
+            parts: parts.collect(),
+            watched,
             key: None,
             few,
             piecemeal: None,
@@ -84,7 +92,7 @@ impl Reference {
         };
         let named = |_: &Cache| {
             Key::new(
-                "error of outputs, their parts, and what is before them",
+                "error of outputs or what they are chosen from, their parts, and what is before them",
                 &cx.engine.name(),
             )
             .model(model)
@@ -207,6 +215,9 @@ impl Reference {
         let Some(first) = self.samples.first() else {
             return Ok(0.0);
         };
+        if self.watched.values_in(changed).is_none() {
+            return Ok(f64::INFINITY);
+        }
         let session = self.load(changed, first, cx)?;
         self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx)
     }
@@ -224,7 +235,8 @@ impl Reference {
     /// A session for the values that are compared, and which of them there are.
     fn load(&self, changed: &Model, like: &Sample, cx: &Context) -> Result<(Box<dyn Session>, Vec<bool>), NotRun> {
         // An output may be another value now: a clip at the end is gone when codes end where it did.
-        let outputs: Vec<ValueId> = changed.main().outputs().iter().map(|p| p.value).collect();
+        let outputs = self.watched.values_in(changed);
+        let outputs = outputs.ok_or_else(|| NotRun("its outputs are chosen from other values".into()))?;
         let before = self
             .before
             .iter()
@@ -263,14 +275,16 @@ impl Reference {
             .iter()
             .zip(&self.parts)
             .filter_map(|(gap, (_, part))| match part.saturates {
-                true => gap.noise_above(LEAST),
+                true => gap.noise_above(watched::LEAST),
                 false => gap.noise(),
             });
         let outputs = there.len() - self.before.len();
-        let weights = std::iter::repeat_n(1.0, outputs).chain(self.before.iter().map(|b| b.1));
-        let weights = weights.zip(there).filter(|(_, there)| **there).map(|(w, _)| w);
-        let whole = gaps.iter().zip(weights).filter_map(|(gap, w)| Some(w * gap.noise()?));
-        Ok(whole.chain(parts).fold(0.0, f64::max))
+        let before = self.before.iter().zip(&there[outputs..]).filter(|(_, there)| **there);
+        let before = gaps[outputs..].iter().zip(before);
+        let before = before.filter_map(|(gap, ((_, w), _))| Some(w * gap.noise()?));
+        let whole = gaps[..outputs].iter().enumerate();
+        let whole = whole.filter_map(|(k, gap)| self.watched.noise(k, gap));
+        Ok(whole.chain(before).chain(parts).fold(0.0, f64::max))
     }
 }
 

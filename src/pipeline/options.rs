@@ -37,7 +37,7 @@ pub struct Options {
     /// The part of the budget that may be used up; a search leaves some for what few samples do not tell. What uses more of it is refused, and
     /// explained only when all of it might have been used: a search looks for another result first.
     pub part: f64,
-    /// A result of another size is not looked at: [`OtherSize`].
+    /// A result of another size is not looked at: [`super::OtherSize`].
     pub bytes: RangeInclusive<u64>,
     /// A search begins no further measurement after so long; `None`: it takes as long as its effort says.
     pub search_time: Option<Duration>,

@@ -175,14 +175,17 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
         "{:<width$} {:>9} {:>9} {:>9} {:>11}",
         "output", "SQNR", "cosine", "top-1", "max |Δ|"
     );
+    let chosen = |output: &str| gaps.iter().any(|g| g.chosen && g.name == output);
     for g in gaps {
         let name: String = g.name.chars().take(width).collect();
         let sqnr = db(g.sqnr_db);
         let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
         let mut notes = String::new();
         match &g.part_of {
+            Some(output) if chosen(output) => notes += &format!("  ({output} is chosen from it)"),
             Some(output) => notes += &format!("  (a part of {output})"),
             None if g.inner => notes += "  (before the last nonlinearity)",
+            None if g.chosen => notes += "  (chosen from the values below, which the budget is about)",
             None => {}
         }
         if let Some(a) = &g.accuracy {

@@ -122,10 +122,10 @@ impl Condition {
     }
 
     fn about(&self, g: &OutputGap) -> bool {
-        let judged = if g.inner {
-            g.stands_in
-        } else {
-            !g.negligible || self.about_decisions() || self.output.is_some()
+        let judged = match (g.inner, self.about_decisions()) {
+            (true, _) => g.stands_in,
+            (false, true) => true,
+            (false, false) => !g.chosen && (!g.negligible || self.output.is_some()),
         };
         let output = g.part_of.as_ref().unwrap_or(&g.name);
         judged && self.output.as_ref().is_none_or(|o| o == output)

@@ -24,9 +24,16 @@ pub struct Meter {
     least: Option<f32>,
     most: Option<f32>,
     variation: Variation,
+    /// Samples whose dimensions differ.
+    unlike: u64,
 }
 
 impl Meter {
+    /// Counts a sample of which the original chose more or fewer than the result.
+    pub fn unlike(&mut self) {
+        self.unlike += 1;
+    }
+
     /// Adds the original's output for a sample, the result's, and the sample's label.
     ///
     /// # Errors
@@ -99,7 +106,11 @@ impl Meter {
         OutputGap {
             name,
             inner,
-            max_abs: self.gap.max_abs(),
+            max_abs: if self.unlike > 0 {
+                f64::INFINITY
+            } else {
+                self.gap.max_abs()
+            },
             sqnr_db: self.gap.sqnr_db(),
             typical_sqnr_db: typical_noise(&self.powers).map(|x| -10.0 * x.log10()),
             cosine: self.gap.cosine(),
@@ -118,6 +129,7 @@ impl Meter {
             variation: self.variation.part(),
             stands_in: false,
             negligible: false,
+            chosen: false,
             part_of: None,
         }
     }

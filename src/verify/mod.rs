@@ -12,9 +12,9 @@ pub use decisions::Decisions;
 pub use layers::{LayerDamage, layers, worst};
 pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 
-use crate::analysis::ends;
 use crate::analysis::infer::{Types, infer_sample};
 use crate::analysis::parts::{Part, parts};
+use crate::analysis::{chosen, ends};
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
@@ -66,7 +66,9 @@ pub struct OutputGap {
     /// True for an output of Sigmoid, Softmax or the like that differs by no more than the rounding of a number near 1. Ratios of
     /// such numbers say nothing where all of them are tiny, so that only the value before it is judged.
     pub negligible: bool,
-    /// For a part of an output that is put together from things of different kinds, such as boxes and scores ([`crate::analysis::parts`]): the
+    /// True for an output that is chosen from other values ([`crate::analysis::chosen`]), as the best boxes are: budgets about numbers hold for these.
+    pub chosen: bool,
+    /// For a value that an output is chosen from: the output's name; and for a part of an output that is put together from things of different kinds, such as boxes and scores ([`crate::analysis::parts`]): the
     /// output's name. The budget holds for every part, but for scores that change by no more than a hundredth anywhere.
     pub part_of: Option<String>,
 }
@@ -159,6 +161,10 @@ pub fn compare(
         let count = |i: usize, ys: Vec<Tensor>| {
             let label = samples.label(start + i);
             for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs[i].iter().zip(&ys)) {
+                if pair.chosen && x.dims() != y.dims() {
+                    meter.unlike();
+                    continue;
+                }
                 let added = meter.add(x, y, label);
                 added.with_context(|| format!("output {:?}", pair.name))?;
             }
@@ -171,26 +177,42 @@ pub fn compare(
         in_order(n, threads, |i| run(&**after, i), count)?;
     }
     progress.finish();
-    let of: Vec<usize> = pairs.iter().map(|p| p.of).collect();
-    let gaps = pairs.into_iter().zip(meters).map(|(p, m)| m.gap(p.name, p.inner));
-    let mut gaps: Vec<OutputGap> = gaps.collect();
-    for k in 0..gaps.len() {
-        if gaps[k].inner {
-            let output = &mut gaps[of[k]];
+    let mut gaps: Vec<OutputGap> = Vec::with_capacity(pairs.len());
+    for (pair, meter) in pairs.iter().zip(meters) {
+        let mut gap = meter.gap(pair.name.clone(), pair.inner);
+        gap.chosen = pair.chosen;
+        if pair.source {
+            gap.of(&gaps[pair.of].name, pair.scores);
+        }
+        gaps.push(gap);
+    }
+    for (k, pair) in pairs.iter().enumerate() {
+        if pair.inner && !pair.source {
+            let output = &mut gaps[pair.of];
             output.negligible = output.max_abs <= NEGLIGIBLE && output.broken == 0;
             gaps[k].stands_in = output.negligible || output.variation.is_some_and(hardly);
         }
     }
     for (of, part, meter) in parts {
-        let mut gap = meter.gap(part.name, true);
-        gap.part_of = Some(gaps[of].name.clone());
-        if part.saturates {
-            gap.typical_sqnr_db = None; // most samples have no scores to speak of
+        if pairs[of].chosen {
+            continue;
         }
-        gap.stands_in = !part.saturates || gap.max_abs > UNNOTICED || gap.broken > 0;
+        let mut gap = meter.gap(part.name, true);
+        gap.of(&gaps[of].name, part.saturates);
         gaps.push(gap);
     }
     Ok(gaps)
+}
+
+impl OutputGap {
+    /// Makes it one of a part of an output; `scores`: between 0 and 1.
+    fn of(&mut self, output: &str, scores: bool) {
+        self.part_of = Some(output.to_owned());
+        if scores {
+            self.typical_sqnr_db = None; // most samples have no scores to speak of
+        }
+        self.stands_in = !scores || self.max_abs > UNNOTICED || self.broken > 0;
+    }
 }
 
 /// How many samples the original is run on before the result is: where the outputs for all of them are small, only one of the two is in
@@ -208,6 +230,12 @@ fn at_once(types: Option<&Types>, pairs: &[Pair]) -> usize {
 struct Pair {
     name: String,
     inner: bool,
+    /// An output that is chosen from others.
+    chosen: bool,
+    /// An output is chosen from it.
+    source: bool,
+    /// Between 0 and 1.
+    scores: bool,
     /// The number of the output that it belongs to.
     of: usize,
     original: ValueId,
@@ -223,6 +251,9 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
         pairs.push(Pair {
             name: port.name().to_owned(),
             inner: false,
+            chosen: false,
+            source: false,
+            scores: false,
             of: pairs.len(),
             original: port.value,
             changed: same.value,
@@ -234,10 +265,28 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
             changed: is,
             ..
         } = pairs[of];
+        let sources = sources((original, was), (changed, is));
+        pairs[of].chosen = !sources.is_empty();
+        pairs.extend(sources.into_iter().map(|(was, is)| Pair {
+            name: original.value(was).name.clone(),
+            inner: true,
+            chosen: false,
+            source: true,
+            scores: chosen::are_scores(original, was),
+            of,
+            original: was,
+            changed: is,
+        }));
+        if pairs[of].chosen {
+            continue;
+        }
         if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
             pairs.push(Pair {
                 name: original.value(was).name.clone(),
                 inner: true,
+                chosen: false,
+                source: false,
+                scores: false,
                 of,
                 original: was,
                 changed: is,
@@ -247,9 +296,20 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
     Ok(pairs)
 }
 
+/// The values that an output is chosen from in both models; none where it is not.
+fn sources((original, was): (&Model, ValueId), (changed, is): (&Model, ValueId)) -> Vec<(ValueId, ValueId)> {
+    let both = || {
+        let (ours, theirs) = (chosen::from(original, was)?, chosen::from(changed, is)?);
+        let same = |a: &ValueId, b: &ValueId| original.value(*a).name == changed.value(*b).name;
+        let found = chosen::matched(&ours, &theirs, same)?;
+        Some(ours.into_iter().zip(found.into_iter().map(|i| theirs[i])).collect())
+    };
+    both().unwrap_or_default()
+}
+
 /// Judges the gaps by a budget.
 pub fn judge(gaps: &[OutputGap], budget: &Budget) -> Verdict {
-    if let Some(g) = gaps.iter().find(|g| g.broken > 0) {
+    if let Some(g) = gaps.iter().find(|g| g.broken > 0 && !g.chosen) {
         return Verdict::Outside(format!(
             "output {:?}: {} numbers are NaN or infinite in only one of the models",
             g.name, g.broken
@@ -298,6 +358,7 @@ mod tests {
             stands_in: false,
             negligible: false,
             part_of: None,
+            chosen: false,
         }
     }
 
@@ -347,6 +408,67 @@ mod tests {
         let empty = gaps(1.5, -15.0);
         assert!(empty[2].sqnr_db < 10.0, "{empty:?}");
         assert_eq!(judge(&empty, &Budget::lossy()), Verdict::Within);
+    }
+
+    /// The rows of `x` with the largest sums, so many as are above `least` or four.
+    #[cfg(feature = "tract")]
+    fn best_rows(noise: f32, threshold: Option<f32>) -> Model {
+        use crate::engine::testing::Builder;
+        use crate::ir::{Attr, DType};
+        let mut b = Builder::new(17);
+        let x = b.input("x", DType::Float, &[32, 3]);
+        let wave: Vec<f32> = (0..96).map(|i| noise * (i as f32 * 1.7).sin()).collect();
+        let wave = b.constant("wave", Tensor::new(&[32, 3], wave));
+        let x = b.op("Add", &[x, wave], vec![]);
+        let axes = vec![Attr::ints("axes", vec![1]), Attr::int("keepdims", 0)];
+        let sums = b.op("ReduceMean", &[x], axes);
+        let at = match threshold {
+            None => {
+                let k = b.constant("k", Tensor::new(&[1], vec![4i64]));
+                b.ops("TopK", &[Some(sums), Some(k)], 2, vec![Attr::int("axis", 0)])[1]
+            }
+            Some(least) => {
+                let least = b.constant("least", Tensor::new(&[], vec![least]));
+                let above = b.op("Greater", &[sums, least], vec![]);
+                let all = b.op("NonZero", &[above], vec![]);
+                let flat = b.constant("flat", Tensor::new(&[1], vec![-1i64]));
+                b.op("Reshape", &[all, flat], vec![])
+            }
+        };
+        let y = b.op("Gather", &[x, at], vec![Attr::int("axis", 0)]);
+        let name = b.model.value(y).name.clone();
+        b.model
+            .add_output(b.model.main_id(), Model::elem_info(name, DType::Float), y);
+        b.model
+    }
+
+    #[cfg(feature = "tract")]
+    #[test]
+    fn rows_that_change_places_or_numbers_are_judged_by_what_they_are_chosen_from() {
+        use crate::engine::tract::Tract;
+        for threshold in [None, Some(0.0)] {
+            let gaps = |noise: f32| {
+                let (a, b) = (best_rows(0.0, threshold), best_rows(noise, threshold));
+                let samples = crate::data::Dataset::synthetic(&a, 1, 8).all();
+                compare(&a, &b, &samples, &Tract, 1, &crate::progress::Silent).expect("both run")
+            };
+            let little = gaps(0.3);
+            let row = &little[0];
+            assert!(
+                row.chosen && (row.max_abs.is_infinite() || row.sqnr_db < little[2].sqnr_db - 5.0),
+                "{little:?}"
+            );
+            assert!(little[1..].iter().all(|g| g.part_of.as_ref() == Some(&little[0].name)));
+            assert_eq!(
+                judge(&little, &Budget::lossy()),
+                Verdict::Within,
+                "{threshold:?}: {little:?}"
+            );
+            let Verdict::Outside(why) = judge(&gaps(1.0), &Budget::lossy()) else {
+                panic!("the rows are lost");
+            };
+            assert!(why.contains("the part"), "{why}");
+        }
     }
 
     #[test]

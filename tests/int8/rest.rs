@@ -35,6 +35,25 @@ fn weights_of_operators_without_integers_are_stored() {
 }
 
 #[test]
+fn a_transposed_convolution_beside_integers_is_stored_though_its_moments_are_of_channels_alone() {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[1, 32, 24, 24]);
+    let (w, v) = (
+        weight(&mut m, "w", &[32, 16, 4, 4], 2),
+        weight(&mut m, "v", &[64, 16, 3, 3], 3),
+    );
+    let y = node(&mut m, "ConvTranspose", "turned", &[x, w], "y", vec![]);
+    let z = node(&mut m, "Conv", "conv", &[y, v], "z", vec![]);
+    output(&mut m, z, &[1, 64, 25, 25]);
+    let original = m.clone();
+    run(&mut m, "int8");
+    assert_eq!(makers(&m, "turned")[1], Some("Mul"));
+    assert_eq!(makers(&m, "conv")[1], Some("DequantizeLinear"));
+    let db = sqnr(&original, &m);
+    assert!(db > 25.0, "{db} dB");
+}
+
+#[test]
 fn they_stay_where_asked_and_where_outputs_err_too_much() {
     for list in [
         "int8(rest=float)",

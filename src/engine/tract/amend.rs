@@ -1,4 +1,4 @@
-//! Operators that tract 0.23.9 reads otherwise than ONNX means them, written so that it reads them right.
+//! Operators that tract 0.23.9 reads otherwise than ONNX means them, or runs slowly, written so that it reads them right.
 
 use super::graph::{Flat, plain_node};
 use super::ops;
@@ -105,6 +105,21 @@ pub fn signals(flat: &mut Flat) {
         let shape = constant(flat, format!("{name} shape"), vec![0, -1, 1]);
         let inputs = vec![std::mem::replace(signal, name.clone()), shape];
         Some(plain_node("Reshape", &name, inputs, vec![name.clone()]))
+    });
+}
+
+/// Third powers, of which tract takes the logarithm (a Gelu spelled out with Tanh has one), become products.
+pub fn powers(flat: &mut Flat) {
+    before(flat, |flat, n| {
+        let exponent = n.input.get(1).filter(|_| n.op_type() == "Pow")?;
+        let exponent = flat.tensors.get(exponent).filter(|t| t.dims().is_empty())?;
+        if *exponent.to_f32()? != [3.0] {
+            return None;
+        }
+        let (x, name) = (n.input.first()?.clone(), format!("{}/square", n.output.join(" ")));
+        n.op_type = Some("Mul".into());
+        n.input = vec![name.clone(), x.clone()];
+        Some(plain_node("Mul", &name, vec![x.clone(), x], vec![name.clone()]))
     });
 }
 

@@ -118,6 +118,7 @@ pub fn ready(mut flat: Flat, like: &Sample, exact: bool) -> Result<Ready> {
     amend::squeeze(&mut flat);
     amend::crop(&mut flat);
     amend::signals(&mut flat);
+    amend::powers(&mut flat);
     let inputs = inputs_like(&mut flat.graph, like)?;
     flat.graph.node = amend::forward(std::mem::take(&mut flat.graph.node));
     round_narrow(&mut flat.graph);

@@ -190,7 +190,8 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
     for (sums, stats) in halves.iter_mut().zip(data.halves).filter(|(_, s)| s.samples > 0) {
         for site in &w.sites {
-            let grams = stats.gram(site.input, &site.patch)?;
+            // Of a transposed convolution it is that of the channels alone, which its taps share.
+            let grams = stats.gram(site.input, &site.patch).filter(|_| !site.is_transposed())?;
             match sums {
                 None => *sums = Some(grams.to_vec()),
                 Some(sums) if sums.len() == grams.len() => {

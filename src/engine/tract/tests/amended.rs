@@ -154,3 +154,22 @@ fn a_real_signal_needs_no_last_axis() {
     assert!((numbers[0] - 10.0).abs() < 1e-5 && (numbers[2] + 2.0).abs() < 1e-5 && (numbers[3] - 2.0).abs() < 1e-5);
     assert_eq!(spectrum(&[1, 6, 1]), (dims, numbers));
 }
+
+#[test]
+fn third_powers_are_products() {
+    let cubes = |dims: &[usize]| {
+        let mut b = Builder::new(13);
+        let x = b.input("x", DType::Float, &[1, 3]);
+        let three = b.constant("three", Tensor::new(dims, vec![3.0f32]));
+        let y = b.op("Pow", &[x, three], vec![]);
+        let x = Tensor::new(&[1, 3], vec![-2.0f32, 0.5, 3.0]);
+        let sample: Sample = [("x".to_owned(), x)].into_iter().collect();
+        let session = Tract.load(&b.model, &[y], &sample).expect("it loads");
+        session.run(&sample).expect("it runs")[0]
+            .floats()
+            .expect("floats")
+            .into_owned()
+    };
+    assert_eq!(cubes(&[]), [-8.0, 0.125, 27.0]);
+    assert_eq!(cubes(&[1]), [-8.0, 0.125, 27.0]);
+}

@@ -1,0 +1,149 @@
+//! Outputs that are chosen from other values: the best boxes of a detector (TopK, NonMaxSuppression), the best class (ArgMax). What was chosen, and in
+//! which order, turns on the least noise, and rows that have changed places err by all that they hold; so what they were chosen from is compared in their place.
+
+use crate::ir::{Model, Node, NodeId, ValueId};
+use crate::ops::saturates;
+use std::collections::BTreeSet;
+
+/// Operators that choose: what comes out depends on an order, or on a threshold.
+const CHOOSE: &[&str] = &[
+    "ArgMax",
+    "ArgMin",
+    "Hardmax",
+    "NonMaxSuppression",
+    "NonZero",
+    "TopK",
+    "Unique",
+];
+
+/// Operators that compute with weights: what stands behind a choice and before the output then is a network of its own.
+const WEIGHTED: &[&str] = &[
+    "Conv",
+    "ConvTranspose",
+    "Einsum",
+    "GRU",
+    "Gemm",
+    "LSTM",
+    "MatMul",
+    "RNN",
+];
+
+/// What an output is chosen from, in the order in which the operators behind read it; `None` where it is not chosen, or by more than a choice.
+pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
+    let main = model.main_id();
+    let order = model.topological(main).ok()?;
+    let cone = cone(model, output);
+    let mut chosen: BTreeSet<ValueId> = BTreeSet::new();
+    let (mut choice, mut sources) = (false, Vec::new());
+    for id in order.into_iter().filter(|id| cone.contains(id)) {
+        let node = model.node(id);
+        let chooses = CHOOSE.iter().any(|op| node.is(op));
+        let inputs: Vec<ValueId> = node.inputs().iter().flatten().copied().collect();
+        if !chooses && !inputs.iter().any(|v| chosen.contains(v)) {
+            continue;
+        }
+        if is_network(model, node) {
+            return None;
+        }
+        choice |= chooses;
+        for &v in &inputs {
+            let shape = model.value(v).producer().is_some_and(|p| model.node(p).is("Shape"));
+            let varies = model.constant(v).is_none() && !chosen.contains(&v) && !shape;
+            if varies && !sources.contains(&v) {
+                sources.push(v);
+            }
+        }
+        chosen.extend(node.outputs().iter().flatten());
+    }
+    (choice && chosen.contains(&output) && !sources.is_empty()).then_some(sources)
+}
+
+/// Which of `theirs` each of `ours` is: the same one where there is one, else the next in order; `None` when they are not as many.
+pub fn matched<T>(ours: &[T], theirs: &[T], same: impl Fn(&T, &T) -> bool) -> Option<Vec<usize>> {
+    let find = |x: &T| theirs.iter().position(|y| same(x, y));
+    let found: Vec<Option<usize>> = ours.iter().map(find).collect();
+    let taken: BTreeSet<usize> = found.iter().flatten().copied().collect();
+    let mut left = (0..theirs.len()).filter(|i| !taken.contains(i));
+    let all: Option<Vec<usize>> = found.into_iter().map(|i| i.or_else(|| left.next())).collect();
+    all.filter(|_| ours.len() == theirs.len())
+}
+
+/// Whether a value holds scores between 0 and 1, which Sigmoid, Softmax or the like has made.
+pub fn are_scores(model: &Model, v: ValueId) -> bool {
+    super::parts::made_by(model, v).is_some_and(|id| saturates(model.node(id)))
+}
+
+/// The nodes of the main graph that a value is computed by.
+fn cone(model: &Model, output: ValueId) -> BTreeSet<NodeId> {
+    let (mut cone, mut open) = (BTreeSet::new(), vec![output]);
+    while let Some(v) = open.pop() {
+        let Some(id) = model.value(v).producer() else { continue };
+        if cone.insert(id) {
+            open.extend(model.node(id).inputs().iter().flatten());
+        }
+    }
+    cone
+}
+
+fn is_network(model: &Model, node: &Node) -> bool {
+    /// A constant of more elements is a table.
+    const FEW: usize = 1024;
+    let known = node.op.domain.is_empty();
+    let table = node.inputs().iter().flatten().any(|v| {
+        let floats = model.constant(*v).filter(|t| t.reals().is_some());
+        node.is("Gather") && floats.is_some_and(|t| t.len() > FEW)
+    });
+    !known || table || WEIGHTED.iter().any(|op| node.is(op)) || node.sub_graphs().next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::Builder;
+    use crate::ir::{Attr, DType, Tensor};
+
+    /// `x` → Sigmoid → ReduceMax → TopK; the rows of `x` that it names are the output.
+    fn detector(weight: bool) -> (Builder, [ValueId; 4]) {
+        let mut b = Builder::new(17);
+        let x = b.input("x", DType::Float, &[1, 8, 3]);
+        let boxes = b.op("Neg", &[x], vec![]);
+        let scores = b.op("Sigmoid", &[x], vec![]);
+        let best = b.op(
+            "ReduceMax",
+            &[scores],
+            vec![Attr::ints("axes", vec![-1]), Attr::int("keepdims", 1)],
+        );
+        let k = b.constant("k", Tensor::new(&[1], vec![4i64]));
+        let top = b.ops("TopK", &[Some(best), Some(k)], 2, vec![Attr::int("axis", 1)]);
+        let tiles = b.constant("tiles", Tensor::new(&[3], vec![1i64, 1, 3]));
+        let at = b.op("Tile", &[top[1], tiles], vec![]);
+        let mut rows = b.op("GatherElements", &[boxes, at], vec![Attr::int("axis", 1)]);
+        if weight {
+            let w = b.constant("w", Tensor::new(&[3, 3], vec![1f32; 9]));
+            rows = b.op("MatMul", &[rows, w], vec![]);
+        }
+        let y = b.op("Concat", &[rows, top[0]], vec![Attr::int("axis", 2)]);
+        (b, [boxes, scores, best, y])
+    }
+
+    #[test]
+    fn what_top_k_reads_and_what_is_gathered_by_it_is_what_rows_are_chosen_from() {
+        let (b, [boxes, scores, best, y]) = detector(false);
+        assert_eq!(from(&b.model, y), Some(vec![best, boxes]));
+        assert_eq!(from(&b.model, scores), None, "nothing is chosen there");
+        assert!(!are_scores(&b.model, boxes) && are_scores(&b.model, scores));
+    }
+
+    #[test]
+    fn a_network_behind_a_choice_is_not_looked_past() {
+        let (b, [.., y]) = detector(true);
+        assert_eq!(from(&b.model, y), None);
+    }
+
+    #[test]
+    fn the_same_come_together_and_the_rest_in_order() {
+        let same = |a: &i32, b: &i32| a == b;
+        assert_eq!(matched(&[1, 2, 3], &[2, 7, 8], same), Some(vec![1, 0, 2]));
+        assert_eq!(matched(&[1], &[1, 2], same), None);
+    }
+}
