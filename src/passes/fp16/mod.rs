@@ -52,9 +52,9 @@ const OPTIONS: &[Opt] = &[
     },
     Opt {
         name: "min",
-        default: "64",
+        default: "1024",
         values: "a number of elements",
-        doc: "with only=weights, smaller weights stay as they are",
+        doc: "with only=weights, smaller weights stay as they are; biases err most by it, and are few",
     },
     Opt {
         name: "block",
@@ -163,6 +163,17 @@ pub fn of(half: DType) -> &'static str {
         DType::Bfloat16 => "fp16(type=bfloat16)",
         _ => "fp16",
     }
+}
+
+/// Weights of so many elements are stored in 16 bits by other passes.
+const MIN: usize = 1024;
+
+/// Stores float32 weights in float16 with a Cast behind each, but those of nodes with these names; false when there is none.
+///
+/// # Errors
+/// When a constant is not what it was.
+pub(super) fn store(model: &mut Model, skip: &Names, cx: &mut Context) -> Result<bool> {
+    stored::store(model, Half(DType::Float16), MIN, skip, cx)
 }
 
 struct Fp16 {

@@ -1,7 +1,7 @@
 //! What stays in floating point: its weights are stored in 8 bits, from which a runtime makes floats again while it loads the model.
 //!
 //! Integers do not pay everywhere (LSTM and GRU have none, small layers would spend more on conversions), but bytes of the file do. Weights are rounded by the
-//! moments that were measured of their inputs, where there are any, and the outputs are looked at once more.
+//! moments that were measured of their inputs, where there are any, and the outputs are looked at once more; where they err too much, weights are stored in float16.
 
 use super::settle::Outcome;
 use super::units::Unit;
@@ -10,7 +10,7 @@ use crate::analysis::stats::Stats;
 use crate::ir::{Model, NodeId};
 use crate::passes::noise::Reference;
 use crate::passes::weights::Rest;
-use crate::passes::{Context, NoteKind};
+use crate::passes::{Context, NoteKind, fp16};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
@@ -68,16 +68,16 @@ impl Int8 {
         }
         let (mut stored, said) = (quantized.clone(), cx.notes.len());
         rest.put(&mut stored, cx)?;
-        if reference.error(&stored, cx)? > self.error {
-            cx.notes.truncate(said);
-            let what = format!(
-                "weights of what stays in floating point keep 32 bits: stored in 8, outputs would err by more than error={}",
-                self.error
-            );
-            cx.note(NoteKind::Skip, String::new(), what);
-            return Ok(false);
+        if reference.error(&stored, cx)? <= self.error {
+            *quantized = stored;
+            return Ok(true);
         }
-        *quantized = stored;
-        Ok(true)
+        cx.notes.truncate(said);
+        let what = format!(
+            "weights of what stays in floating point are not stored in 8 bits: outputs would err by more than error={}",
+            self.error
+        );
+        cx.note(NoteKind::Skip, String::new(), what);
+        fp16::store(quantized, &self.skip, cx)
     }
 }
