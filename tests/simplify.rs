@@ -7,6 +7,7 @@ use onnxzip::passes::{Context, Options, find};
 use onnxzip::{onnx, pb, progress};
 use std::path::{Path, PathBuf};
 
+mod bytes;
 mod gates;
 
 fn models_below(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -446,32 +447,4 @@ fn weights_that_an_exporter_has_listed_as_inputs_are_constants_unless_some_are_n
     assert_eq!(some.simplified(), ["Gemm", "Mul"], "callers may give other weights");
     assert_eq!(some.0.main().inputs().len(), 3);
     assert_eq!(net(false, true).simplified(), ["Gemm"]);
-}
-
-#[test]
-fn pieces_of_a_constant_are_computed_together_where_they_are_no_larger_than_it() {
-    let net = |second: i64| {
-        let mut n = Net::new(13);
-        let x = n.input(&[-1, 1]);
-        let w = n.floats(&[600], &(0..600).map(|i| i as f32).collect::<Vec<_>>());
-        let mut pieces = Vec::new();
-        for (from, to) in [(second, 600), (0, 300)] {
-            let at = [from, to, 0].map(|i| {
-                let main = n.0.main_id();
-                let name = n.0.fresh_name("at");
-                n.0.add_const(main, &name, Tensor::new(&[1], vec![i]))
-            });
-            pieces.push(n.op("Slice", &[w, at[0], at[1], at[2]], vec![]));
-        }
-        let turned = n.op("Concat", &pieces, vec![Attr::int("axis", 0)]);
-        let y = n.op("Mul", &[x, turned], vec![]);
-        n.output(y);
-        n
-    };
-    assert_eq!(net(300).simplified(), ["Mul"]);
-    assert_eq!(
-        net(10).simplified(),
-        ["Slice", "Slice", "Concat", "Mul"],
-        "1,160 bytes more"
-    );
 }

@@ -34,6 +34,7 @@ mod range;
 mod reshape;
 mod shapes;
 mod state;
+mod traces;
 mod unfuse;
 mod views;
 mod weights;
@@ -68,7 +69,7 @@ Nothing to do: Identity, Dropout, and every operator that hands on its input unc
 Repetition: equal computations and byte-equal initializers are shared.
 Portable: what the optimizer of ONNX Runtime has joined (FusedConv, FusedGemm, FusedMatMul, Gelu, BiasGelu, FastGelu, QuickGelu, SkipLayerNormalization) is
 spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result.
-Dead: what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
+Dead: stack traces that an exporter has left in nodes; what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
 
 It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, other operators of other domains, models with training information.";
 
@@ -179,6 +180,11 @@ impl Pass for Simplify {
                 );
                 cx.note(NoteKind::Did, String::new(), what);
             }
+        }
+        let traces = traces::drop(model);
+        if traces > 0 {
+            let what = format!("{traces} bytes of stack traces that an exporter has left: removed");
+            cx.note(NoteKind::Did, String::new(), what);
         }
         let mut rules = LOCAL.to_vec();
         if self.fuse {
