@@ -118,6 +118,35 @@ fn a_convolution_that_is_much_slower_in_integers_stays_in_floats_with_floats_on_
 }
 
 #[test]
+fn codes_do_not_stand_on_both_sides_of_it_behind_a_pool_either() {
+    const DIMS: [usize; 4] = [1, 96, 32, 32];
+    let mut m = super::model(17);
+    let mut v = input(&mut m, &DIMS);
+    for (k, w, groups) in [(0, [96, 96, 1, 1], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
+        let w = weight(&mut m, &format!("w{k}"), &w, k);
+        let pads = Attr::ints("pads", vec![if groups > 1 { 1 } else { 0 }; 4]);
+        let attrs = vec![Attr::int("group", groups), pads];
+        v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
+        if groups > 1 {
+            let kernel = vec![
+                Attr::ints("kernel_shape", vec![2, 2]),
+                Attr::ints("strides", vec![2, 2]),
+            ];
+            v = node(&mut m, "MaxPool", "pool", &[v], "pooled", kernel);
+        }
+    }
+    output(&mut m, v, &[1, 96, 16, 16]);
+    run(&mut m, "int8");
+    let before = makers(&m, "Conv").nth(1).expect("it stands there");
+    let pool = m.nodes().find(|(_, n)| n.is("MaxPool")).expect("it stands there").1;
+    let is_code = |v: Option<ValueId>| v.is_some_and(|v| m.readers(v).iter().any(|r| m.node(*r).is("QuantizeLinear")));
+    // ONNX Runtime would move the codes before the pool, and then store the weight in integers with one scale for all of it.
+    let behind = is_code(pool.input(0)) || is_code(pool.output(0));
+    assert!(!(before == Some("DequantizeLinear") && behind), "{before:?}");
+    assert!(m.nodes().any(|(_, n)| n.is("QuantizeLinear")));
+}
+
+#[test]
 fn no_float_weight_stands_between_codes() {
     let mut m = sandwich();
     run(&mut m, "int8");

@@ -35,6 +35,10 @@ impl Pass for Fp32 {
             return Ok(());
         }
         let mut work = model.clone();
+        if !work.functions().is_empty() {
+            cx.leave("the model has functions of its own, which may need 16 bits: left as it is");
+            return Ok(());
+        }
         work.raise_ir(4); // weights need not be inputs any more, and inputs keep their types
         let types = infer(&work)?;
         let half = |v| Some((v, types.dtype(v).filter(|d| is_half(*d))?));

@@ -112,9 +112,8 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
         let integer = chosen(&rules);
         let between = |i: &usize| {
             let u = &units.all[*i];
-            let made = |v: &ValueId| units.producer.get(v).is_some_and(|&p| integer[p]);
-            let read = |v: &ValueId| units.readers(model, *v).0.iter().any(|&r| integer[r]);
-            let codes = u.inputs.iter().any(|x| made(&x.1)) && u.results.iter().any(read);
+            let coded = |near: Vec<usize>| near.into_iter().any(|p| integer[p]);
+            let codes = coded(makers(units, u)) && coded(readers(model, units, u));
             codes && u.is_weighted() && !integer[*i] && can_run(u, elements)
         };
         let (slow, more): (Vec<usize>, Vec<usize>) = (0..units.all.len()).filter(between).partition(|i| {
@@ -135,6 +134,40 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
             _ => rules.forced.extend(more),
         }
     }
+}
+
+/// The units that make what a unit reads, also before operators that keep codes as they are: a runtime moves pairs past these (ONNX Runtime:
+/// `QDQPropagationTransformer`), and then stands before the unit what stood before them.
+fn makers(units: &Units, unit: &Unit) -> Vec<usize> {
+    let made = |u: &Unit| {
+        u.inputs
+            .iter()
+            .filter_map(|(_, v)| units.producer.get(v).copied())
+            .collect()
+    };
+    through(units, unit, made)
+}
+
+/// The units that read what a unit makes, also behind such operators.
+fn readers(model: &Model, units: &Units, unit: &Unit) -> Vec<usize> {
+    let read = |u: &Unit| u.results.iter().flat_map(|v| units.readers(model, *v).0).collect();
+    through(units, unit, read)
+}
+
+/// The neighbours of a unit, and theirs where they keep codes as they are.
+fn through(units: &Units, unit: &Unit, neighbours: impl Fn(&Unit) -> Vec<usize>) -> Vec<usize> {
+    let mut all: Vec<usize> = Vec::new();
+    let mut open = neighbours(unit);
+    while let Some(i) = open.pop() {
+        if all.contains(&i) {
+            continue;
+        }
+        all.push(i);
+        if units.all[i].role == Role::Same {
+            open.extend(neighbours(&units.all[i]));
+        }
+    }
+    all
 }
 
 /// The cheapest choice.
@@ -164,12 +197,12 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
         }
     }
     for &i in &rules.after {
-        let made = units.all[i].inputs.iter().filter_map(|(_, v)| units.producer.get(v));
-        made.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
+        let made = makers(units, &units.all[i]);
+        made.into_iter().for_each(|p| net.edge(nodes[p], nodes[i], INFINITE));
     }
     for &i in &rules.before {
-        let readers = units.all[i].results.iter().flat_map(|v| units.readers(model, *v).0);
-        readers.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
+        let read = readers(model, units, &units.all[i]);
+        read.into_iter().for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
     }
     let values: BTreeSet<ValueId> = candidates(model, units);
     for v in values {

@@ -109,20 +109,10 @@ impl Int8 {
         if let Some(more) = &more {
             now = more.error(&attempt.model, cx)?;
         }
-        let looked_at = more.as_ref().unwrap_or(first);
+        let reference = more.as_ref().unwrap_or(first);
         match rival {
             Some(rival) if now >= rival.error => return Ok(Outcome::Beaten),
-            None if now > self.error
-                && self.equal(
-                    model,
-                    &Rival {
-                        reference: looked_at,
-                        error: now,
-                    },
-                    start,
-                    cx,
-                )? =>
-            {
+            None if now > self.error && self.equal(model, &Rival { reference, error: now }, start, cx)? => {
                 return Ok(Outcome::Quantized);
             }
             _ => {}
@@ -131,11 +121,11 @@ impl Int8 {
         let every = elements.clone();
         let gain = |u: &Unit| place::gain(u, &every);
         // What is chosen by a few samples does worse on others.
-        let limit = looked_at.careful(self.error);
+        let limit = reference.careful(self.error);
         let mut allowed = if rival.is_some() { limit } else { self.error };
         for round in 0..ROUNDS {
             if round > 0 {
-                (now, allowed) = (looked_at.error(&attempt.model, cx)?, self.error);
+                (now, allowed) = (reference.error(&attempt.model, cx)?, self.error);
             }
             if now <= allowed {
                 break;
@@ -144,7 +134,7 @@ impl Int8 {
             let mut without = |some: &[usize]| {
                 let fewer = less(&elements, units, some);
                 let attempt = self.attempt(model, units, &fewer, (seen, weights), cx)?;
-                let error = |a: &Attempt| looked_at.error(&a.model, cx);
+                let error = |a: &Attempt| reference.error(&a.model, cx);
                 let integer = attempt.iter().flat_map(|a| integer(units, &a.placement));
                 Ok(Trial {
                     error: attempt.as_ref().map_or(Ok(0.0), error)?,
@@ -168,11 +158,11 @@ impl Int8 {
                     "wherever integers were tried, the outputs err by more than error={}",
                     self.error
                 ));
-                return self.without_integers(model, Some(seen), Some(looked_at), cx);
+                return self.without_integers(model, Some(seen), Some(reference), cx);
             };
             attempt = fewer;
         }
-        self.finish((model, units, looked_at), attempt, (seen, weights), cx)?;
+        self.finish((model, units, reference), attempt, (seen, weights), cx)?;
         Ok(Outcome::Quantized)
     }
 
