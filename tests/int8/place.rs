@@ -90,19 +90,32 @@ fn sandwich() -> Model {
     m
 }
 
-#[test]
-fn a_convolution_that_is_much_slower_in_integers_stays_in_floats_with_floats_on_one_side() {
-    const DIMS: [usize; 4] = [1, 96, 32, 32];
+/// A convolution in groups between two others, and a pool behind it where asked.
+fn groups_between(pool: bool) -> Model {
     let mut m = super::model(17);
-    let mut v = input(&mut m, &DIMS);
+    let mut v = input(&mut m, &[1, 96, 32, 32]);
     // ONNX Runtime has a kernel of its own for groups of one channel that give out one channel, but none for those that give out four.
     for (k, w, groups) in [(0, [96, 96, 1, 1], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
         let w = weight(&mut m, &format!("w{k}"), &w, k);
         let pads = Attr::ints("pads", vec![if groups > 1 { 1 } else { 0 }; 4]);
         let attrs = vec![Attr::int("group", groups), pads];
         v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
+        if groups > 1 && pool {
+            let kernel = vec![
+                Attr::ints("kernel_shape", vec![2, 2]),
+                Attr::ints("strides", vec![2, 2]),
+            ];
+            v = node(&mut m, "MaxPool", "pool", &[v], "pooled", kernel);
+        }
     }
-    output(&mut m, v, &DIMS);
+    let side = if pool { 16 } else { 32 };
+    output(&mut m, v, &[1, 96, side, side]);
+    m
+}
+
+#[test]
+fn a_convolution_that_is_much_slower_in_integers_stays_in_floats_with_floats_on_one_side() {
+    let mut m = groups_between(false);
     run(&mut m, "int8");
     let (_, each) = m.nodes().find(|(_, n)| n.name() == "conv1").expect("it stands there");
     let made = |slot: usize| m.value(each.input(slot)?).producer();
@@ -119,23 +132,7 @@ fn a_convolution_that_is_much_slower_in_integers_stays_in_floats_with_floats_on_
 
 #[test]
 fn codes_do_not_stand_on_both_sides_of_it_behind_a_pool_either() {
-    const DIMS: [usize; 4] = [1, 96, 32, 32];
-    let mut m = super::model(17);
-    let mut v = input(&mut m, &DIMS);
-    for (k, w, groups) in [(0, [96, 96, 1, 1], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
-        let w = weight(&mut m, &format!("w{k}"), &w, k);
-        let pads = Attr::ints("pads", vec![if groups > 1 { 1 } else { 0 }; 4]);
-        let attrs = vec![Attr::int("group", groups), pads];
-        v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
-        if groups > 1 {
-            let kernel = vec![
-                Attr::ints("kernel_shape", vec![2, 2]),
-                Attr::ints("strides", vec![2, 2]),
-            ];
-            v = node(&mut m, "MaxPool", "pool", &[v], "pooled", kernel);
-        }
-    }
-    output(&mut m, v, &[1, 96, 16, 16]);
+    let mut m = groups_between(true);
     run(&mut m, "int8");
     let before = makers(&m, "Conv").nth(1).expect("it stands there");
     let pool = m.nodes().find(|(_, n)| n.is("MaxPool")).expect("it stands there").1;

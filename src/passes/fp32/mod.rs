@@ -91,15 +91,20 @@ fn widen(model: &mut Model, half: &Half) -> Result<()> {
         attributes(model, id)?;
     }
     for (&v, &dtype) in half {
-        if let Some(t) = model.value(v).tensor() {
+        let (origin, main) = (model.value(v).origin(), model.main_id());
+        if let Some(t) = model.value(v).tensor().filter(|_| origin != Origin::Input) {
             let floats = t.to_f32().context("a constant in 16 bits")?.into_owned();
             let wide = Tensor::new(t.dims(), floats);
             model.set_const(v, wide);
         }
-        let (origin, main) = (model.value(v).origin(), model.value(v).graph() == model.main_id());
+        let value = model.value(v);
+        let given = value
+            .uses()
+            .iter()
+            .any(|u| matches!(u, Use::Output(g, _) if *g == main));
         match origin {
-            Origin::Input if main => read_wide(model, v),
-            _ if model.value(v).is_output() && main => give_narrow(model, v, dtype),
+            Origin::Input if value.graph() == main => read_wide(model, v),
+            _ if given => give_narrow(model, v, dtype),
             _ if model.declared_type(v).is_some() => model.declare_elem_type(v, DType::Float),
             _ => {}
         }
@@ -110,19 +115,11 @@ fn widen(model: &mut Model, half: &Half) -> Result<()> {
 fn attributes(model: &mut Model, id: NodeId) -> Result<()> {
     let mut changed = Vec::new();
     for a in &model.node(id).attrs {
-        let proto = &a.proto;
-        if TYPES.contains(&a.name())
-            && [DType::Float16, DType::Bfloat16]
-                .iter()
-                .any(|d| proto.i == Some(*d as i64))
-        {
+        let code = |code: i64| i32::try_from(code).is_ok_and(|c| DType::try_from(c).is_ok_and(is_half));
+        if TYPES.contains(&a.name()) && a.proto.i.is_some_and(code) {
             changed.push(Attr::int(a.name(), DType::Float as i64));
         }
-        let Some(t) = &proto.t else { continue };
-        if [DType::Float16, DType::Bfloat16]
-            .iter()
-            .any(|d| t.data_type == Some(*d as i32))
-        {
+        if let Some(t) = a.proto.t.as_ref().filter(|t| code(t.data_type().into())) {
             let t = Tensor::from_proto(t.clone(), None)?;
             let floats = t.to_f32().context("a tensor in 16 bits")?.into_owned();
             changed.push(Attr::tensor(a.name(), Tensor::new(t.dims(), floats).to_inline_proto()));
