@@ -30,22 +30,23 @@ const WEIGHTED: &[&str] = &[
 
 /// What an output is chosen from, in the order in which the operators behind read it; `None` where it is not chosen, or by more than a choice.
 pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
-    let main = model.main_id();
-    let order = model.topological(main).ok()?;
+    let chooses = |id: NodeId| CHOOSE.iter().any(|op| model.node(id).is(op));
     let cone = cone(model, output);
+    if !cone.iter().any(|id| chooses(*id)) {
+        return None;
+    }
+    let order = model.topological(model.main_id()).ok()?;
     let mut chosen: BTreeSet<ValueId> = BTreeSet::new();
-    let (mut choice, mut sources) = (false, Vec::new());
+    let mut sources = Vec::new();
     for id in order.into_iter().filter(|id| cone.contains(id)) {
         let node = model.node(id);
-        let chooses = CHOOSE.iter().any(|op| node.is(op));
         let inputs: Vec<ValueId> = node.inputs().iter().flatten().copied().collect();
-        if !chooses && !inputs.iter().any(|v| chosen.contains(v)) {
+        if !chooses(id) && !inputs.iter().any(|v| chosen.contains(v)) {
             continue;
         }
         if is_network(model, node) {
             return None;
         }
-        choice |= chooses;
         for &v in &inputs {
             let shape = model.value(v).producer().is_some_and(|p| model.node(p).is("Shape"));
             let varies = model.constant(v).is_none() && !chosen.contains(&v) && !shape;
@@ -55,7 +56,7 @@ pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
         }
         chosen.extend(node.outputs().iter().flatten());
     }
-    (choice && chosen.contains(&output) && !sources.is_empty()).then_some(sources)
+    (chosen.contains(&output) && !sources.is_empty()).then_some(sources)
 }
 
 /// Which of `theirs` each of `ours` is: the same one where there is one, else the next in order; `None` when they are not as many.

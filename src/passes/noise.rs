@@ -33,6 +33,9 @@ const KEPT: usize = 256 << 20;
 /// With so many samples, half a limit is allowed.
 const FEW: f64 = 4.0;
 
+/// A changed model, ready to run, and which of the values that are compared it has.
+type Loaded = (Box<dyn Session>, Vec<bool>);
+
 /// Samples, and what the model as it was gives out for them.
 pub struct Reference {
     /// Outputs, or what they are chosen from.
@@ -215,28 +218,28 @@ impl Reference {
         let Some(first) = self.samples.first() else {
             return Ok(0.0);
         };
-        if self.watched.values_in(changed).is_none() {
-            return Ok(f64::INFINITY);
+        match self.load(changed, first, cx)? {
+            Some(session) => self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx),
+            None => Ok(f64::INFINITY),
         }
-        let session = self.load(changed, first, cx)?;
-        self.worst(&session, samples, |i| Cow::Borrowed(&self.samples[i]), cx)
     }
 
     fn measured_alone(&self, changed: &Model, few: usize, cx: &Context) -> Result<f64> {
         if let Some(late) = self.late(changed, cx) {
             let sample = |i: usize| Cow::Owned(late.sample(i, &self.samples[i]));
-            if let Ok(session) = self.load(&late.model, &sample(0), cx) {
+            if let Ok(Some(session)) = self.load(&late.model, &sample(0), cx) {
                 return self.worst(&session, few, sample, cx);
             }
         }
         self.measured(changed, few, cx)
     }
 
-    /// A session for the values that are compared, and which of them there are.
-    fn load(&self, changed: &Model, like: &Sample, cx: &Context) -> Result<(Box<dyn Session>, Vec<bool>), NotRun> {
+    /// A session for the values that are compared, and which of them there are; `None` where an output is chosen from other values now.
+    fn load(&self, changed: &Model, like: &Sample, cx: &Context) -> Result<Option<Loaded>, NotRun> {
         // An output may be another value now: a clip at the end is gone when codes end where it did.
-        let outputs = self.watched.values_in(changed);
-        let outputs = outputs.ok_or_else(|| NotRun("its outputs are chosen from other values".into()))?;
+        let Some(outputs) = self.watched.values_in(changed) else {
+            return Ok(None);
+        };
         let before = self
             .before
             .iter()
@@ -244,13 +247,13 @@ impl Reference {
         let places: Vec<Option<ValueId>> = outputs.iter().map(|v| Some(*v)).chain(before).collect();
         let there: Vec<ValueId> = places.iter().copied().flatten().collect();
         let session = cx.engine.load(changed, &there, like)?;
-        Ok((session, places.iter().map(Option::is_some).collect()))
+        Ok(Some((session, places.iter().map(Option::is_some).collect())))
     }
 
     /// The error of the worst value over the first samples.
     fn worst<'a>(
         &self,
-        (session, there): &(Box<dyn Session>, Vec<bool>),
+        (session, there): &Loaded,
         samples: usize,
         sample: impl Fn(usize) -> Cow<'a, Sample> + Sync,
         cx: &Context,

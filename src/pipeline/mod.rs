@@ -12,7 +12,7 @@ use crate::calibrate::Memo;
 use crate::data::{Dataset, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
-use crate::onnx::{self};
+use crate::onnx;
 use crate::passes::{Context, Request, Rule};
 use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size, credit, layer_sizes, weights};

@@ -161,7 +161,7 @@ pub fn compare(
         let count = |i: usize, ys: Vec<Tensor>| {
             let label = samples.label(start + i);
             for ((meter, pair), (x, y)) in meters.iter_mut().zip(&pairs).zip(xs[i].iter().zip(&ys)) {
-                if pair.chosen && x.dims() != y.dims() {
+                if pair.kind == Kind::Chosen && x.dims() != y.dims() {
                     meter.unlike();
                     continue;
                 }
@@ -179,22 +179,23 @@ pub fn compare(
     progress.finish();
     let mut gaps: Vec<OutputGap> = Vec::with_capacity(pairs.len());
     for (pair, meter) in pairs.iter().zip(meters) {
-        let mut gap = meter.gap(pair.name.clone(), pair.inner);
-        gap.chosen = pair.chosen;
-        if pair.source {
-            gap.of(&gaps[pair.of].name, pair.scores);
+        let inner = !matches!(pair.kind, Kind::Output | Kind::Chosen);
+        let mut gap = meter.gap(pair.name.clone(), inner);
+        gap.chosen = pair.kind == Kind::Chosen;
+        if let Kind::Source { scores } = pair.kind {
+            gap.of(&gaps[pair.of].name, scores);
         }
         gaps.push(gap);
     }
     for (k, pair) in pairs.iter().enumerate() {
-        if pair.inner && !pair.source {
+        if pair.kind == Kind::Before {
             let output = &mut gaps[pair.of];
             output.negligible = output.max_abs <= NEGLIGIBLE && output.broken == 0;
             gaps[k].stands_in = output.negligible || output.variation.is_some_and(hardly);
         }
     }
     for (of, part, meter) in parts {
-        if pairs[of].chosen {
+        if pairs[of].kind == Kind::Chosen {
             continue;
         }
         let mut gap = meter.gap(part.name, true);
@@ -227,15 +228,22 @@ fn at_once(types: Option<&Types>, pairs: &[Pair]) -> usize {
     bytes.map_or(1, |bytes| (KEPT / bytes.max(1)).max(1))
 }
 
+/// What a value is to an output.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// The output itself.
+    Output,
+    /// The output itself, which is chosen from others.
+    Chosen,
+    /// The input of its last nonlinearity.
+    Before,
+    /// It is chosen from this one; `scores`: between 0 and 1.
+    Source { scores: bool },
+}
+
 struct Pair {
     name: String,
-    inner: bool,
-    /// An output that is chosen from others.
-    chosen: bool,
-    /// An output is chosen from it.
-    source: bool,
-    /// Between 0 and 1.
-    scores: bool,
+    kind: Kind,
     /// The number of the output that it belongs to.
     of: usize,
     original: ValueId,
@@ -250,47 +258,30 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
         let same = same.with_context(|| format!("the result has no output {:?}", port.name()))?;
         pairs.push(Pair {
             name: port.name().to_owned(),
-            inner: false,
-            chosen: false,
-            source: false,
-            scores: false,
+            kind: Kind::Output,
             of: pairs.len(),
             original: port.value,
             changed: same.value,
         });
     }
     for of in 0..pairs.len() {
-        let Pair {
-            original: was,
-            changed: is,
-            ..
-        } = pairs[of];
-        let sources = sources((original, was), (changed, is));
-        pairs[of].chosen = !sources.is_empty();
-        pairs.extend(sources.into_iter().map(|(was, is)| Pair {
+        let (was, is) = (pairs[of].original, pairs[of].changed);
+        let inner = |kind: Kind, was: ValueId, is: ValueId| Pair {
             name: original.value(was).name.clone(),
-            inner: true,
-            chosen: false,
-            source: true,
-            scores: chosen::are_scores(original, was),
+            kind,
             of,
             original: was,
             changed: is,
-        }));
-        if pairs[of].chosen {
-            continue;
-        }
-        if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
-            pairs.push(Pair {
-                name: original.value(was).name.clone(),
-                inner: true,
-                chosen: false,
-                source: false,
-                scores: false,
-                of,
-                original: was,
-                changed: is,
-            });
+        };
+        let sources = sources((original, was), (changed, is));
+        if !sources.is_empty() {
+            pairs[of].kind = Kind::Chosen;
+            pairs.extend(sources.into_iter().map(|(was, is)| {
+                let scores = chosen::are_scores(original, was);
+                inner(Kind::Source { scores }, was, is)
+            }));
+        } else if let (Some(was), Some(is)) = (ends::before(original, was), ends::before(changed, is)) {
+            pairs.push(inner(Kind::Before, was, is));
         }
     }
     Ok(pairs)

@@ -46,12 +46,7 @@ pub fn refuses(model: &Model, node: NodeId, w: &Weight, r: &Weight, wanted: bool
     if !alone(w) || !alone(r) {
         return Some("a weight is read by something else too: stays in floating point".to_owned());
     }
-    let finite = |w: &Weight| {
-        model
-            .constant(w.value)
-            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())))
-    };
-    if finite(w) != Some(true) || finite(r) != Some(true) {
+    if !w.is_finite(model) || !r.is_finite(model) {
         return Some("a weight is not finite: stays in floating point".to_owned());
     }
     None

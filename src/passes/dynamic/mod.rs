@@ -173,11 +173,7 @@ impl Dynamic {
         if w.nodes.len() != model.value(w.value).uses().len() || w.sites.len() != w.nodes.len() {
             return Some("its weight is read by something else too: stays in floating point".to_owned());
         }
-        if model
-            .constant(w.value)
-            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())))
-            != Some(true)
-        {
+        if !w.is_finite(model) {
             return Some("its weight is not finite: stays in floating point".to_owned());
         }
         w.sites.iter().find_map(|s| emit::refuses(model, s)).map(str::to_owned)

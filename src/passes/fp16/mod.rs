@@ -165,15 +165,13 @@ pub fn of(half: DType) -> &'static str {
     }
 }
 
-/// Weights of so many elements are stored in 16 bits by other passes.
-const MIN: usize = 1024;
-
-/// Stores float32 weights in float16 with a Cast behind each, but those of nodes with these names; false when there is none.
+/// Stores float32 weights in float16 with a Cast behind each, as `fp16(only=weights)` does, but those of nodes with these names; false when there is none.
 ///
 /// # Errors
 /// When a constant is not what it was.
 pub(super) fn store(model: &mut Model, skip: &Names, cx: &mut Context) -> Result<bool> {
-    stored::store(model, Half(DType::Float16), MIN, skip, cx)
+    let min = Options::defaults(&INFO).get("min")?;
+    stored::store(model, Half(DType::Float16), min, skip, cx)
 }
 
 struct Fp16 {

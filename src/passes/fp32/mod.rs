@@ -72,7 +72,7 @@ pub fn half_weights(model: &Model) -> Option<DType> {
 
 /// What keeps the model as it is: the node, and why.
 fn obstacle(model: &Model, half: &Half) -> Option<(NodeId, String)> {
-    const KNOWN: &[&str] = &["", "ai.onnx", "com.microsoft"];
+    const KNOWN: &[&str] = &["", "com.microsoft"];
     let touches = |n: &crate::ir::Node| {
         let all = n.inputs().iter().chain(n.outputs());
         all.flatten().any(|v| half.contains_key(v))

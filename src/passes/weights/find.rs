@@ -30,6 +30,12 @@ impl Weight {
         self.dims.iter().product()
     }
 
+    /// Whether all numbers in it are finite floats.
+    pub fn is_finite(&self, model: &Model) -> bool {
+        let floats = model.constant(self.value).and_then(|t| t.floats());
+        floats.is_some_and(|f| f.iter().all(|x| x.is_finite()))
+    }
+
     /// The moments that tell how errors of the weight come out: one for every site in the main graph.
     pub fn measures(&self, model: &Model) -> Vec<(ValueId, Measure)> {
         /// Beyond this many inputs the moment costs more than the model itself.

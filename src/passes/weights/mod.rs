@@ -274,10 +274,7 @@ impl Weights {
             );
             return false;
         }
-        let finite = model
-            .constant(w.value)
-            .and_then(|t| t.floats().map(|f| f.iter().all(|x| x.is_finite())));
-        if finite != Some(true) {
+        if !w.is_finite(model) {
             cx.skip(model, node, "its weight is not finite: left as it is");
             return false;
         }

@@ -30,12 +30,8 @@ impl Rest {
             negative: false,
         };
         let small = |w: &Weight| emit::bytes(w, &w.channels, scheme) < 4 * w.len();
-        let finite = |w: &Weight| {
-            let floats = model.constant(w.value).and_then(|t| t.floats());
-            floats.is_some_and(|f| f.iter().all(|x| x.is_finite()))
-        };
         let (mut weights, _) = find::weights(model);
-        weights.retain(|w| w.len() >= LEAST && w.nodes.iter().all(|n| left(*n)) && small(w) && finite(w));
+        weights.retain(|w| w.len() >= LEAST && w.nodes.iter().all(|n| left(*n)) && small(w) && w.is_finite(model));
         let columns = |w: &Weight| w.sites.first().map_or(1, |s| s.columns());
         let seen = data.map(Seen::of);
         let fitted = side_by_side(&weights, columns, |w| fit(model, w, &w.channels, scheme, seen))?;
