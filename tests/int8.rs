@@ -364,7 +364,7 @@ fn a_quantized_model_is_left_alone() {
 #[test]
 fn what_is_skipped_stays_in_floating_point_with_its_weights() {
     let mut m = residual(13);
-    let notes = run(&mut m, "int8(skip=conv2;nothing*)");
+    let notes = run(&mut m, "int8(skip=conv2;nothing*,prefer=size)");
     let conv2 = m.nodes().find(|(_, n)| n.name() == "conv2").expect("conv2").0;
     assert!(m.constant_input(conv2, 1).is_some_and(|w| w.floats().is_some()));
     assert!(notes.iter().any(|n| n.node == "conv2" && n.kind == NoteKind::Skip));

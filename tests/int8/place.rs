@@ -156,3 +156,51 @@ fn no_float_weight_stands_between_codes() {
     // ONNX Runtime would store it in 8 bits with one scale for all channels.
     assert_eq!((made(0), made(1)), (Some("DequantizeLinear"), Some("DequantizeLinear")));
 }
+
+#[test]
+fn a_first_layer_that_gains_nothing_stays_in_floats() {
+    let mut m = super::model(17);
+    let mut v = input(&mut m, &[1, 3, 96, 96]);
+    // ONNX Runtime copies windows of 3 channels row by row.
+    for (k, (inputs, outputs)) in [(3, 4), (4, 32), (32, 32), (32, 32)].into_iter().enumerate() {
+        let w = weight(&mut m, &format!("w{k}"), &[outputs, inputs, 3, 3], k as u64);
+        let pads = Attr::ints("pads", vec![1; 4]);
+        v = node(
+            &mut m,
+            "Conv",
+            &format!("conv{k}"),
+            &[v, w],
+            &format!("y{k}"),
+            vec![pads],
+        );
+    }
+    output(&mut m, v, &[1, 32, 96, 96]);
+    run(&mut m, "int8");
+    let all: Vec<_> = makers(&m, "Conv").collect();
+    assert_eq!((all[0], all[3]), (None, Some("DequantizeLinear")), "{all:?}");
+}
+
+#[test]
+fn depthwise_chains_whose_integers_gain_nothing_stay_in_floats_with_weights_in_8_bits() {
+    const CHANNELS: usize = 64;
+    let dims = [1, CHANNELS, 40, 40];
+    let mut m = super::model(17);
+    let mut v = input(&mut m, &dims);
+    for k in 0..6 {
+        let (inputs, groups, side) = if k % 2 == 0 { (1, CHANNELS, 5) } else { (CHANNELS, 1, 1) };
+        let w = weight(&mut m, &format!("w{k}"), &[CHANNELS, inputs, side, side], k);
+        let attrs = vec![
+            Attr::int("group", groups as i64),
+            Attr::ints("pads", vec![side as i64 / 2; 4]),
+        ];
+        v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
+    }
+    output(&mut m, v, &dims);
+    run(&mut m, "int8");
+    assert_eq!(super::count(&m, "QuantizeLinear"), 0);
+    let wide = m
+        .nodes()
+        .filter(|(_, n)| n.is("Conv"))
+        .filter(|(id, _)| m.constant_input(*id, 1).is_none());
+    assert_eq!(wide.count(), 3, "the three with weights of 4,096 elements");
+}

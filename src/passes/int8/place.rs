@@ -7,9 +7,9 @@
 //! conversions cost. Bytes count too: a little time is given for a weight that is four times smaller ([`Prefer`]).
 
 use super::cut::{INFINITE, Network, SINK, SOURCE};
-use super::time::{CALL, DEQUANTIZE, Kernel, QUANTIZE, REORDER, REQUANTIZE};
+use super::time::{CALL, DEQUANTIZE, Kernel, QUANTIZE, REORDER, REORDERED, REQUANTIZE};
 use super::units::{Unit, Units};
-use crate::ir::{Model, ValueId};
+use crate::ir::{Model, NodeId, Use, ValueId};
 use crate::ops::quant::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,12 +22,38 @@ pub enum Prefer {
     Size,
 }
 
-/// When everything with a weight in integers takes no more time than in floating point, and at most so many nanoseconds, which nobody would notice, bytes
-/// come first.
+/// A network that runs in integers from end to end is worth so much of its time in floating point: what remains in floats there takes a runtime for both.
+const WHOLE: f64 = 0.07;
+
+/// Nanoseconds that nobody would notice: where everything with a weight in integers takes no more than these longer, it is in integers.
 const UNNOTICED: f64 = 5_000.0;
+
+/// A region of integers gains at least so much of the time in floating point.
+const WORTH: f64 = 0.02;
 
 /// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
 const BYTE: f64 = 0.02;
+
+/// Operators that a runtime computes in the layout of the convolutions beside them.
+const MAPS: &[&str] = &[
+    "Conv",
+    "Add",
+    "Mul",
+    "Concat",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "BatchNormalization",
+    "Resize",
+    "Upsample",
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+];
 
 /// An operator takes much longer in integers when it takes more than so many times as long.
 const SLOW: f64 = 2.0;
@@ -49,12 +75,22 @@ pub fn choose(
     (prefer, timed): (Prefer, bool),
 ) -> Placement {
     let all = fastest(model, units, elements, weighted(units, prefer));
-    let time = |integer: &[bool]| nanoseconds(model, units, elements, integer);
-    let float = time(&vec![false; units.all.len()]);
     let integer = match prefer {
         _ if !timed => connected(model, units, units.all.iter().map(|u| can_run(u, elements)).collect()),
-        Prefer::Speed if time(&all) > float + UNNOTICED => fastest(model, units, elements, BTreeSet::new()),
-        _ => all,
+        Prefer::Speed => {
+            let cost = |integer: &[bool]| cost(model, units, elements, integer);
+            let float = cost(&vec![false; units.all.len()]).time;
+            let chosen = fastest(model, units, elements, BTreeSet::new());
+            let chosen = worthwhile(model, units, elements, chosen, WORTH * float);
+            let (some, every) = (cost(&chosen), cost(&all));
+            let whole = every.conversions <= some.conversions && every.time <= float;
+            let more = if whole { UNNOTICED.max(WHOLE * float) } else { UNNOTICED };
+            match every.time <= some.time + more {
+                true => all,
+                false => chosen,
+            }
+        }
+        Prefer::Size => all,
     };
     let quantized = quantized(model, units, &integer);
     Placement { integer, quantized }
@@ -97,7 +133,7 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
         ..Rules::default()
     };
     let chosen = |rules: &Rules| connected(model, units, cut(model, units, elements, rules));
-    let cost = |rules: &Rules| {
+    let price = |rules: &Rules| {
         let integer = chosen(rules);
         let saved: f64 = units
             .all
@@ -106,7 +142,7 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
             .filter(|(_, i)| **i)
             .map(|(u, _)| u.saved_bytes())
             .sum();
-        nanoseconds(model, units, elements, &integer) - BYTE * saved
+        cost(model, units, elements, &integer).time - BYTE * saved
     };
     loop {
         let integer = chosen(&rules);
@@ -116,10 +152,9 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
             let codes = coded(makers(units, u)) && coded(readers(model, units, u));
             codes && u.is_weighted() && !integer[*i] && can_run(u, elements)
         };
-        let (slow, more): (Vec<usize>, Vec<usize>) = (0..units.all.len()).filter(between).partition(|i| {
-            let (float, int) = units.all[*i].nanoseconds(elements);
-            int > SLOW * float + CALL
-        });
+        let (slow, more): (Vec<usize>, Vec<usize>) = (0..units.all.len())
+            .filter(between)
+            .partition(|i| is_slow(&units.all[*i], elements));
         match (slow.first(), more.is_empty()) {
             (None, true) => return integer,
             (Some(&i), true) => {
@@ -127,13 +162,33 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
                 all[0].forced.insert(i);
                 all[1].after.insert(i);
                 all[2].before.insert(i);
-                let costs = all.each_ref().map(cost);
+                let costs = all.each_ref().map(price);
                 let least = (0..all.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b]));
                 rules = all[least.unwrap_or_default()].clone();
             }
             _ => rules.forced.extend(more),
         }
     }
+}
+
+/// The choice without the regions that gain less than so many nanoseconds: errors for next to nothing, or, by what [`fastest`] forced, even a loss.
+fn worthwhile(
+    model: &Model,
+    units: &Units,
+    elements: &BTreeMap<ValueId, u64>,
+    mut integer: Vec<bool>,
+    least: f64,
+) -> Vec<bool> {
+    for region in regions(model, units, &integer) {
+        let mut without = integer.clone();
+        region.iter().for_each(|&i| without[i] = false);
+        let time = |choice: &[bool]| cost(model, units, elements, choice).time;
+        let saved: f64 = region.iter().map(|&i| units.all[i].saved_bytes()).sum();
+        if time(&without) < time(&integer) - BYTE * saved + least {
+            integer = without;
+        }
+    }
+    integer
 }
 
 /// The units that make what a unit reads, also before operators that keep codes as they are: a runtime moves pairs past these (ONNX Runtime:
@@ -186,13 +241,10 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
             } else {
                 net.edge(nodes[i], SINK, capacity(-gain));
                 // Between a DQ and a Q a runtime takes its integer kernel, however slow: to stay float, it needs a float input.
-                let made = |v: &ValueId| units.producer.get(v);
-                let before = u
-                    .inputs
-                    .iter()
-                    .filter_map(|(_, v)| made(v))
-                    .filter(|_| !u.is_weighted());
-                before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
+                if !u.is_weighted() && is_slow(u, elements) {
+                    let before = u.inputs.iter().filter_map(|(_, v)| units.producer.get(v));
+                    before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
+                }
             }
         }
     }
@@ -208,30 +260,30 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
     for v in values {
         let Some(&n) = elements.get(&v) else { continue };
         let (readers, others) = units.readers(model, v);
-        let [q, dq] = conversions(units, v, &readers, n).map(capacity);
-        let mut readers: Vec<usize> = readers.into_iter().map(|r| nodes[r]).collect();
-        if others {
-            readers.push(SINK);
-        }
-        // Cut off from the source as soon as one reader is float; joined to it as soon as one is an integer.
-        let (all_out, some_in) = (net.node(), net.node());
-        readers.iter().for_each(|&r| {
-            net.edge(all_out, r, INFINITE);
-            net.edge(r, some_in, INFINITE);
-        });
-        match units.producer.get(&v) {
+        let [q, dq] = conversions(model, units, v, &readers, n).map(capacity);
+        // Joined to the source as soon as one reader is an integer.
+        let some_in = net.node();
+        let readers: Vec<usize> = readers.into_iter().map(|r| nodes[r]).collect();
+        readers.iter().for_each(|&r| net.edge(r, some_in, INFINITE));
+        let coded = match units.producer.get(&v) {
             Some(&p) if units.all[p].free_output => {
                 let own = capacity(REQUANTIZE * n as f64);
                 net.edge(some_in, SINK, own);
                 net.edge(some_in, nodes[p], q - own);
-                net.edge(some_in, all_out, dq);
+                some_in
             }
             Some(&p) => {
                 net.edge(some_in, nodes[p], q);
-                net.edge(nodes[p], all_out, dq);
+                nodes[p]
             }
-            None => net.edge(some_in, SINK, q),
-        }
+            None => {
+                net.edge(some_in, SINK, q);
+                continue;
+            }
+        };
+        // Each reader in floats has a DQ of its own (ONNX Runtime: `EnsureUniqueDQForNodeUnit`).
+        readers.iter().for_each(|&r| net.edge(coded, r, dq));
+        net.edge(coded, SINK, dq * others as u64);
     }
     let side = net.source_side();
     units
@@ -248,41 +300,71 @@ fn kernel_gain(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> f64 {
     float - int + BYTE * u.saved_bytes()
 }
 
+/// Whether a unit takes much longer in integers.
+fn is_slow(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
+    let (float, int) = u.nanoseconds(elements);
+    int > SLOW * float + CALL
+}
+
 /// What is lost when a unit does not run in integers, and conversions stand around it.
 pub fn gain(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> f64 {
     kernel_gain(u, elements).max(0.0) + CALL
 }
 
-/// What a choice takes for one sample, conversions included.
-fn nanoseconds(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> f64 {
+/// What a choice takes for one sample.
+struct Cost {
+    /// Nanoseconds, conversions included.
+    time: f64,
+    /// How many conversions there are.
+    conversions: usize,
+}
+
+fn cost(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> Cost {
     let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
         let (float, int) = u.nanoseconds(elements);
         if i { int } else { float }
     });
-    let converted = candidates(model, units).into_iter().map(|v| {
-        let Some(&n) = elements.get(&v) else { return 0.0 };
+    let mut all = Cost {
+        time: kernels.sum(),
+        conversions: 0,
+    };
+    for v in candidates(model, units) {
+        let Some(&n) = elements.get(&v) else { continue };
         let (readers, others) = units.readers(model, v);
         let maker = units.producer.get(&v).filter(|&&p| integer[p]);
         let free = maker.is_some_and(|&p| units.all[p].free_output);
         let read = readers.iter().any(|&r| integer[r]);
+        let floats = others + readers.iter().filter(|&&r| !integer[r]).count();
+        let [q, dq] = conversions(model, units, v, &readers, n);
+        let (each, count) = match maker {
+            Some(_) if read || !free => (dq, floats),
+            None if read => (q, 1),
+            _ => (0.0, 0),
+        };
         let own = if free && read { REQUANTIZE * n as f64 } else { 0.0 };
-        let floats = others || readers.iter().any(|&r| !integer[r]);
-        let [q, dq] = conversions(units, v, &readers, n);
-        own + match maker {
-            Some(_) if floats && (read || !free) => dq,
-            None if read => q,
-            _ => 0.0,
-        }
-    });
-    kernels.sum::<f64>() + converted.sum::<f64>()
+        all.time += own + each * count as f64;
+        all.conversions += count;
+    }
+    all
 }
 
-/// What a Q and a DQ of `n` elements take; around convolutions the layout changes as well.
-fn conversions(units: &Units, v: ValueId, readers: &[usize], n: u64) -> [f64; 2] {
-    let around = readers.iter().chain(units.producer.get(&v));
-    let layout = around.into_iter().any(|&u| matches!(units.all[u].kernel, Kernel::Conv));
-    let more = if layout { REORDER } else { 0.0 };
-    [QUANTIZE, DEQUANTIZE].map(|each| CALL + (each + more) * n as f64)
+/// What a Q and a DQ of `n` elements take. Between operators on maps the layout changes as well; between one of these and any other it changes in either
+/// form, and codes are a quarter of the bytes.
+fn conversions(model: &Model, units: &Units, v: ValueId, readers: &[usize], n: u64) -> [f64; 2] {
+    let mut around = readers.iter().chain(units.producer.get(&v));
+    let convolved = around.any(|&u| matches!(units.all[u].kernel, Kernel::Conv));
+    let mapped =
+        |node: NodeId| model.node(node).op.domain.is_empty() && MAPS.contains(&model.node(node).op.name.as_str());
+    let read = |u: &Use| matches!(u, Use::Node(n, _) if mapped(*n));
+    let layout = match model.value(v).producer() {
+        Some(node) if convolved => match (mapped(node), model.value(v).uses().iter().any(read)) {
+            (true, true) => REORDER,
+            (one, other) if one != other => -REORDERED,
+            _ => 0.0,
+        },
+        _ => 0.0,
+    };
+    [QUANTIZE, DEQUANTIZE].map(|each| CALL + (each + layout) * n as f64)
 }
 
 fn capacity(nanoseconds: f64) -> u64 {
@@ -297,25 +379,35 @@ pub fn can_run(u: &Unit, elements: &BTreeMap<ValueId, u64>) -> bool {
 
 /// Of the units that run in integers, those that hang together with one that has a weight.
 fn connected(model: &Model, units: &Units, integer: Vec<bool>) -> Vec<bool> {
-    let mut reached: Vec<bool> = units
-        .all
-        .iter()
-        .zip(&integer)
-        .map(|(u, i)| *i && (u.is_weighted() || u.joined))
-        .collect();
-    let mut queue: Vec<usize> = (0..reached.len()).filter(|&i| reached[i]).collect();
-    while let Some(i) = queue.pop() {
-        let u = &units.all[i];
-        let before = u.inputs.iter().filter_map(|(_, v)| units.producer.get(v).copied());
-        let after = u.results.iter().flat_map(|&v| units.readers(model, v).0);
-        for next in before.chain(after) {
-            if integer[next] && !reached[next] {
-                reached[next] = true;
-                queue.push(next);
-            }
-        }
-    }
+    let mut reached = vec![false; integer.len()];
+    let anchored = |i: &usize| units.all[*i].is_weighted() || units.all[*i].joined;
+    let all = regions(model, units, &integer);
+    all.into_iter()
+        .filter(|r| r.iter().any(anchored))
+        .flatten()
+        .for_each(|i| reached[i] = true);
     reached
+}
+
+/// The units that run in integers, those together that hang together.
+fn regions(model: &Model, units: &Units, integer: &[bool]) -> Vec<Vec<usize>> {
+    let mut open = integer.to_vec();
+    let mut all = Vec::new();
+    for first in 0..open.len() {
+        if !std::mem::take(&mut open[first]) {
+            continue;
+        }
+        let (mut region, mut at) = (vec![first], 0);
+        while at < region.len() {
+            let u = &units.all[region[at]];
+            let before = u.inputs.iter().filter_map(|(_, v)| units.producer.get(v).copied());
+            let after = u.results.iter().flat_map(|&v| units.readers(model, v).0);
+            region.extend(before.chain(after).filter(|&next| std::mem::take(&mut open[next])));
+            at += 1;
+        }
+        all.push(region);
+    }
+    all
 }
 
 fn quantized(model: &Model, units: &Units, integer: &[bool]) -> BTreeSet<ValueId> {

@@ -254,7 +254,7 @@ impl Scales {
         for (v, _) in self.roots.iter().filter(|(_, r)| **r == root) {
             let (readers, others) = units.readers(model, *v);
             all.extend(readers.into_iter().filter(|r| units.all[*r].role != Role::Same));
-            if others {
+            if others > 0 {
                 all.push(usize::MAX);
             }
         }

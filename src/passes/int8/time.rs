@@ -1,11 +1,11 @@
 //! How long operators take in floating point and in integers, so that nothing becomes slower than it was.
 //!
-//! `t = call + mac·MACs + out·elements out + input·elements in + tap·(window positions × groups × taps) + gather·(elements of all windows)`, in
-//! nanoseconds on one thread.
-//! The rates were fitted to kernel times of ONNX Runtime 1.31.1 on an x86-64 server with AVX512-VNNI, some 60 shapes, float and
-//! Q/DQ side by side, within 30 % for most; those of conversions and of operators on each element with 1.32, on maps that stay in the cache (up to a million
-//! elements: there an Add takes as long in floats as in codes, and so it should not cost accuracy); those of convolutions in groups with 1.32 on 16 shapes, within 25 %
-//! for most: an integer one copies each tap of each group by itself, and only a depthwise one of as many outputs as inputs has a kernel of its own. Only differences between the two columns decide, so a machine that is faster in both
+//! `t = call + mac·MACs + out·elements out + input·elements in + piece·(pieces of all windows) + gather·(elements of all windows)`, in nanoseconds on one
+//! thread.
+//! The rates were fitted to kernel times of ONNX Runtime 1.32 on an x86-64 server with AVX512-VNNI (Emerald Rapids), float and Q/DQ side by side in chains
+//! of convolutions or products: 71 shapes of convolutions (rms 20 %), 28 depthwise (10 to 18 %), 12 in groups, 15 of products, and three maps for
+//! each other operator. On another such server (1.31) multiply-adds of both kinds took 1.3 times as long and conversions half as long;
+//! where the two differ in what wins, these here leave more in floating point. Only differences between the two columns decide, so a machine that is faster in both
 //! changes nothing.
 
 /// What a kernel costs, in nanoseconds.
@@ -17,8 +17,8 @@ pub struct Rate {
     pub out: f64,
     /// For each element of its data input.
     pub input: f64,
-    /// For each tap of each position and group, but for windows of size 1 without groups.
-    pub tap: f64,
+    /// For each piece of a window that an integer kernel looks up or copies by itself ([`Shape::pieces`]).
+    pub piece: f64,
     /// For each element of each window that is copied before it is multiplied.
     pub gather: f64,
 }
@@ -50,25 +50,66 @@ pub enum Kernel {
 pub struct Work {
     /// Multiply-adds.
     pub macs: f64,
+    /// Multiply-adds in floats, which come in full blocks of channels.
+    pub blocked: f64,
     /// Elements given out.
     pub out: f64,
     /// Elements of all data inputs.
     pub input: f64,
-    /// Window positions times groups times taps.
-    pub taps: f64,
+    /// Pieces of all windows.
+    pub pieces: f64,
     /// Elements of all windows.
     pub gathered: f64,
 }
 
 /// What kind of convolution or product it is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Shape {
-    /// Every window sees a single channel of several, and gives out one.
-    pub depthwise: bool,
-    /// Groups of fewer channels than a vector register holds.
-    pub narrow: bool,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// Nothing special.
+    Plain,
+    /// Every window sees a single channel of several, and gives out one: a kernel of its own takes all groups at once.
+    Depthwise,
+    /// There are groups: an integer kernel copies each tap of each group by itself.
+    Grouped,
+    /// There are groups of fewer channels than a vector register holds: floats are copied, too.
+    Narrow,
+    /// Channels that an integer kernel cannot read in fours or give out in a whole register: it copies each row of each window.
+    Copied,
     /// A single row is multiplied.
-    pub vector: bool,
+    Vector,
+}
+
+impl Shape {
+    /// Of a convolution.
+    pub fn of_conv(inputs: usize, outputs: usize, groups: usize) -> Shape {
+        match groups {
+            1 if !inputs.is_multiple_of(4) || outputs < LANES => Shape::Copied,
+            1 => Shape::Plain,
+            _ if inputs == groups && outputs == groups => Shape::Depthwise,
+            _ if inputs.min(outputs) / groups < LANES => Shape::Narrow,
+            _ => Shape::Grouped,
+        }
+    }
+
+    /// As many channels as a convolution in floats computes for these, inputs and outputs: fewer inputs than a block are read as they are.
+    pub fn blocked(self, inputs: usize, outputs: usize) -> (usize, usize) {
+        match self {
+            Shape::Plain | Shape::Copied if inputs < LANES => (inputs, outputs.next_multiple_of(LANES)),
+            Shape::Plain | Shape::Copied => (inputs.next_multiple_of(LANES), outputs.next_multiple_of(LANES)),
+            _ => (inputs, outputs),
+        }
+    }
+
+    /// Into how many pieces an integer convolution takes a window of so many taps, of which `row` lie side by side.
+    pub fn pieces(self, taps: usize, row: usize, groups: usize) -> usize {
+        match self {
+            Shape::Plain | Shape::Copied if taps == 1 => 0,
+            Shape::Plain | Shape::Depthwise => taps,
+            Shape::Copied => taps / row.max(1),
+            Shape::Grouped | Shape::Narrow => taps * groups,
+            Shape::Vector => 0,
+        }
+    }
 }
 
 /// Floats in a vector register: channels are computed in blocks of so many.
@@ -76,18 +117,24 @@ pub const LANES: usize = 16;
 /// To start a kernel at all.
 pub const CALL: f64 = 1500.0;
 /// QuantizeLinear, for each element.
-pub const QUANTIZE: f64 = 0.13;
+pub const QUANTIZE: f64 = 0.26;
 /// DequantizeLinear, for each element.
-pub const DEQUANTIZE: f64 = 0.12;
-/// For each element that passes between kernels of which one is a convolution, in floats or in integers: it has a layout of its own in either.
-pub const REORDER: f64 = 0.17;
+pub const DEQUANTIZE: f64 = 0.19;
+/// For each element that passes between kernels on maps of which one runs in floats and one in integers: in blocks of channels there, channels last here,
+/// and by way of channels first between the two.
+pub const REORDER: f64 = 0.35;
+/// What such a change takes less in codes than in floats where there is one anyway, for each element.
+pub const REORDERED: f64 = 0.1;
 /// For a kernel that may give out floats to give out codes, for each element; no more than [`QUANTIZE`].
-pub const REQUANTIZE: f64 = 0.12;
+pub const REQUANTIZE: f64 = 0.2;
 
-impl Rate {
-    /// Nanoseconds for some work.
-    pub fn of(&self, w: &Work) -> f64 {
-        self.mac * w.macs + self.out * w.out + self.input * w.input + self.tap * w.taps + self.gather * w.gathered
+impl Times {
+    /// Nanoseconds for some work, in floating point and in integers.
+    pub fn of(&self, w: &Work) -> (f64, f64) {
+        let ns = |r: &Rate, macs: f64| {
+            r.mac * macs + r.out * w.out + r.input * w.input + r.piece * w.pieces + r.gather * w.gathered
+        };
+        (ns(&self.float, w.blocked), ns(&self.int, w.macs))
     }
 }
 
@@ -96,10 +143,14 @@ impl Kernel {
     pub fn times(self, shape: Shape) -> Times {
         match self {
             Kernel::Plain(times) => times,
-            Kernel::Conv if shape.depthwise => DEPTHWISE,
-            Kernel::Conv if shape.narrow => NARROW,
-            Kernel::Conv => CONV,
-            Kernel::Product if shape.vector => VECTOR,
+            Kernel::Conv => match shape {
+                Shape::Depthwise => DEPTHWISE,
+                Shape::Grouped => GROUPED,
+                Shape::Narrow => NARROW,
+                Shape::Copied => COPIED,
+                Shape::Plain | Shape::Vector => CONV,
+            },
+            Kernel::Product if shape == Shape::Vector => VECTOR,
             Kernel::Product => MATMUL,
             Kernel::Stored => STORED,
         }
@@ -115,12 +166,12 @@ impl Kernel {
     }
 }
 
-const fn rate(mac: f64, out: f64, input: f64, tap: f64) -> Rate {
+const fn rate(mac: f64, out: f64, input: f64, piece: f64) -> Rate {
     Rate {
         mac,
         out,
         input,
-        tap,
+        piece,
         gather: 0.0,
     }
 }
@@ -143,8 +194,21 @@ pub const fn read(float: f64, int: f64) -> Kernel {
 
 /// A convolution.
 const CONV: Times = Times {
-    float: rate(0.019, 0.1, 0.0, 0.0),
-    int: rate(0.0045, 0.2, 0.0, 4.5),
+    float: rate(0.015, 0.06, 0.0, 0.0),
+    int: rate(0.0032, 0.21, 0.0, 1.1),
+};
+/// A convolution of channels that do not fit its kernel.
+const COPIED: Times = Times {
+    float: CONV.float,
+    int: Rate {
+        piece: 10.0,
+        ..CONV.int
+    },
+};
+/// A convolution in groups: an integer one copies each tap of each group by itself.
+const GROUPED: Times = Times {
+    float: CONV.float,
+    int: Rate { piece: 4.5, ..CONV.int },
 };
 /// A convolution in groups of few channels: floats are copied before they are multiplied.
 const NARROW: Times = Times {
@@ -152,17 +216,17 @@ const NARROW: Times = Times {
         gather: 0.27,
         ..CONV.float
     },
-    int: CONV.int,
+    int: GROUPED.int,
 };
 /// A depthwise convolution of as many outputs as inputs.
 const DEPTHWISE: Times = Times {
-    float: rate(0.045, 0.1, 0.0, 0.0),
-    int: rate(0.03, 0.75, 0.0, 0.0),
+    float: rate(0.019, 0.22, 0.0, 0.0),
+    int: rate(0.04, 0.17, 0.0, 1.3),
 };
 /// A product of matrices.
 const MATMUL: Times = Times {
-    float: rate(0.019, 0.1, 0.0, 0.0),
-    int: rate(0.0035, 0.6, 0.0, 0.0),
+    float: rate(0.0125, 0.1, 0.0, 0.0),
+    int: rate(0.0035, 0.35, 0.0, 0.0),
 };
 /// A product of a vector and a matrix.
 const VECTOR: Times = Times {
@@ -174,3 +238,39 @@ const STORED: Times = Times {
     float: rate(0.0, 0.1, 0.0, 0.0),
     int: rate(0.0, 0.1, DEQUANTIZE + REORDER, 0.0),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_follow_from_channels_and_groups() {
+        let of = Shape::of_conv;
+        assert_eq!(
+            (of(16, 32, 1), of(3, 32, 1), of(16, 8, 1)),
+            (Shape::Plain, Shape::Copied, Shape::Copied)
+        );
+        assert_eq!(
+            (of(64, 64, 64), of(64, 128, 64), of(64, 64, 4)),
+            (Shape::Depthwise, Shape::Narrow, Shape::Grouped)
+        );
+    }
+
+    #[test]
+    fn windows_are_taken_in_taps_or_rows() {
+        let pieces = |shape: Shape| shape.pieces(9, 3, 64);
+        assert_eq!(
+            (pieces(Shape::Plain), pieces(Shape::Depthwise), pieces(Shape::Copied)),
+            (9, 9, 3)
+        );
+        assert_eq!(pieces(Shape::Grouped), 576);
+        assert_eq!((Shape::Plain.pieces(1, 1, 1), Shape::Copied.pieces(1, 1, 1)), (0, 0));
+    }
+
+    #[test]
+    fn floats_compute_full_blocks_of_channels() {
+        assert_eq!(Shape::Plain.blocked(24, 40), (32, 48));
+        assert_eq!(Shape::Copied.blocked(3, 8), (3, 16), "an image is read as it is");
+        assert_eq!(Shape::Grouped.blocked(24, 40), (24, 40));
+    }
+}

@@ -1,7 +1,7 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::{Codes, Target};
-use super::time::{CALL, DEQUANTIZE, Kernel, LANES, Shape, Work};
+use super::time::{CALL, DEQUANTIZE, Kernel, Shape, Work};
 use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
@@ -64,28 +64,32 @@ impl Unit {
             input,
             ..Work::default()
         };
-        let mut shape = Shape::default();
+        let mut shape = Shape::Plain;
         if let Some(site) = &self.site {
             let (groups, taps) = (site.layout.groups, site.taps());
             let columns = site.inputs() / groups * taps;
             let positions = out / site.outputs().max(1) as f64;
             work.macs = out * columns as f64;
             work.gathered = positions * (columns * groups) as f64;
-            if taps > 1 || groups > 1 {
-                work.taps = positions * (groups * taps) as f64;
+            work.blocked = work.macs;
+            match self.kernel {
+                Kernel::Conv => {
+                    shape = Shape::of_conv(site.inputs(), site.outputs(), groups);
+                    let (inputs, outputs) = shape.blocked(site.inputs(), site.outputs());
+                    work.blocked *= (inputs * outputs) as f64 / (site.inputs() * site.outputs()).max(1) as f64;
+                }
+                _ if positions < 2.0 => shape = Shape::Vector,
+                _ => {}
             }
-            shape.depthwise = columns == taps && groups > 1 && site.outputs() == groups;
-            shape.narrow = groups > 1 && site.inputs().min(site.outputs()) / groups < LANES;
-            shape.vector = positions < 2.0;
+            let row = site.dims().last().copied().unwrap_or(1);
+            work.pieces = positions * shape.pieces(taps, row, groups) as f64;
         }
         let times = self.kernel.times(shape);
         let call = if self.activation > 0.0 { CALL } else { 0.0 };
         let weight = self.site.as_ref().filter(|_| self.is_stored());
         let again = weight.map_or(0.0, |s| CALL + DEQUANTIZE * s.dims().iter().product::<usize>() as f64);
-        (
-            times.float.of(&work),
-            times.int.of(&work) + self.activation * out + call + again,
-        )
+        let (float, int) = times.of(&work);
+        (float, int + self.activation * out + call + again)
     }
 
     /// True when its weight is stored in integers, but nothing is computed in them.
@@ -351,9 +355,9 @@ impl Units {
         Some(all)
     }
 
-    /// Who reads a value: units (each once, in order), and whether anything else does. Readers of its shape do not count.
-    pub fn readers(&self, model: &Model, v: ValueId) -> (Vec<usize>, bool) {
-        let (mut units, mut others) = (Vec::new(), false);
+    /// Who reads a value: units (each once, in order), and how many others. Readers of its shape do not count.
+    pub fn readers(&self, model: &Model, v: ValueId) -> (Vec<usize>, usize) {
+        let (mut units, mut others) = (Vec::new(), 0);
         for u in model.value(v).uses() {
             let unit = match *u {
                 Use::Node(n, _) if is_shape(model, n) => continue,
@@ -362,7 +366,7 @@ impl Units {
             };
             match unit {
                 Some(&i) => units.push(i),
-                None => others = true,
+                None => others += 1,
             }
         }
         units.sort_unstable();
