@@ -95,9 +95,9 @@ fn groups_between(pool: bool) -> Model {
     let mut m = super::model(17);
     let mut v = input(&mut m, &[1, 96, 32, 32]);
     // ONNX Runtime has a kernel of its own for groups of one channel that give out one channel, but none for those that give out four.
-    for (k, w, groups) in [(0, [96, 96, 1, 1], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
+    for (k, w, groups) in [(0, [96, 96, 3, 3], 1), (1, [384, 1, 3, 3], 96), (2, [96, 384, 1, 1], 1)] {
+        let pads = Attr::ints("pads", vec![w[2] as i64 / 2; 4]);
         let w = weight(&mut m, &format!("w{k}"), &w, k);
-        let pads = Attr::ints("pads", vec![if groups > 1 { 1 } else { 0 }; 4]);
         let attrs = vec![Attr::int("group", groups), pads];
         v = node(&mut m, "Conv", &format!("conv{k}"), &[v, w], &format!("y{k}"), attrs);
         if groups > 1 && pool {
@@ -201,4 +201,32 @@ fn depthwise_chains_whose_integers_gain_nothing_stay_in_floats_with_weights_in_8
     let convs = m.nodes().filter(|(_, n)| n.is("Conv"));
     let stored = convs.filter(|(id, _)| m.constant_input(*id, 1).is_none());
     assert_eq!(stored.count(), 6);
+}
+
+#[test]
+fn a_pool_behind_floats_is_not_given_codes() {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[1, 32, 46, 46]);
+    let slopes = [32, 64].map(|channels| weight(&mut m, &format!("slope{channels}"), &[channels, 1, 1], 4));
+    let (w, v) = (
+        weight(&mut m, "w", &[64, 32, 3, 3], 5),
+        weight(&mut m, "v", &[64, 64, 3, 3], 6),
+    );
+    let bent = node(&mut m, "PRelu", "prelu", &[x, slopes[0]], "bent", vec![]);
+    let window = vec![
+        Attr::ints("kernel_shape", vec![3, 3]),
+        Attr::ints("strides", vec![2, 2]),
+    ];
+    let pooled = node(&mut m, "MaxPool", "pool", &[bent], "pooled", window);
+    let y = node(&mut m, "Conv", "conv0", &[pooled, w], "y0", vec![]);
+    let bent = node(&mut m, "PRelu", "prelu1", &[y, slopes[1]], "bent1", vec![]);
+    let z = node(&mut m, "Conv", "conv1", &[bent, v], "z", vec![]);
+    output(&mut m, z, &[1, 64, 18, 18]);
+    run(&mut m, "int8");
+    assert_eq!(makers(&m, "MaxPool").collect::<Vec<_>>(), [Some("PRelu")]);
+    // ONNX Runtime would move a Q behind the pool before it, and take it channels first.
+    assert_eq!(
+        makers(&m, "Conv").collect::<Vec<_>>(),
+        [Some("MaxPool"), Some("DequantizeLinear")]
+    );
 }

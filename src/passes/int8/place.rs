@@ -28,8 +28,8 @@ const WHOLE: f64 = 0.07;
 /// Nanoseconds that nobody would notice: where everything with a weight in integers takes no more than these longer, it is in integers.
 const UNNOTICED: f64 = 5_000.0;
 
-/// A region of integers gains at least so much of the time in floating point.
-const WORTH: f64 = 0.02;
+/// A region of integers gains at least so much of what it takes in floating point.
+const WORTH: f64 = 0.15;
 
 /// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
 const BYTE: f64 = 0.02;
@@ -81,7 +81,7 @@ pub fn choose(
             let cost = |integer: &[bool]| cost(model, units, elements, integer);
             let float = cost(&vec![false; units.all.len()]).time;
             let chosen = fastest(model, units, elements, BTreeSet::new());
-            let chosen = worthwhile(model, units, elements, chosen, WORTH * float);
+            let chosen = worthwhile(model, units, elements, chosen);
             let (some, every) = (cost(&chosen), cost(&all));
             let whole = every.conversions <= some.conversions && every.time <= float;
             let more = if whole { UNNOTICED.max(WHOLE * float) } else { UNNOTICED };
@@ -171,20 +171,17 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
     }
 }
 
-/// The choice without the regions that gain less than so many nanoseconds: errors for next to nothing, or, by what [`fastest`] forced, even a loss.
-fn worthwhile(
-    model: &Model,
-    units: &Units,
-    elements: &BTreeMap<ValueId, u64>,
-    mut integer: Vec<bool>,
-    least: f64,
-) -> Vec<bool> {
+/// The choice without the regions that gain little: errors for next to nothing, or, by what [`fastest`] forced, even a loss.
+fn worthwhile(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, mut integer: Vec<bool>) -> Vec<bool> {
     for region in regions(model, units, &integer) {
         let mut without = integer.clone();
         region.iter().for_each(|&i| without[i] = false);
         let time = |choice: &[bool]| cost(model, units, elements, choice).time;
-        let saved: f64 = region.iter().map(|&i| units.all[i].saved_bytes()).sum();
-        if time(&without) < time(&integer) - BYTE * saved + least {
+        let members = region.iter().map(|&i| &units.all[i]);
+        let least: f64 = members
+            .map(|u| WORTH * u.nanoseconds(elements).0 - BYTE * u.saved_bytes())
+            .sum();
+        if time(&without) < time(&integer) + least {
             integer = without;
         }
     }
@@ -247,6 +244,13 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
                 }
             }
         }
+    }
+    for (i, u) in units.all.iter().enumerate().filter(|(_, u)| u.window > 0) {
+        let maker = u.inputs.first().and_then(|(_, v)| units.producer.get(v));
+        net.edge(nodes[i], maker.map_or(SINK, |&p| nodes[p]), capacity(u.apart(elements)));
+        // A runtime moves a Q behind it before it (ONNX Runtime: `QDQPropagationTransformer`).
+        let read = u.results.iter().flat_map(|&v| units.readers(model, v).0);
+        read.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
     }
     for &i in &rules.after {
         let made = makers(units, &units.all[i]);
@@ -322,7 +326,12 @@ struct Cost {
 fn cost(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> Cost {
     let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
         let (float, int) = u.nanoseconds(elements);
-        if i { int } else { float }
+        let maker = u.inputs.first().and_then(|(_, v)| units.producer.get(v));
+        match (i, maker.is_some_and(|&p| integer[p])) {
+            (true, true) => int,
+            (true, false) => int + u.apart(elements),
+            (false, _) => float,
+        }
     });
     let mut all = Cost {
         time: kernels.sum(),

@@ -125,6 +125,8 @@ pub const DEQUANTIZE: f64 = 0.19;
 pub const REORDER: f64 = 0.35;
 /// What such a change takes less in codes than in floats where there is one anyway, for each element.
 pub const REORDERED: f64 = 0.1;
+/// For each tap of each window of a pool over codes that no integer kernel made: channels come first there.
+pub const POOLED: f64 = 4.5;
 /// For a kernel that may give out floats to give out codes, for each element; no more than [`QUANTIZE`].
 pub const REQUANTIZE: f64 = 0.2;
 

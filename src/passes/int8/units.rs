@@ -1,10 +1,10 @@
 //! Units: an operator that could run in integers, together with the `Relu`s and `Clip`s behind it that saturation replaces.
 
 use super::target::{Codes, Target};
-use super::time::{CALL, DEQUANTIZE, Kernel, Shape, Work};
+use super::time::{CALL, DEQUANTIZE, Kernel, POOLED, Shape, Work};
 use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
-use crate::ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use crate::ir::{DType, Model, Node, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
 use crate::passes::{Names, tables};
 use anyhow::Result;
@@ -37,6 +37,8 @@ pub struct Unit {
     pub addend: Option<(NodeId, usize)>,
     /// How long it takes.
     pub kernel: Kernel,
+    /// The taps of a pool's windows; 0 elsewhere.
+    pub window: usize,
     /// What the activation behind it takes when it runs in integers, in nanoseconds for each element: in floating point they are one kernel.
     pub activation: f64,
 }
@@ -90,6 +92,12 @@ impl Unit {
         let again = weight.map_or(0.0, |s| CALL + DEQUANTIZE * s.dims().iter().product::<usize>() as f64);
         let (float, int) = times.of(&work);
         (float, int + self.activation * out + call + again)
+    }
+
+    /// What it takes more in integers, nanoseconds for one sample, where what makes its input does not run in integers.
+    pub fn apart(&self, elements: &BTreeMap<ValueId, u64>) -> f64 {
+        let out = self.results.iter().filter_map(|v| elements.get(v)).sum::<u64>();
+        POOLED * self.window as f64 * out as f64
     }
 
     /// True when its weight is stored in integers, but nothing is computed in them.
@@ -216,6 +224,7 @@ fn unit(model: &Model, node: NodeId, target: &Target) -> Result<Option<Unit>, St
         joined: false,
         addend: None,
         kernel: row.kernel,
+        window: if n.is("MaxPool") { window(n) } else { 0 },
         activation: 0.0,
     }))
 }
@@ -234,6 +243,15 @@ fn fits_codes(t: &Tensor, factor: bool, codes: Codes) -> bool {
     let power = |f: &dyn Fn(f32) -> f32| floats.iter().map(|&x| f64::from(f(x)).powi(2)).sum::<f64>();
     let error = power(&|x| x - affine.round_trip(x));
     !factor || error <= MOST * power(&|x| x)
+}
+
+/// The taps of a pool's window.
+fn window(pool: &Node) -> usize {
+    let sides = pool.ints("kernel_shape").unwrap_or_default();
+    sides
+        .iter()
+        .map(|s| usize::try_from(*s).unwrap_or(0))
+        .fold(1, usize::saturating_mul)
 }
 
 /// The node's weight as a site, when weight and bias can be stored in integers.
