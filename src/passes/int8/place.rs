@@ -25,11 +25,15 @@ pub enum Prefer {
 /// A network that runs in integers from end to end is worth so much of its time in floating point: what remains in floats there takes a runtime for both.
 const WHOLE: f64 = 0.07;
 
-/// Nanoseconds that nobody would notice: where everything with a weight in integers takes no more than these longer, it is in integers.
+/// A network that takes no more nanoseconds than these in floating point runs in integers, as far as it has weights,
+const TINY: f64 = 100_000.0;
+/// where that takes no more than these longer.
 const UNNOTICED: f64 = 5_000.0;
 
-/// A region of integers gains at least so much of what it takes in floating point.
+/// A region of integers gains at least so much of what it takes in floating point,
 const WORTH: f64 = 0.15;
+/// and of what the network takes: a single layer near an output may err more than all others.
+const NOTICED: f64 = 0.003;
 
 /// Nanoseconds for one sample that a saved byte is worth: a fifth of what reading it once costs.
 const BYTE: f64 = 0.02;
@@ -80,12 +84,15 @@ pub fn choose(
         Prefer::Speed => {
             let cost = |integer: &[bool]| cost(model, units, elements, integer);
             let float = cost(&vec![false; units.all.len()]).time;
-            let chosen = fastest(model, units, elements, BTreeSet::new());
-            let chosen = worthwhile(model, units, elements, chosen);
+            let worth = |integer| worthwhile(model, units, elements, integer, NOTICED * float);
+            let chosen = worth(fastest(model, units, elements, BTreeSet::new()));
+            let tiny = float <= TINY;
+            let all = if tiny { all } else { worth(all) };
             let (some, every) = (cost(&chosen), cost(&all));
             let whole = every.conversions <= some.conversions && every.time <= float;
-            let more = if whole { UNNOTICED.max(WHOLE * float) } else { UNNOTICED };
-            match every.time <= some.time + more {
+            let more = [(tiny, UNNOTICED), (whole, WHOLE * float)];
+            let more = more.into_iter().filter(|m| m.0).map(|m| m.1).reduce(f64::max);
+            match more.is_some_and(|more| every.time <= some.time + more) {
                 true => all,
                 false => chosen,
             }
@@ -172,16 +179,21 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
 }
 
 /// The choice without the regions that gain little: errors for next to nothing, or, by what [`fastest`] forced, even a loss.
-fn worthwhile(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, mut integer: Vec<bool>) -> Vec<bool> {
+fn worthwhile(
+    model: &Model,
+    units: &Units,
+    elements: &BTreeMap<ValueId, u64>,
+    mut integer: Vec<bool>,
+    noticed: f64,
+) -> Vec<bool> {
     for region in regions(model, units, &integer) {
         let mut without = integer.clone();
         region.iter().for_each(|&i| without[i] = false);
         let time = |choice: &[bool]| cost(model, units, elements, choice).time;
-        let members = region.iter().map(|&i| &units.all[i]);
-        let least: f64 = members
-            .map(|u| WORTH * u.nanoseconds(elements).0 - BYTE * u.saved_bytes())
-            .sum();
-        if time(&without) < time(&integer) + least {
+        let members = || region.iter().map(|&i| &units.all[i]);
+        let own: f64 = members().map(|u| u.nanoseconds(elements).0).sum();
+        let saved: f64 = members().map(Unit::saved_bytes).sum();
+        if time(&without) < time(&integer) + (WORTH * own).max(noticed) - BYTE * saved {
             integer = without;
         }
     }
