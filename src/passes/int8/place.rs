@@ -78,26 +78,26 @@ pub fn choose(
     elements: &BTreeMap<ValueId, u64>,
     (prefer, timed): (Prefer, bool),
 ) -> Placement {
-    let all = fastest(model, units, elements, weighted(units, prefer));
+    let with = |forced| fastest(model, units, elements, forced);
     let integer = match prefer {
         _ if !timed => connected(model, units, units.all.iter().map(|u| can_run(u, elements)).collect()),
+        Prefer::Size => with(weighted(units, prefer)),
         Prefer::Speed => {
             let cost = |integer: &[bool]| cost(model, units, elements, integer);
             let float = cost(&vec![false; units.all.len()]).time;
             let worth = |integer| worthwhile(model, units, elements, integer, NOTICED * float);
-            let chosen = worth(fastest(model, units, elements, BTreeSet::new()));
+            let chosen = worth(with(BTreeSet::new()));
+            let all = with(weighted(units, prefer));
             let tiny = float <= TINY;
             let all = if tiny { all } else { worth(all) };
             let (some, every) = (cost(&chosen), cost(&all));
             let whole = every.conversions <= some.conversions && every.time <= float;
-            let more = [(tiny, UNNOTICED), (whole, WHOLE * float)];
-            let more = more.into_iter().filter(|m| m.0).map(|m| m.1).reduce(f64::max);
-            match more.is_some_and(|more| every.time <= some.time + more) {
+            let within = |more: f64| every.time <= some.time + more;
+            match tiny && within(UNNOTICED) || whole && within(WHOLE * float) {
                 true => all,
                 false => chosen,
             }
         }
-        Prefer::Size => all,
     };
     let quantized = quantized(model, units, &integer);
     Placement { integer, quantized }
@@ -140,17 +140,7 @@ fn fastest(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, forc
         ..Rules::default()
     };
     let chosen = |rules: &Rules| connected(model, units, cut(model, units, elements, rules));
-    let price = |rules: &Rules| {
-        let integer = chosen(rules);
-        let saved: f64 = units
-            .all
-            .iter()
-            .zip(&integer)
-            .filter(|(_, i)| **i)
-            .map(|(u, _)| u.saved_bytes())
-            .sum();
-        cost(model, units, elements, &integer).time - BYTE * saved
-    };
+    let price = |rules: &Rules| price(model, units, elements, &chosen(rules));
     loop {
         let integer = chosen(&rules);
         let between = |i: &usize| {
@@ -189,11 +179,9 @@ fn worthwhile(
     for region in regions(model, units, &integer) {
         let mut without = integer.clone();
         region.iter().for_each(|&i| without[i] = false);
-        let time = |choice: &[bool]| cost(model, units, elements, choice).time;
-        let members = || region.iter().map(|&i| &units.all[i]);
-        let own: f64 = members().map(|u| u.nanoseconds(elements).0).sum();
-        let saved: f64 = members().map(Unit::saved_bytes).sum();
-        if time(&without) < time(&integer) + (WORTH * own).max(noticed) - BYTE * saved {
+        let own: f64 = region.iter().map(|&i| units.all[i].nanoseconds(elements).0).sum();
+        let price = |choice: &[bool]| price(model, units, elements, choice);
+        if price(&without) < price(&integer) + (WORTH * own).max(noticed) {
             integer = without;
         }
     }
@@ -258,8 +246,8 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
         }
     }
     for (i, u) in units.all.iter().enumerate().filter(|(_, u)| u.window > 0) {
-        let maker = u.inputs.first().and_then(|(_, v)| units.producer.get(v));
-        net.edge(nodes[i], maker.map_or(SINK, |&p| nodes[p]), capacity(u.apart(elements)));
+        let maker = units.maker(u).map_or(SINK, |p| nodes[p]);
+        net.edge(nodes[i], maker, capacity(u.apart(elements)));
         // A runtime moves a Q behind it before it (ONNX Runtime: `QDQPropagationTransformer`).
         let read = u.results.iter().flat_map(|&v| units.readers(model, v).0);
         read.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
@@ -338,8 +326,7 @@ struct Cost {
 fn cost(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> Cost {
     let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
         let (float, int) = u.nanoseconds(elements);
-        let maker = u.inputs.first().and_then(|(_, v)| units.producer.get(v));
-        match (i, maker.is_some_and(|&p| integer[p])) {
+        match (i, units.maker(u).is_some_and(|p| integer[p])) {
             (true, true) => int,
             (true, false) => int + u.apart(elements),
             (false, _) => float,
@@ -367,6 +354,13 @@ fn cost(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer
         all.conversions += count;
     }
     all
+}
+
+/// The time of a choice, less what its bytes are worth.
+fn price(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> f64 {
+    let chosen = units.all.iter().zip(integer).filter(|(_, i)| **i);
+    let saved: f64 = chosen.map(|(u, _)| u.saved_bytes()).sum();
+    cost(model, units, elements, integer).time - BYTE * saved
 }
 
 /// What a Q and a DQ of `n` elements take. Between operators on maps the layout changes as well; between one of these and any other it changes in either

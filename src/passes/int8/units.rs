@@ -373,6 +373,11 @@ impl Units {
         Some(all)
     }
 
+    /// The unit that makes the first data input of another.
+    pub fn maker(&self, unit: &Unit) -> Option<usize> {
+        self.producer.get(&unit.inputs.first()?.1).copied()
+    }
+
     /// Who reads a value: units (each once, in order), and how many others. Readers of its shape do not count.
     pub fn readers(&self, model: &Model, v: ValueId) -> (Vec<usize>, usize) {
         let (mut units, mut others) = (Vec::new(), 0);
