@@ -124,10 +124,19 @@ impl Gram {
                     transposed(&data, rows, dim)
                 }
             };
+            self.begin();
             self.n += turned.len().checked_div(dim).unwrap_or(block.nrows()) as u64;
             self.add_block(turned);
         }
         Ok(())
+    }
+
+    /// Writes to the sums before anything is added: Linux maps all zeros that were only read to one page, and to take each 4 kB
+    /// of them out of it again interrupts every core.
+    fn begin(&mut self) {
+        if self.n == 0 {
+            self.bands.par_iter_mut().for_each(|band| band.fill(0.0));
+        }
     }
 
     /// Adds a block of finite rows, given by columns (`dim × rows`).
@@ -179,6 +188,7 @@ impl Gram {
             self.dim(),
             other.dim()
         );
+        self.begin();
         self.n += other.n;
         self.broken += other.broken;
         self.sum += &other.sum;
