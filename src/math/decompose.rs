@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 
+use super::cholesky::cholesky;
 use anyhow::{Result, ensure};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
@@ -52,14 +53,44 @@ pub fn matmul_f32(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Array2<f32> {
     product(a, b)
 }
 
-/// `out (m × n) = a (m × k) · b (k × n)` in f32 on this thread, all row-major and not empty. Panics when sizes differ.
-pub fn multiply_f32(out: &mut [f32], a: &[f32], b: &[f32], [m, k, n]: [usize; 3]) {
-    let (a, b) = (
-        MatRef::from_row_major_slice(a, m, k),
-        MatRef::from_row_major_slice(b, k, n),
-    );
-    let out = MatMut::from_row_major_slice_mut(out, m, n);
-    faer_matmul(out, Accum::Replace, a, b, 1.0, Par::Seq);
+/// How a matrix lies in a slice: row by row, or column by column, and how far apart those are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Rows, so far apart.
+    Rows(usize),
+    /// Columns, so far apart.
+    Columns(usize),
+}
+
+impl Layout {
+    /// Of a matrix whose rows and columns are so far apart; one of them must be 1.
+    pub fn of(rows: usize, columns: usize) -> Layout {
+        match columns {
+            1 => Layout::Rows(rows),
+            _ => Layout::Columns(columns),
+        }
+    }
+
+    fn matrix(self, slice: &[f32], rows: usize, columns: usize) -> MatRef<'_, f32> {
+        let span = |outer: usize, step: usize, inner: usize| &slice[..(outer - 1) * step + inner];
+        match self {
+            Layout::Rows(step) => {
+                MatRef::from_row_major_slice_with_stride(span(rows, step, columns), rows, columns, step)
+            }
+            Layout::Columns(step) => {
+                MatRef::from_column_major_slice_with_stride(span(columns, step, rows), rows, columns, step)
+            }
+        }
+    }
+}
+
+/// `out (m × n) = a (m × k) · b (k × n)` in f32 on this thread, rows of the result `step` apart; none may be empty. Panics when sizes
+/// differ.
+pub fn multiply_f32(out: &mut [f32], step: usize, a: (&[f32], Layout), b: (&[f32], Layout), [m, k, n]: [usize; 3]) {
+    let (a, b) = (a.1.matrix(a.0, m, k), b.1.matrix(b.0, k, n));
+    // faer 0.24.4 takes rows for columns in `from_row_major_slice_with_stride_mut`, and writes beyond the slice.
+    let out = MatMut::from_column_major_slice_with_stride_mut(&mut out[..(m - 1) * step + n], n, m, step);
+    faer_matmul(out.transpose_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
 }
 
 fn product<T: ComplexField + Copy>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
@@ -414,14 +445,6 @@ impl Triangle {
         solve_upper_triangular_in_place(block.transpose(), x.as_mut(), Par::Seq);
         to_array(x.as_ref())
     }
-}
-
-/// Lower Cholesky factor in place; false when a pivot is not positive.
-fn cholesky(a: MatMut<f64>) -> bool {
-    let params = Spec::default();
-    let need = llt::factor::cholesky_in_place_scratch::<f64>(a.nrows(), Par::Seq, params);
-    let stack = &mut MemBuffer::new(need);
-    llt::factor::cholesky_in_place(a, Default::default(), Par::Seq, MemStack::new(stack), params).is_ok()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod affine;
 pub mod channel;
 /// Removing inputs of a linear map, the others taking over.
 pub mod channels;
+mod cholesky;
 /// How far a result is from its reference: largest difference, SQNR, cosine.
 pub mod compare;
 /// Products, eigenvalues, SVD, randomized range, damped Cholesky solve.

@@ -7,14 +7,13 @@
 //! order, and needs no inverse. Weights of the largest moment are rounded first, while there are others to make up for them.
 
 use anyhow::{Result, ensure};
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Spec};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use super::affine::{IntKind, round_half_even};
+use super::cholesky::cholesky;
 use super::grid::Grid;
 
 /// Rows of weights that are rounded together by one task.
@@ -73,11 +72,7 @@ impl Rounding {
             matrix.diag_mut().iter_mut().for_each(|x| *x += damping);
             // It is symmetric: its rows are its columns.
             let columns = MatMut::from_column_major_slice_mut(matrix.as_slice_mut()?, n, n);
-            let params = Spec::default();
-            let need = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, params);
-            let mut memory = MemBuffer::new(need);
-            let stack = MemStack::new(&mut memory);
-            if llt::factor::cholesky_in_place(columns, Default::default(), Par::Seq, stack, params).is_ok() {
+            if cholesky(columns) {
                 let lower = |i: usize, j: usize| if i >= j { matrix[[j, i]] as f32 } else { 0.0 };
                 return Some(Rounding {
                     order,
@@ -215,9 +210,14 @@ impl Rounding {
 /// Rows and columns of a square matrix in another order: number `i` is what number `order[i]` was.
 fn permute(matrix: &mut Array2<f64>, order: &[usize]) {
     let mut row = vec![0.0; order.len()];
-    for mut of in matrix.rows_mut() {
-        row.iter_mut().zip(order).for_each(|(x, &j)| *x = of[j]);
-        of.iter_mut().zip(&row).for_each(|(x, y)| *x = *y);
+    if let Some(all) = matrix.as_slice_mut() {
+        all.par_chunks_mut(order.len()).for_each_init(
+            || row.clone(),
+            |row, of| {
+                row.iter_mut().zip(order).for_each(|(x, &j)| *x = of[j]);
+                of.copy_from_slice(row);
+            },
+        );
     }
     let mut done = vec![false; order.len()];
     for start in 0..order.len() {
