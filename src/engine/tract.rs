@@ -16,9 +16,13 @@ mod graph;
 mod nbits;
 mod ops;
 mod packed;
+mod phases;
 mod plan;
 mod prepare;
+mod product;
 mod shadow;
+mod tail;
+mod windows;
 mod winograd;
 
 use super::wanted::{at_hand, gather, places};

@@ -180,34 +180,47 @@ fn folded(n: &pb::NodeProto, flat: &Flat) -> Result<Option<Tensor>> {
         int_attr(n, "axis", 1),
         int_attr(n, "block_size", 0),
     )?;
-    for (i, q) in data.iter_mut().enumerate() {
-        let p = at.of(i);
-        *q = (*q - zeros.as_ref().map_or(0.0, |z| z[p])) * scales[p];
-    }
+    at.apply(&mut data, (&scales, zeros.as_deref()));
     Ok(Some(Tensor::new(x.dims(), data)))
 }
 
 /// Where the parameters of an element lie.
 struct Places {
+    /// Elements from one place of the axis to the next.
     inner: usize,
     length: usize,
+    /// Places that share parameters, where those are for blocks; 0: each place has one.
     block: usize,
+    /// Blocks of the axis; 0: one for all elements.
     blocks: usize,
 }
 
 impl Places {
-    fn of(&self, i: usize) -> usize {
-        if self.blocks == 0 {
-            return 0;
-        }
-        let (outer, at, inner) = (
-            i / self.inner / self.length,
-            i / self.inner % self.length,
-            i % self.inner,
-        );
-        match self.block {
-            0 => at,
-            b => (outer * self.blocks + at / b) * self.inner + inner,
+    /// Makes numbers of codes.
+    fn apply(&self, data: &mut [f32], (scales, zeros): (&[f32], Option<&[f32]>)) {
+        let zero = |p: usize| zeros.map_or(0.0, |z| z[p]);
+        let each = |data: &mut [f32], first: usize| {
+            for (p, q) in (first..).zip(data) {
+                *q = (*q - zero(p)) * scales[p];
+            }
+        };
+        let one = |data: &mut [f32], p: usize| {
+            let (zero, scale) = (zero(p), scales[p]);
+            data.iter_mut().for_each(|q| *q = (*q - zero) * scale);
+        };
+        let (inner, length) = (self.inner.max(1), self.length.max(1));
+        match (self.blocks, self.block) {
+            (0, _) => one(data, 0),
+            (_, 0) if inner == 1 => data.chunks_mut(length).for_each(|row| each(row, 0)),
+            (_, 0) => data
+                .chunks_mut(inner)
+                .enumerate()
+                .for_each(|(i, part)| one(part, i % length)),
+            (blocks, block) => {
+                for (i, part) in data.chunks_mut(inner).enumerate() {
+                    each(part, (i / length * blocks + i % length / block) * inner);
+                }
+            }
         }
     }
 }
@@ -258,9 +271,9 @@ pub fn codes(t: &Tensor) -> Option<Vec<f32>> {
             };
             (0..t.len()).map(code).collect()
         }
-        DType::Int8 | DType::Uint8 | DType::Int16 | DType::Uint16 | DType::Int32 => {
-            Some(t.ints()?.into_iter().map(|i| i as f32).collect())
-        }
+        DType::Int8 => Some(t.view::<i8>()?.iter().map(|q| f32::from(*q)).collect()),
+        DType::Uint8 => Some(t.view::<u8>()?.iter().map(|q| f32::from(*q)).collect()),
+        DType::Int16 | DType::Uint16 | DType::Int32 => Some(t.ints()?.into_iter().map(|i| i as f32).collect()),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 use super::branches::{self, Choice};
 use super::graph::Flat;
 use super::prepare::{self, Input, Ready};
-use super::{convert, depthwise, ops, quietly, winograd};
+use super::{convert, depthwise, ops, product, quietly, windows, winograd};
 use crate::data::Sample;
 use crate::engine::wanted;
 use anyhow::{Context, Result, ensure};
@@ -192,6 +192,8 @@ fn optimized(model: TypedModel) -> Result<TypedModel> {
     let mut model = model.into_decluttered()?;
     depthwise::replace(&mut model)?;
     winograd::replace(&mut model)?;
+    windows::replace(&mut model)?;
+    product::replace(&mut model)?;
     model.optimize()?;
     Ok(model)
 }

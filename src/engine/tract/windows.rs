@@ -1,0 +1,225 @@
+//! Convolutions as products of matrices.
+//!
+//! For some rows of the result at a time, what all taps of the filters read is laid out as a matrix, `channels · taps` by places
+//! (Chellapilla, Puri, Simard 2006, *High performance convolutional neural networks for document processing*: "im2col"), copied row by row from
+//! phases (see [`super::phases`]). The filters, as they lie in the file, are the other matrix.
+
+use super::phases::Windows;
+use super::tail::{self, Bounds};
+use crate::math::decompose::{Layout, multiply_f32};
+use std::cell::RefCell;
+use tract_onnx::tract_core::ops::cnn::Conv;
+use tract_onnx::tract_hir::internal::*;
+
+/// With fewer filters, tract's are as fast: each number is copied for too few products.
+const FILTERS: usize = 4;
+/// Numbers that are laid out at a time: what a core's own cache holds,
+const MOST: usize = 1 << 18;
+/// but so many places in any case,
+const LEAST: usize = 96;
+/// if they are not more than this: how wide a plane is, a file says.
+const LARGEST: u128 = 1 << 24;
+
+/// A convolution of planes of f32, channels before places. Inputs as of [`Windows::of`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Columns {
+    groups: usize,
+    /// Channels that a filter reads.
+    inputs: usize,
+    /// Filters of a group.
+    outputs: usize,
+    windows: Windows,
+    bounds: Bounds,
+    shape: TVec<usize>,
+}
+
+/// Puts it in the place of tract's where it is faster.
+///
+/// # Errors
+/// When the model is not sound.
+pub fn replace(model: &mut TypedModel) -> TractResult<()> {
+    for id in 0..model.nodes().len() {
+        let node = model.node(id);
+        let Some(conv) = node.op_as::<Conv>() else { continue };
+        let (bounds, last) = Bounds::behind(model, id)?;
+        let op = Columns::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact, bounds);
+        if let Some(op) = op {
+            tail::put(model, &node.inputs.clone(), op, last)?;
+        }
+    }
+    Ok(())
+}
+
+impl Columns {
+    fn of(conv: &Conv, facts: &[&TypedFact], output: &TypedFact, bounds: Bounds) -> Option<Columns> {
+        let (windows, shape) = Windows::of(conv, facts, output)?;
+        let groups = conv.group;
+        let op = Columns {
+            groups,
+            inputs: conv.pool_spec.input_channels / groups,
+            outputs: conv.pool_spec.output_channels / groups,
+            windows,
+            bounds,
+            shape,
+        };
+        let places = windows.columns.output.max(LEAST.min(windows.made())) as u128;
+        let fits = op.depth() as u128 * places <= LARGEST;
+        (op.outputs >= FILTERS && op.inputs > 0 && fits).then_some(op)
+    }
+
+    fn depth(&self) -> usize {
+        self.inputs * self.windows.rows.kernel * self.windows.columns.kernel
+    }
+
+    fn planes(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32], scratch: &mut Scratch) {
+        let (windows, depth) = (&self.windows, self.depth());
+        let (rows, columns, made) = (windows.rows.output, windows.columns.output, windows.made());
+        let apart = windows.phase();
+        let taps = windows.taps(apart);
+        let band = (MOST / (depth * columns)).max(LEAST.div_ceil(columns)).min(rows);
+        scratch.phases.clear();
+        scratch.phases.resize(self.inputs * windows.phases() * apart, 0.0);
+        scratch.matrix.resize(depth * band * columns, 0.0);
+        let groups = x.chunks_exact(self.inputs * windows.read());
+        for (group, (x, y)) in groups.zip(y.chunks_exact_mut(self.outputs * made)).enumerate() {
+            let first = group % self.groups * self.outputs;
+            let weight = &weight[first * depth..][..self.outputs * depth];
+            for (plane, phases) in x
+                .chunks_exact(windows.read())
+                .zip(scratch.phases.chunks_exact_mut(windows.phases() * apart))
+            {
+                windows.part(plane, phases, apart);
+            }
+            for start in (0..rows).step_by(band) {
+                let part = start..rows.min(start + band);
+                let places = part.len() * columns;
+                self.lay_out(scratch, &taps, part);
+                let matrix = (&scratch.matrix[..depth * places], Layout::Rows(places));
+                let y = &mut y[start * columns..];
+                multiply_f32(
+                    y,
+                    made,
+                    (weight, Layout::Rows(depth)),
+                    matrix,
+                    [self.outputs, depth, places],
+                );
+                for (m, y) in y.chunks_mut(made).enumerate().take(self.outputs) {
+                    self.bounds.hold_all(&mut y[..places], bias[(first + m) % bias.len()]);
+                }
+            }
+        }
+    }
+
+    /// What every tap of every channel reads for some rows of the result.
+    fn lay_out(&self, scratch: &mut Scratch, taps: &[usize], rows: std::ops::Range<usize>) {
+        let (width, columns) = (self.windows.columns.len(), self.windows.columns.output);
+        let places = rows.len() * columns;
+        let phases = scratch
+            .phases
+            .chunks_exact(self.windows.phases() * self.windows.phase());
+        let all = phases.flat_map(|phases| taps.iter().map(|tap| &phases[tap + rows.start * width..]));
+        for (from, to) in all.zip(scratch.matrix.chunks_exact_mut(places)) {
+            match width == columns {
+                true => to.copy_from_slice(&from[..places]),
+                false => {
+                    let each = from.chunks(width).zip(to.chunks_exact_mut(columns));
+                    each.for_each(|(from, to)| to.copy_from_slice(&from[..columns]));
+                }
+            }
+        }
+    }
+}
+
+/// What is worked on.
+#[derive(Default)]
+struct Scratch {
+    phases: Vec<f32>,
+    matrix: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Op for Columns {
+    fn name(&self) -> StaticName {
+        "OwnColumns".into()
+    }
+    op_as_typed_op!();
+}
+
+impl TypedOp for Columns {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
+    }
+    as_op!();
+}
+
+impl EvalOp for Columns {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let [x, weight, bias] = &inputs[..] else {
+            bail!("{} inputs", inputs.len())
+        };
+        let mut y = Tensor::zero::<f32>(&self.shape)?;
+        let (x, weight, bias) = (
+            x.try_as_plain_ram()?,
+            weight.try_as_plain_ram()?,
+            bias.try_as_plain_ram()?,
+        );
+        let (x, weight, bias) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, bias.as_slice::<f32>()?);
+        let mut to = y.try_as_plain_ram_mut()?;
+        let to = to.as_slice_mut::<f32>()?;
+        SCRATCH.with_borrow_mut(|scratch| self.planes(x, weight, bias, to, scratch));
+        Ok(tvec!(y.into_tvalue()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::phases;
+    use super::*;
+
+    #[test]
+    fn all_windows_give_what_plain_loops_give() {
+        let ramp = |n: usize, step: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * step).sin()).collect() };
+        phases::each(|windows| {
+            let (groups, inputs, outputs, images) = (2, 3, 4, 2);
+            let (all, taps) = (groups * outputs, windows.rows.kernel * windows.columns.kernel);
+            let op = Columns {
+                groups,
+                inputs,
+                outputs,
+                windows,
+                bounds: Bounds::NONE,
+                shape: tvec!(images, all, windows.rows.output, windows.columns.output),
+            };
+            let x = ramp(images * groups * inputs * windows.read(), 0.37);
+            let (weight, bias) = (ramp(all * inputs * taps, 0.77), ramp(all, 1.3));
+            let mut y = vec![f32::NAN; images * all * windows.made()];
+            // What another convolution left.
+            let mut scratch = Scratch {
+                phases: vec![9.0; 1000],
+                matrix: vec![9.0; 1000],
+            };
+            op.planes(&x, &weight, &bias, &mut y, &mut scratch);
+            for (k, y) in y.iter().enumerate() {
+                let (place, plane) = (k % windows.made(), k / windows.made());
+                let (m, place) = (
+                    plane % all,
+                    (place / windows.columns.output, place % windows.columns.output),
+                );
+                let group = plane / outputs;
+                let sum: f32 = (0..inputs * taps)
+                    .map(|i| {
+                        let plane = &x[(group * inputs + i / taps) * windows.read()..][..windows.read()];
+                        let tap = (i % taps / windows.columns.kernel, i % taps % windows.columns.kernel);
+                        weight[m * inputs * taps + i] * windows.at(plane, place, tap)
+                    })
+                    .sum();
+                assert!((y - sum - bias[m]).abs() < 1e-4, "{y} {} at {k}: {op:?}", sum + bias[m]);
+            }
+        });
+    }
+}
