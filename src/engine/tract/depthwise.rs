@@ -5,7 +5,7 @@
 //! for one long vector: `y[t] = b + Σ k·phase[t + shift]`. At the end of each row numbers come out that belong nowhere; they are left there.
 
 use super::phases::Windows;
-use super::tail::{self, Bounds};
+use super::tail::{self, Tail};
 use crate::math::vector::widest;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_hir::internal::*;
@@ -18,7 +18,7 @@ const LANES: usize = 64;
 struct DepthWise {
     channels: usize,
     windows: Windows,
-    bounds: Bounds,
+    tail: Tail,
     shape: TVec<usize>,
 }
 
@@ -34,11 +34,11 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
         let each = conv.group == channels && conv.group == conv.pool_spec.output_channels && channels > 1;
         let windows = Windows::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact);
         if let Some((windows, shape)) = windows.filter(|_| each) {
-            let (bounds, last) = Bounds::behind(model, id)?;
+            let (tail, last) = Tail::behind(model, id)?;
             let op = DepthWise {
                 channels,
                 windows,
-                bounds,
+                tail,
                 shape,
             };
             tail::put(model, &node.inputs.clone(), op, last)?;
@@ -63,7 +63,7 @@ impl DepthWise {
             widest!(filtered(
                 &phases,
                 (&taps, filter),
-                (bias[channel % bias.len()], self.bounds),
+                (bias[channel % bias.len()], self.tail),
                 &mut sums
             ));
             for (row, sums) in y.chunks_exact_mut(windows.columns.output).zip(sums.chunks(width)) {
@@ -73,9 +73,9 @@ impl DepthWise {
     }
 }
 
-/// `y[t] = b + Σ k·x[t + tap]`, between bounds
+/// `y[t] = b + Σ k·x[t + tap]`, and what is done to it
 #[inline(always)]
-fn filtered(x: &[f32], (taps, filter): (&[usize], &[f32]), (bias, bounds): (f32, Bounds), y: &mut [f32]) {
+fn filtered(x: &[f32], (taps, filter): (&[usize], &[f32]), (bias, tail): (f32, Tail), y: &mut [f32]) {
     let (parts, _) = y.as_chunks_mut::<LANES>();
     for (i, part) in parts.iter_mut().enumerate() {
         let mut sums = [bias; LANES];
@@ -87,7 +87,7 @@ fn filtered(x: &[f32], (taps, filter): (&[usize], &[f32]), (bias, bounds): (f32,
                 *sum += k * x;
             }
         }
-        *part = sums.map(|x| bounds.hold(x));
+        *part = sums.map(|x| tail.of(x));
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
             let d = DepthWise {
                 channels: 3,
                 windows,
-                bounds: Bounds::NONE,
+                tail: Tail::NONE,
                 shape: tvec!(2, 3, windows.rows.output, windows.columns.output),
             };
             let ramp = |n: usize| -> Vec<f32> { (0..n).map(|i| (i as f32 * 0.37).sin()).collect() };

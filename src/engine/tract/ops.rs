@@ -180,7 +180,7 @@ impl EvalOp for Own {
         let out = match &self.kind {
             Kind::Fake(lo, hi) => {
                 let (lo, hi) = (f32::from_bits(*lo), f32::from_bits(*hi));
-                self.mapped(&x, &inputs, |x, s, z| round_within(x / s, lo - z, hi - z) * s)?
+                self.mapped(&x, &inputs, |x, s, z| Steps::new(s, lo - z, hi - z).nearest(x))?
             }
             Kind::Quantize(to) => {
                 let (lo, hi) = bounds(*to);
@@ -223,6 +223,46 @@ pub fn round_within(x: f32, lo: f32, hi: f32) -> f32 {
     let x = if x > lo { x } else { lo };
     let x = if x < hi { x } else { hi };
     (x + SHIFT) - SHIFT
+}
+
+/// Numbers that a quantization with one scale for all knows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Steps {
+    scale: f32,
+    /// The least and the largest, in steps.
+    low: f32,
+    high: f32,
+}
+
+impl Steps {
+    #[inline(always)]
+    fn new(scale: f32, low: f32, high: f32) -> Steps {
+        Steps { scale, low, high }
+    }
+
+    /// Those of a [`FAKE`] whose parameters are one constant number each.
+    ///
+    /// # Errors
+    /// When a constant is no number.
+    pub fn of(node: &TypedNode, facts: &[&TypedFact]) -> TractResult<Option<Steps>> {
+        let (Some(Own { kind, .. }), [_, params @ ..]) = (node.op_as::<Own>(), facts) else {
+            return Ok(None);
+        };
+        let Kind::Fake(low, high) = kind else { return Ok(None) };
+        let single = |f: &&TypedFact| f.konst.clone().filter(|t| t.len() == 1).map(IntoTValue::into_tvalue);
+        let Some(params) = params.iter().map(single).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let Grid { scales, zeros, .. } = Grid::new(&[], 0, &params)?;
+        let (low, high) = (f32::from_bits(*low) - zeros[0], f32::from_bits(*high) - zeros[0]);
+        Ok(Some(Steps::new(scales[0], low, high)))
+    }
+
+    /// The nearest of them, of two the even one.
+    #[inline(always)]
+    pub fn nearest(self, x: f32) -> f32 {
+        round_within(x / self.scale, self.low, self.high) * self.scale
+    }
 }
 
 /// Which scale and zero point belong to which elements.

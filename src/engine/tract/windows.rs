@@ -5,14 +5,14 @@
 //! phases (see [`super::phases`]). The filters, as they lie in the file, are the other matrix.
 
 use super::phases::Windows;
-use super::tail::{self, Bounds};
+use super::tail::{self, Tail};
 use crate::math::decompose::{Layout, multiply_f32};
 use std::cell::RefCell;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_hir::internal::*;
 
 /// With fewer filters, tract's are as fast: each number is copied for too few products.
-const FILTERS: usize = 4;
+const FILTERS: usize = 2;
 /// Numbers that are laid out at a time: what a core's own cache holds,
 const MOST: usize = 1 << 18;
 /// but so many places in any case,
@@ -29,7 +29,7 @@ struct Columns {
     /// Filters of a group.
     outputs: usize,
     windows: Windows,
-    bounds: Bounds,
+    tail: Tail,
     shape: TVec<usize>,
 }
 
@@ -41,8 +41,8 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
     for id in 0..model.nodes().len() {
         let node = model.node(id);
         let Some(conv) = node.op_as::<Conv>() else { continue };
-        let (bounds, last) = Bounds::behind(model, id)?;
-        let op = Columns::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact, bounds);
+        let (tail, last) = Tail::behind(model, id)?;
+        let op = Columns::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact, tail);
         if let Some(op) = op {
             tail::put(model, &node.inputs.clone(), op, last)?;
         }
@@ -51,7 +51,7 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
 }
 
 impl Columns {
-    fn of(conv: &Conv, facts: &[&TypedFact], output: &TypedFact, bounds: Bounds) -> Option<Columns> {
+    fn of(conv: &Conv, facts: &[&TypedFact], output: &TypedFact, tail: Tail) -> Option<Columns> {
         let (windows, shape) = Windows::of(conv, facts, output)?;
         let groups = conv.group;
         let op = Columns {
@@ -59,7 +59,7 @@ impl Columns {
             inputs: conv.pool_spec.input_channels / groups,
             outputs: conv.pool_spec.output_channels / groups,
             windows,
-            bounds,
+            tail,
             shape,
         };
         let places = windows.columns.output.max(LEAST.min(windows.made())) as u128;
@@ -104,7 +104,7 @@ impl Columns {
                     [self.outputs, depth, places],
                 );
                 for (m, y) in y.chunks_mut(made).enumerate().take(self.outputs) {
-                    self.bounds.hold_all(&mut y[..places], bias[(first + m) % bias.len()]);
+                    self.tail.of_all(&mut y[..places], bias[(first + m) % bias.len()]);
                 }
             }
         }
@@ -192,7 +192,7 @@ mod tests {
                 inputs,
                 outputs,
                 windows,
-                bounds: Bounds::NONE,
+                tail: Tail::NONE,
                 shape: tvec!(images, all, windows.rows.output, windows.columns.output),
             };
             let x = ramp(images * groups * inputs * windows.read(), 0.37);

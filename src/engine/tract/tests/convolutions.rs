@@ -87,7 +87,45 @@ impl Case {
             let terms = (self.inputs / self.group * self.kernel * self.kernel) as f32;
             assert!((got - plain.max(0.0)).abs() < 2e-6 * terms + 1e-6, "{got} {plain}");
         }
+        self.check_steps(&mut b, z, &s);
         operators(&b.model, &[z], &s)
+    }
+
+    /// With steps of a quantization behind, it gives what it gives when somebody else reads what is before them.
+    fn check_steps(&self, b: &mut Builder, z: ValueId, s: &Sample) {
+        let (q, [scale, zero]) = quantize(b, z, Tensor::new(&[], vec![0.03f32]), Tensor::new(&[], vec![17u8]), 1);
+        let d = b.op("DequantizeLinear", &[q, scale, zero], vec![]);
+        let alone = operators(&b.model, &[d], s);
+        let bare = |op: &String| ["Max", "Relu"].contains(&op.as_str()) || op.contains("Fake");
+        assert!(!alone.iter().any(bare), "{alone:?}");
+        let both = operators(&b.model, &[z, d], s);
+        assert!(both.iter().any(bare), "{both:?}");
+        assert_eq!(floats(&run(b, &[d], s)[0]), floats(&run(b, &[z, d], s)[1]));
+    }
+}
+
+#[test]
+fn windows_of_any_kind_are_products_of_matrices() {
+    for (kernel, stride, group, inputs, outputs) in [
+        (1, 1, 1, 8, 6),
+        (1, 2, 1, 8, 6),
+        (3, 2, 1, 5, 3),
+        (5, 1, 2, 6, 10),
+        (7, 2, 1, 3, 16),
+    ] {
+        let case = Case {
+            inputs,
+            outputs,
+            group,
+            size: 15,
+            kernel,
+            stride,
+            pads: [kernel / 2; 4],
+            bias: inputs > 4,
+        };
+        let ran = case.check();
+        let own = if kernel == 1 { "OwnProduct" } else { "OwnColumns" };
+        assert!(ran.iter().any(|op| op == own), "{ran:?}");
     }
 }
 
