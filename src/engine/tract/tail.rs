@@ -15,7 +15,7 @@ pub struct Tail {
     steps: Option<Steps>,
 }
 
-// No bound is NaN.
+// No bound is NaN; a scale may be, in a broken file, and then two are never taken for the same.
 impl Eq for Tail {}
 
 impl Tail {
