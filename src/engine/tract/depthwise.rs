@@ -4,8 +4,9 @@
 //! zeros, parted by stride (see [`super::phases`]). Then a tap of the filter is a shift, and rows can be taken
 //! for one long vector: `y[t] = b + Σ k·phase[t + shift]`. At the end of each row numbers come out that belong nowhere; they are left there.
 
+use super::kernel::Kernel;
 use super::phases::Windows;
-use super::tail::{self, Tail};
+use super::tail::Tail;
 use crate::math::vector::widest;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_hir::internal::*;
@@ -15,39 +16,26 @@ const LANES: usize = 64;
 
 /// A depthwise convolution of planes of f32, channels before places. Inputs: `[…, C, H, W]`, weight `[C, 1, h, w]`, bias `[C]` or one number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct DepthWise {
+pub struct DepthWise {
     channels: usize,
     windows: Windows,
     tail: Tail,
     shape: TVec<usize>,
 }
 
-/// Puts it in the place of tract's where it can be.
-///
-/// # Errors
-/// When the model is not sound.
-pub fn replace(model: &mut TypedModel) -> TractResult<()> {
-    for id in 0..model.nodes().len() {
-        let node = model.node(id);
-        let Some(conv) = node.op_as::<Conv>() else { continue };
+impl DepthWise {
+    /// That of a convolution, if it is one.
+    pub fn of(conv: &Conv, windows: Windows, tail: Tail, shape: &[usize]) -> Option<DepthWise> {
         let channels = conv.pool_spec.input_channels;
         let each = conv.group == channels && conv.group == conv.pool_spec.output_channels && channels > 1;
-        let windows = Windows::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact);
-        if let Some((windows, shape)) = windows.filter(|_| each) {
-            let (tail, last) = Tail::behind(model, id)?;
-            let op = DepthWise {
-                channels,
-                windows,
-                tail,
-                shape,
-            };
-            tail::put(model, &node.inputs.clone(), op, last)?;
-        }
+        each.then(|| DepthWise {
+            channels,
+            windows,
+            tail,
+            shape: shape.into(),
+        })
     }
-    Ok(())
-}
 
-impl DepthWise {
     fn planes(&self, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
         let (windows, width) = (&self.windows, self.windows.columns.len());
         let long = (windows.rows.output * width).next_multiple_of(LANES);
@@ -91,40 +79,19 @@ fn filtered(x: &[f32], (taps, filter): (&[usize], &[f32]), (bias, tail): (f32, T
     }
 }
 
-impl Op for DepthWise {
-    fn name(&self) -> StaticName {
-        "OwnDepthWise".into()
+impl Kernel for DepthWise {
+    const NAME: &'static str = "OwnDepthWise";
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
-    op_as_typed_op!();
-}
 
-impl TypedOp for DepthWise {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
-    }
-    as_op!();
-}
-
-impl EvalOp for DepthWise {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let [x, weight, bias] = &inputs[..] else {
+    fn compute(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
+        let [x, weight, bias] = inputs else {
             bail!("{} inputs", inputs.len())
         };
-        let mut y = Tensor::zero::<f32>(&self.shape)?;
-        let (x, weight, bias) = (
-            x.try_as_plain_ram()?,
-            weight.try_as_plain_ram()?,
-            bias.try_as_plain_ram()?,
-        );
-        self.planes(
-            x.as_slice::<f32>()?,
-            weight.as_slice::<f32>()?,
-            bias.as_slice::<f32>()?,
-            y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?,
-        );
-        Ok(tvec!(y.into_tvalue()))
+        self.planes(x, weight, bias, out);
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 use super::branches::{self, Choice};
 use super::graph::Flat;
 use super::prepare::{self, Input, Ready};
-use super::{convert, depthwise, ops, product, quietly, windows, winograd};
+use super::{convert, kernel, ops, quietly};
 use crate::data::Sample;
 use crate::engine::wanted;
 use anyhow::{Context, Result, ensure};
@@ -190,10 +190,7 @@ fn compile(ready: Ready) -> Result<(Compiled, Vec<Input>)> {
 
 fn optimized(model: TypedModel) -> Result<TypedModel> {
     let mut model = model.into_decluttered()?;
-    depthwise::replace(&mut model)?;
-    winograd::replace(&mut model)?;
-    windows::replace(&mut model)?;
-    product::replace(&mut model)?;
+    kernel::replace(&mut model)?;
     model.optimize()?;
     Ok(model)
 }

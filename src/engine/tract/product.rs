@@ -4,6 +4,7 @@
 //! tract's. An einsum of two is a product of matrices, `C = A·B`, once or in a loop over what all share, when axes that only `A` and `C` have (rows), only `B` and `C`
 //! (columns), and only `A` and `B` (depth) each lie in memory like one.
 
+use super::kernel::Kernel;
 use super::tail::{self, Tail};
 use crate::math::decompose::{Layout, multiply_f32};
 use std::cmp::Reverse;
@@ -19,7 +20,7 @@ struct Axis {
 
 /// A product of two matrices of f32, row by row in `C`. Inputs: `A`, `B`, or the other way round.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Product {
+pub struct Product {
     swapped: bool,
     /// Loops around the product, the outermost first.
     outer: Vec<Axis>,
@@ -41,30 +42,9 @@ enum Bias {
     Columns(Arc<Tensor>),
 }
 
-/// Puts it in the place of tract's where it is faster.
-///
-/// # Errors
-/// When the model is not sound.
-pub fn replace(model: &mut TypedModel) -> TractResult<()> {
-    for id in 0..model.nodes().len() {
-        let node = model.node(id);
-        let Some(einsum) = node.op_as::<EinSum>() else { continue };
-        let op = Product::of(einsum, &model.node_input_facts(id)?, &node.outputs[0].fact);
-        if let Some(mut op) = op {
-            let mut last = id;
-            if let Some((next, constant)) = tail::bias(model, id)? {
-                op.bias = op.along(constant);
-                last = if op.bias == Bias::None { id } else { next };
-            }
-            (op.tail, last) = Tail::behind(model, last)?;
-            tail::put(model, &node.inputs.clone(), op, last)?;
-        }
-    }
-    Ok(())
-}
-
 impl Product {
-    fn of(einsum: &EinSum, facts: &[&TypedFact], output: &TypedFact) -> Option<Product> {
+    /// That of an einsum, if it is one.
+    pub fn of(einsum: &EinSum, facts: &[&TypedFact], output: &TypedFact) -> Option<Product> {
         let [a, b] = facts else { return None };
         let all = [*a, *b, output];
         let floats = all.iter().all(|f| f.datum_type == f32::datum_type() && f.is_plain());
@@ -128,6 +108,20 @@ impl Product {
             && op.rows.steps[0].min(op.depth.steps[0]) == 1
             && op.columns.steps[1].min(op.depth.steps[1]) == 1;
         direct.then_some(op)
+    }
+
+    /// With what is done behind the einsum, and the last node that does it.
+    ///
+    /// # Errors
+    /// When the model is not sound.
+    pub fn with_what_follows(mut self, model: &TypedModel, einsum: usize) -> TractResult<(Product, usize)> {
+        let mut last = einsum;
+        if let Some((next, constant)) = tail::bias(model, einsum)? {
+            self.bias = self.along(constant);
+            last = if self.bias == Bias::None { einsum } else { next };
+        }
+        (self.tail, last) = Tail::behind(model, last)?;
+        Ok((self, last))
     }
 
     /// A constant that is added to the result, if it is the same in all rows or all columns.
@@ -209,37 +203,24 @@ fn merged(mut axes: Vec<Axis>, by: usize) -> Vec<Axis> {
     all
 }
 
-impl Op for Product {
-    fn name(&self) -> StaticName {
-        "OwnProduct".into()
+impl Kernel for Product {
+    const NAME: &'static str = "OwnProduct";
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
-    op_as_typed_op!();
-}
 
-impl TypedOp for Product {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
-    }
-    as_op!();
-}
-
-impl EvalOp for Product {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let [a, b] = &inputs[..] else {
+    fn compute(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
+        let [a, b] = inputs else {
             bail!("{} inputs", inputs.len())
         };
-        let mut c = Tensor::zero::<f32>(&self.shape)?;
-        let (a, b) = (a.try_as_plain_ram()?, b.try_as_plain_ram()?);
-        let mut to = c.try_as_plain_ram_mut()?;
-        self.multiply(a.as_slice::<f32>()?, b.as_slice::<f32>()?, to.as_slice_mut::<f32>()?)?;
-        Ok(tvec!(c.into_tvalue()))
+        self.multiply(a, b, out)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernel::replace;
     use super::*;
     use tract_onnx::tract_core::ops::math::{add, max, min};
 

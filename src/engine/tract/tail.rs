@@ -105,16 +105,3 @@ fn only_reader(model: &TypedModel, node: usize) -> Option<InletId> {
         _ => None,
     }
 }
-
-/// Puts an operator in the place of one and of what is behind it, up to the last.
-///
-/// # Errors
-/// When the model is not sound.
-pub fn put(model: &mut TypedModel, inputs: &[OutletId], op: impl TypedOp, last: usize) -> TractResult<()> {
-    let mut patch = TypedModelPatch::default();
-    let taps = patch.taps(model, inputs)?;
-    let name = model.node(last).name.clone();
-    let out = patch.wire_node(name, op, &taps)?;
-    patch.shunt_outside(model, last.into(), out[0])?;
-    patch.apply(model)
-}

@@ -4,8 +4,9 @@
 //! (Chellapilla, Puri, Simard 2006, *High performance convolutional neural networks for document processing*: "im2col"), copied row by row from
 //! phases (see [`super::phases`]). The filters, as they lie in the file, are the other matrix.
 
+use super::kernel::Kernel;
 use super::phases::Windows;
-use super::tail::{self, Tail};
+use super::tail::Tail;
 use crate::math::decompose::{Layout, multiply_f32};
 use std::cell::RefCell;
 use tract_onnx::tract_core::ops::cnn::Conv;
@@ -22,7 +23,7 @@ const LARGEST: u128 = 1 << 24;
 
 /// A convolution of planes of f32, channels before places. Inputs as of [`Windows::of`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Columns {
+pub struct Columns {
     groups: usize,
     /// Channels that a filter reads.
     inputs: usize,
@@ -33,26 +34,9 @@ struct Columns {
     shape: TVec<usize>,
 }
 
-/// Puts it in the place of tract's where it is faster.
-///
-/// # Errors
-/// When the model is not sound.
-pub fn replace(model: &mut TypedModel) -> TractResult<()> {
-    for id in 0..model.nodes().len() {
-        let node = model.node(id);
-        let Some(conv) = node.op_as::<Conv>() else { continue };
-        let (tail, last) = Tail::behind(model, id)?;
-        let op = Columns::of(conv, &model.node_input_facts(id)?, &node.outputs[0].fact, tail);
-        if let Some(op) = op {
-            tail::put(model, &node.inputs.clone(), op, last)?;
-        }
-    }
-    Ok(())
-}
-
 impl Columns {
-    fn of(conv: &Conv, facts: &[&TypedFact], output: &TypedFact, tail: Tail) -> Option<Columns> {
-        let (windows, shape) = Windows::of(conv, facts, output)?;
+    /// That of a convolution, where it is faster.
+    pub fn of(conv: &Conv, windows: Windows, tail: Tail, shape: &[usize]) -> Option<Columns> {
         let groups = conv.group;
         let op = Columns {
             groups,
@@ -60,7 +44,7 @@ impl Columns {
             outputs: conv.pool_spec.output_channels / groups,
             windows,
             tail,
-            shape,
+            shape: shape.into(),
         };
         let places = windows.columns.output.max(LEAST.min(windows.made())) as u128;
         let fits = op.depth() as u128 * places <= LARGEST;
@@ -141,38 +125,19 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Op for Columns {
-    fn name(&self) -> StaticName {
-        "OwnColumns".into()
+impl Kernel for Columns {
+    const NAME: &'static str = "OwnColumns";
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
-    op_as_typed_op!();
-}
 
-impl TypedOp for Columns {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
-    }
-    as_op!();
-}
-
-impl EvalOp for Columns {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let [x, weight, bias] = &inputs[..] else {
+    fn compute(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
+        let [x, weight, bias] = inputs else {
             bail!("{} inputs", inputs.len())
         };
-        let mut y = Tensor::zero::<f32>(&self.shape)?;
-        let (x, weight, bias) = (
-            x.try_as_plain_ram()?,
-            weight.try_as_plain_ram()?,
-            bias.try_as_plain_ram()?,
-        );
-        let (x, weight, bias) = (x.as_slice::<f32>()?, weight.as_slice::<f32>()?, bias.as_slice::<f32>()?);
-        let mut to = y.try_as_plain_ram_mut()?;
-        let to = to.as_slice_mut::<f32>()?;
-        SCRATCH.with_borrow_mut(|scratch| self.planes(x, weight, bias, to, scratch));
-        Ok(tvec!(y.into_tvalue()))
+        SCRATCH.with_borrow_mut(|scratch| self.planes(x, weight, bias, out, scratch));
+        Ok(())
     }
 }
 

@@ -7,12 +7,13 @@
 //! Numbers of all tiles lie side by side, so that the small transforms are sums of vectors: rows and columns of the input are taken apart by their
 //! places in a tile. In f32 results differ from those of plain sums by about one part in a million.
 
-use super::tail::{self, Tail};
+use super::kernel::Kernel;
+use super::phases::Windows;
+use super::tail::Tail;
 use crate::math::decompose::{Layout, multiply_f32};
 use crate::math::vector::widest;
 use std::cell::RefCell;
-use tract_onnx::tract_core::ops::cnn::{Conv, KernelFormat};
-use tract_onnx::tract_core::ops::konst::Const;
+use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_hir::internal::*;
 
 /// Outputs of a tile, each way.
@@ -34,87 +35,51 @@ const LARGEST: u128 = 1 << 24;
 
 /// A convolution of planes of f32, channels before places. Inputs: `[…, C, H, W]`, and a bias of `[M]` or of one number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Winograd {
+pub struct Winograd {
     inputs: usize,
     outputs: usize,
-    size: [usize; 2],
-    result: [usize; 2],
-    /// Zeros before the first row and the first column.
-    before: [usize; 2],
+    windows: Windows,
     /// `G g Gᵀ`: 36 × outputs × inputs.
     filters: Arc<Tensor>,
     tail: Tail,
     shape: TVec<usize>,
 }
 
-/// Puts it in the place of tract's where it is faster.
-///
-/// # Errors
-/// When the model is not sound.
-pub fn replace(model: &mut TypedModel) -> TractResult<()> {
-    for id in 0..model.nodes().len() {
-        let node = model.node(id);
-        let Some(conv) = node.op_as::<Conv>() else { continue };
-        let constant = |outlet: &OutletId| model.node(outlet.node).op_as::<Const>().map(|c| c.val().clone());
-        let Some(filter) = node.inputs.get(1).and_then(constant) else {
-            continue;
-        };
-        let op = Winograd::of(conv, &filter, &model.node_input_facts(id)?, &node.outputs[0].fact)?;
-        if let Some(op) = op {
-            let inputs = [node.inputs[0], node.inputs[2]];
-            let (tail, last) = Tail::behind(model, id)?;
-            tail::put(model, &inputs, Winograd { tail, ..op }, last)?;
-        }
-    }
-    Ok(())
-}
-
 impl Winograd {
-    fn of(conv: &Conv, filter: &Tensor, facts: &[&TypedFact], output: &TypedFact) -> TractResult<Option<Winograd>> {
-        let (pool, [x, _, bias]) = (&conv.pool_spec, facts) else {
-            return Ok(None);
-        };
-        let (inputs, outputs) = (pool.input_channels, pool.output_channels);
-        let floats = conv.q_params.is_none() && facts.iter().all(|f| f.datum_type == f32::datum_type());
-        let plain = conv.group == 1 && conv.kernel_fmt == KernelFormat::OIHW && !pool.data_format.c_is_last();
-        let window =
-            filter.shape() == [outputs, inputs, 3, 3] && pool.strides()[..] == [1, 1] && pool.dilations()[..] == [1, 1];
-        let bias = bias.shape.as_concrete().map(|s| s.iter().product::<usize>());
-        let bias = bias.is_some_and(|n| n == 1 || n == outputs);
-        let (Some(x), Some(shape)) = (x.shape.as_concrete(), output.shape.as_concrete()) else {
-            return Ok(None);
-        };
-        let many = inputs.min(outputs) >= CHANNELS && x.len() > 2;
-        if !(floats && plain && window && bias && many) {
-            return Ok(None);
-        }
-        let size = [x[x.len() - 2], x[x.len() - 1]];
-        let axes = pool.padding.compute(&size, &[3, 3], &[1, 1], &[1, 1]);
-        let result = [axes[0].convoluted, axes[1].convoluted];
-        let columns = result[1].div_ceil(TILE).max(LEAST) as u128;
+    /// That of a convolution, where it is faster.
+    ///
+    /// # Errors
+    /// When the filter does not lie in memory.
+    pub fn of(
+        conv: &Conv,
+        filter: &Tensor,
+        (windows, tail): (Windows, Tail),
+        shape: &[usize],
+    ) -> TractResult<Option<Winograd>> {
+        let (inputs, outputs) = (conv.pool_spec.input_channels, conv.pool_spec.output_channels);
+        let axes = [windows.rows, windows.columns];
+        let usual = axes.iter().all(|a| (a.kernel, a.stride, a.dilation) == (3, 1, 1));
+        let many = conv.group == 1 && inputs.min(outputs) >= CHANNELS;
+        let large = axes.iter().all(|a| a.output >= PLACES);
+        let columns = windows.columns.output.div_ceil(TILE).max(LEAST) as u128;
         let fits = ALL as u128 * (inputs as u128 + outputs as u128) * columns <= LARGEST;
-        if result.iter().min() < Some(&PLACES) || size.contains(&0) || !shape.ends_with(&result) || !fits {
+        if !(usual && many && large && fits) {
             return Ok(None);
         }
         let filter = filter.try_as_plain_ram()?;
         Ok(Some(Winograd {
             inputs,
             outputs,
-            size,
-            result,
-            before: [axes[0].pad_before, axes[1].pad_before],
+            windows,
             filters: Arc::new(transformed(filter.as_slice::<f32>()?, outputs * inputs)?),
-            tail: Tail::NONE,
+            tail,
             shape: shape.into(),
         }))
     }
 
     fn planes(&self, x: &[f32], bias: &[f32], y: &mut [f32]) {
-        let (each, made) = (
-            self.inputs * self.size[0] * self.size[1],
-            self.result[0] * self.result[1],
-        );
-        let [rows, columns] = self.result.map(|n| n.div_ceil(TILE));
+        let (each, made) = (self.inputs * self.windows.read(), self.windows.made());
+        let [rows, columns] = [self.windows.rows, self.windows.columns].map(|a| a.output.div_ceil(TILE));
         let most = MOST / (ALL * (self.inputs + self.outputs) * columns);
         let band = most.max(LEAST.div_ceil(columns)).min(rows);
         for (x, y) in x.chunks_exact(each).zip(y.chunks_exact_mut(self.outputs * made)) {
@@ -137,8 +102,7 @@ impl Winograd {
         };
         let (inputs, outputs) = (self.inputs * n, self.outputs * n);
         scratch.resize(ALL * inputs, ALL * outputs, tiles);
-        let plane = self.size[0] * self.size[1];
-        for (c, x) in x.chunks_exact(plane).enumerate() {
+        for (c, x) in x.chunks_exact(self.windows.read()).enumerate() {
             self.part(x, tiles, &mut scratch.parted, &mut scratch.padded);
             widest!(inward(tiles, scratch, (c * n, inputs)));
         }
@@ -152,7 +116,7 @@ impl Winograd {
                 [self.outputs, self.inputs, n],
             );
         }
-        for (m, y) in y.chunks_exact_mut(self.result[0] * self.result[1]).enumerate() {
+        for (m, y) in y.chunks_exact_mut(self.windows.made()).enumerate() {
             widest!(outward(n, scratch, (m * n, outputs)));
             self.write(&scratch.tiles, bias[m % bias.len()], tiles, y);
         }
@@ -160,8 +124,9 @@ impl Winograd {
 
     /// Takes a plane apart: column `4j + c` of row `4r + i` lies at `r, j` of part `c, i`; columns 4 and 5 of a tile are the first ones of the next.
     fn part(&self, x: &[f32], tiles: &Tiles, parted: &mut [f32], padded: &mut [f32]) {
-        let ([height, width], [above, left]) = (self.size, self.before);
-        let left = left.min(padded.len());
+        let Windows { rows, columns } = self.windows;
+        let (height, width, above) = (rows.input, columns.input, rows.before);
+        let left = columns.before.min(padded.len());
         let inside = width.min(padded.len() - left);
         let part = tiles.part();
         padded.fill(0.0);
@@ -180,7 +145,7 @@ impl Winograd {
 
     /// Puts the outputs of tiles where they belong; those outside are left.
     fn write(&self, made: &[f32], bias: f32, tiles: &Tiles, y: &mut [f32]) {
-        let [height, width] = self.result;
+        let (height, width) = (self.windows.rows.output, self.windows.columns.output);
         for (a, of_row) in made.chunks_exact(TILE * tiles.len()).enumerate() {
             for r in 0..tiles.rows {
                 let at = TILE * (tiles.first + r) + a;
@@ -379,37 +344,25 @@ fn transformed(filters: &[f32], count: usize) -> TractResult<Tensor> {
     Tensor::from_shape(&[ALL, count], &all)
 }
 
-impl Op for Winograd {
-    fn name(&self) -> StaticName {
-        "OwnWinograd".into()
+impl Kernel for Winograd {
+    const NAME: &'static str = "OwnWinograd";
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
-    op_as_typed_op!();
-}
 
-impl TypedOp for Winograd {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(inputs[0].datum_type.fact(&self.shape)))
-    }
-    as_op!();
-}
-
-impl EvalOp for Winograd {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let [x, bias] = &inputs[..] else {
+    fn compute(&self, inputs: &[&[f32]], out: &mut [f32]) -> TractResult<()> {
+        let [x, bias] = inputs else {
             bail!("{} inputs", inputs.len())
         };
-        let mut y = Tensor::zero::<f32>(&self.shape)?;
-        let (x, bias) = (x.try_as_plain_ram()?, bias.try_as_plain_ram()?);
-        let (x, bias) = (x.as_slice::<f32>()?, bias.as_slice::<f32>()?);
-        self.planes(x, bias, y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
-        Ok(tvec!(y.into_tvalue()))
+        self.planes(x, bias, out);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::phases::axis;
     use super::*;
 
     fn ramp(n: usize, step: f32) -> Vec<f32> {
@@ -430,9 +383,10 @@ mod tests {
             let w = Winograd {
                 inputs,
                 outputs,
-                size,
-                result,
-                before: [pads[0], pads[1]],
+                windows: Windows {
+                    rows: axis(size[0], 3, 1, 1, [pads[0], pads[2]]),
+                    columns: axis(size[1], 3, 1, 1, [pads[1], pads[3]]),
+                },
                 filters: Arc::new(transformed(&filters, inputs * outputs).expect("36")),
                 tail: Tail::NONE,
                 shape: tvec!(images, outputs, result[0], result[1]),
