@@ -143,6 +143,13 @@ fn operators_that_onnx_runtime_has_joined_are_spelled_out() {
 }
 
 #[test]
+fn loops_run_in_tract_and_what_comes_out_runs_in_onnx_runtime() {
+    let Some(python) = python() else { return };
+    let (tool, folder) = (Path::new(env!("CARGO_BIN_EXE_onnxzip")), target().join("interop/loops"));
+    report("loops", &script(python, "loops.py", &[tool, &folder]));
+}
+
+#[test]
 fn weights_dynamic_and_fp16_give_files_that_onnx_runtime_runs() {
     let Some(python) = python() else { return };
     let (tool, folder) = (

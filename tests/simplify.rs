@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 mod bytes;
 mod gates;
+mod loops;
 
 fn models_below(folder: &Path, out: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };

@@ -9,12 +9,13 @@
 //! tract keeps a copy of the weights of its own, so a session costs about twice the weights while it is made, and once after.
 
 mod amend;
-mod branches;
+mod control;
 mod convert;
 mod depthwise;
 mod dequantize;
 mod graph;
 mod kernel;
+mod loops;
 mod nbits;
 mod ops;
 mod packed;
@@ -62,7 +63,7 @@ struct Running {
     job: Job,
     /// For each computed value its numbers among the wanted ones.
     places: BTreeMap<usize, Vec<usize>>,
-    /// One for every combination of branches seen; empty when nothing needs computing.
+    /// One for every way through branches and loops seen; empty when nothing needs computing.
     plans: Mutex<Vec<Arc<Plan>>>,
 }
 
@@ -93,14 +94,16 @@ impl Running {
             match (plan.compute(sample), &self.job.flat) {
                 (Ok(Some(values)), _) => return Ok(values),
                 (Err(e), None) => return Err(e),
-                _ => {} // the branches of another sample
+                _ => {} // the way of another sample
             }
         }
         let Some(flat) = &self.job.flat else {
             return Ok(Vec::new());
         };
         let plan = Arc::new(Plan::for_sample(flat.clone(), &self.job.names, sample)?);
-        let values = plan.compute(sample)?.context("an If takes another branch each time")?;
+        let values = plan
+            .compute(sample)?
+            .context("an If or a Loop takes another way each time")?;
         self.plans().push(plan);
         Ok(values)
     }
@@ -127,7 +130,9 @@ impl Session for Running {
         let run = || {
             plan.run(sample, &mut |k, value| {
                 let value = convert::from_tract(value, self.job.dtypes.get(k).copied().flatten())?;
-                let outcome = self.places[&k].iter().try_for_each(|i| each(*i, value.clone()));
+                // What decides on the way comes last, and is not wanted.
+                let mut places = self.places.get(&k).into_iter().flatten();
+                let outcome = places.try_for_each(|i| each(*i, value.clone()));
                 outcome.or_else(|e| {
                     theirs = Some(e);
                     bail!("stopped")

@@ -97,7 +97,7 @@ pub fn needed(nodes: &[pb::NodeProto], outputs: BTreeSet<String>) -> (Vec<bool>,
 }
 
 /// Every name that a node or its sub-graphs read (a few too many, when a sub-graph makes a value of its own).
-fn read_by<'a>(node: &'a pb::NodeProto, out: &mut Vec<&'a str>) {
+pub fn read_by<'a>(node: &'a pb::NodeProto, out: &mut Vec<&'a str>) {
     out.extend(node.input.iter().map(String::as_str).filter(|n| !n.is_empty()));
     for g in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
         out.extend(g.output.iter().map(|o| o.name()));

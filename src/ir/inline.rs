@@ -1,6 +1,6 @@
-//! Moving the content of a sub-graph into the graph around it, and leaving optional outputs out.
+//! Moving the content of a sub-graph into the graph around it.
 
-use super::{GraphId, Model, NodeId, ValueId};
+use super::{GraphId, Model, ValueId};
 use std::collections::HashMap;
 
 impl Model {
@@ -40,22 +40,5 @@ impl Model {
         graph.consts.extend(consts);
         graph.infos.extend(infos);
         self.revision += 1;
-    }
-
-    /// Leaves an optional output out. Outputs before the last that is there keep their places.
-    ///
-    /// # Panics
-    /// When the output is still used.
-    pub fn drop_output(&mut self, node: NodeId, slot: usize) {
-        let Some(Some(v)) = self.node(node).outputs.get(slot).copied() else {
-            return;
-        };
-        assert!(self.value(v).uses.is_empty(), "{} is still used", self.value(v).name);
-        self.values[v.index()].dead = true;
-        let outputs = &mut self.node_mut(node).outputs;
-        outputs[slot] = None;
-        while outputs.last() == Some(&None) {
-            outputs.pop();
-        }
     }
 }

@@ -17,6 +17,7 @@ mod edit;
 mod inline;
 mod model;
 mod node;
+mod ports;
 pub mod store;
 mod tensor;
 mod value;

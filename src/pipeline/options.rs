@@ -107,7 +107,8 @@ impl Options {
         all
     }
 
-    /// The same for a model whose weights may be in 16 bits: `fp32` comes before the first pass that works on float32, and `fp16` at the end unless something stores fewer bits.
+    /// The same for a model whose weights may be in 16 bits: `fp32` comes before the first pass that works on float32 (and before a
+    /// `simplify` in front of it, which reads through what fp32 makes superfluous), and `fp16` at the end unless something stores fewer bits.
     pub fn requests_for(&self, model: &Model) -> Vec<Request> {
         let mut all = self.requests();
         let wide = |r: &Request| r.info.lossy && !r.info.name.starts_with("fp");
@@ -120,7 +121,8 @@ impl Options {
         let with = |spelled: &str| parse_list(spelled).ok().and_then(|mut r| r.pop());
         all.extend(with(fp16::of(half)).filter(|_| behind));
         if let Some(request) = with("fp32").filter(|_| before) {
-            all.insert(first, request);
+            let simplify = all[..first].iter().position(|r| r.info.name == "simplify");
+            all.insert(simplify.unwrap_or(first), request);
         }
         all
     }

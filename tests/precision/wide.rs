@@ -86,8 +86,8 @@ fn passes_for_float32_take_float16_and_give_it_back_unless_they_store_less() {
             .filter_map(|p| p["pass"].as_str())
             .collect();
         let wanted: &[&str] = match kind {
-            DType::Int8 => &["simplify", "fp32", passes],
-            _ => &["simplify", "fp32", passes, "fp16"],
+            DType::Int8 => &["fp32", "simplify", passes],
+            _ => &["fp32", "simplify", passes, "fp16"],
         };
         assert_eq!(ran, wanted);
         assert!(types(&m).contains(&kind), "{passes}: {out}");

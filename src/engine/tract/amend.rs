@@ -5,16 +5,9 @@ use super::ops;
 use crate::ir::{Attr, Tensor};
 use crate::pb;
 
-/// The version of the standard operators.
-fn version(flat: &Flat) -> i64 {
-    let mut opsets = flat.rest.opset_import.iter();
-    let standard = opsets.find(|o| matches!(o.domain(), "" | "ai.onnx"));
-    standard.map_or(1, |o| o.version())
-}
-
 /// Upsample, and Resize of operator set 10, become Resize of operator set 13 with the rules that they had.
 pub fn resize(flat: &mut Flat) {
-    let version = version(flat);
+    let version = flat.version();
     for n in &mut flat.graph.node {
         let old = match n.op_type() {
             "Upsample" => (7..10).contains(&version),
@@ -143,7 +136,7 @@ fn constant(flat: &mut Flat, name: String, numbers: Vec<i64>) -> String {
 /// Negative pads, on which tract panics, become a Slice before the Pad; those that are known before the model runs.
 pub fn crop(flat: &mut Flat) {
     // Before, pads were an attribute.
-    if version(flat) >= 11 {
+    if flat.version() >= 11 {
         before(flat, cropped);
     }
 }

@@ -1,5 +1,5 @@
-//! A main graph on its way to tract, and the surgery that makes one flat graph of it: functions and chosen branches are
-//! spliced in.
+//! A main graph on its way to tract, and the surgery that makes one flat graph of it: functions, chosen branches and the
+//! iterations of loops are spliced in.
 
 use crate::engine::wanted::needed;
 use crate::ir::{DType, Tensor};
@@ -40,6 +40,42 @@ impl Flat {
         };
         flat.take_constants()?;
         Ok(flat)
+    }
+
+    /// The version of the standard operators.
+    pub fn version(&self) -> i64 {
+        let mut opsets = self.rest.opset_import.iter();
+        let standard = opsets.find(|o| matches!(o.domain(), "" | "ai.onnx"));
+        standard.map_or(1, |o| o.version())
+    }
+
+    /// Moves initializers and Constant nodes of a sub-graph to the tensors; gives what each is called now.
+    ///
+    /// # Errors
+    /// When one is no tensor.
+    pub fn move_constants(&mut self, body: &mut pb::GraphProto, prefix: &str) -> Result<HashMap<String, String>> {
+        let mut names = HashMap::new();
+        let mut take = |name: &str, t: Tensor| {
+            let new = format!("{prefix}{name}");
+            names.insert(name.to_owned(), new.clone());
+            self.tensors.insert(new, t);
+        };
+        for t in std::mem::take(&mut body.initializer) {
+            let name = t.name().to_owned();
+            take(
+                &name,
+                Tensor::from_proto(t, None).with_context(|| format!("initializer {name}"))?,
+            );
+        }
+        let mut kept = Vec::with_capacity(body.node.len());
+        for n in std::mem::take(&mut body.node) {
+            match constant_of(&n).with_context(|| label(&n))? {
+                Some(t) => take(&n.output[0], t),
+                None => kept.push(n),
+            }
+        }
+        body.node = kept;
+        Ok(names)
     }
 
     /// Moves initializers and Constant nodes of the main graph to the tensors.
@@ -137,7 +173,8 @@ pub fn plain_node(op: &str, name: &str, input: Vec<String>, output: Vec<String>)
     }
 }
 
-fn rename(node: &mut pb::NodeProto, names: &HashMap<String, String>) {
+/// Calls values otherwise, in sub-graphs, too.
+pub fn rename(node: &mut pb::NodeProto, names: &HashMap<String, String>) {
     let new = |name: &mut String| {
         if let Some(n) = names.get(name) {
             name.clone_from(n);

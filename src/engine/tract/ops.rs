@@ -8,6 +8,7 @@
 //! * [`QUANTIZE`], [`DEQUANTIZE`]: the two alone, for 8 and 16 bits, with parameters that may be computed.
 //! * [`ROUND`]: float16 or bfloat16 and back: arithmetic in f32 whose results are those of the narrow type, overflow included.
 //! * [`REVERSE`]: one axis backwards; makes reverse recurrences out of forward ones.
+//! * ReverseSequence, which tract does not have.
 //! * [`SHAPE`], [`SIZE`], [`CAST64`]: tract's own give symbolic dimensions, into which int64 constants are truncated to
 //!   32 bits; these give int64.
 //! * [`SQUEEZE`]: Squeeze that does not say which axes, which tract does not have.
@@ -60,6 +61,12 @@ pub fn register(onnx: &mut Onnx) {
     });
     r.insert(DEQUANTIZE, |_, n| built(n, Kind::Dequantize));
     r.insert(REVERSE, |_, n| built(n, Kind::Reverse));
+    r.insert("ReverseSequence", |_, n| {
+        let batch = n.get_attr_opt("batch_axis")?.unwrap_or(1);
+        let time = n.get_attr_opt("time_axis")?.unwrap_or(0);
+        let kind = Kind::Sequences(batch);
+        Ok((expand(Own { kind, axis: time }), vec![]))
+    });
     r.insert(ROUND, |_, n| built(n, Kind::Round(n.get_attr::<i64>("code")? == 16)));
     r.insert(SHAPE, |_: &ParsingContext, n: &NodeProto| {
         let start = n.get_attr_opt("start")?.unwrap_or(0);
@@ -93,6 +100,8 @@ enum Kind {
     Quantize(DatumType),
     Dequantize,
     Reverse,
+    /// The axis of sequences, of which the second input tells the lengths.
+    Sequences(i64),
     /// To bfloat16, else to float16.
     Round(bool),
     Cast,
@@ -137,7 +146,7 @@ impl Expansion for Own {
                 s.equals(&outputs[0].datum_type, f32::datum_type())?
             }
             Kind::Quantize(to) => s.equals(&outputs[0].datum_type, *to)?,
-            Kind::Reverse => s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?,
+            Kind::Reverse | Kind::Sequences(_) => s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?,
             Kind::Cast => s.equals(&outputs[0].datum_type, i64::datum_type())?,
         }
         Ok(())
@@ -163,7 +172,7 @@ impl TypedOp for Own {
         let dt = match &self.kind {
             Kind::Fake(..) | Kind::Dequantize | Kind::Round(_) => DatumType::F32,
             Kind::Quantize(to) => *to,
-            Kind::Reverse => inputs[0].datum_type,
+            Kind::Reverse | Kind::Sequences(_) => inputs[0].datum_type,
             Kind::Cast => DatumType::I64,
         };
         Ok(tvec!(dt.fact(inputs[0].shape.clone())))
@@ -189,6 +198,11 @@ impl EvalOp for Own {
             }
             Kind::Dequantize => self.mapped(&x, &inputs, |x, s, z| (x - z) * s)?,
             Kind::Reverse => reversed(&x, self.axis)?,
+            Kind::Sequences(batch) => {
+                let lengths = inputs.first().context("no lengths")?.cast_to::<i64>()?;
+                let lengths = lengths.try_as_plain_ram()?;
+                reversed_sequences(&x, self.axis, *batch, lengths.as_slice::<i64>()?)?
+            }
             Kind::Round(wide) => {
                 let mut x = x.cast_to::<f32>()?.into_owned();
                 let mut data = x.try_as_plain_ram_mut()?;
@@ -328,6 +342,31 @@ fn reversed(x: &Tensor, axis: i64) -> TractResult<Tensor> {
     Ok(out)
 }
 
+/// Of every sequence (an index of axis `batch`) its first elements along `time` backwards, as many as it is long; the others stay.
+fn reversed_sequences(x: &Tensor, time: i64, batch: i64, lengths: &[i64]) -> TractResult<Tensor> {
+    let dims = x.shape();
+    let (Some(longest), Some(sequences)) = (dims.get(time as usize), dims.get(batch as usize)) else {
+        bail!("axes {time} and {batch} of rank {}", x.rank());
+    };
+    let fits = |n: &i64| (0..=*longest as i64).contains(n);
+    ensure!(
+        time != batch && lengths.len() == *sequences && lengths.iter().all(fits) && x.datum_type().is_copy(),
+        "sequences of lengths {lengths:?} in {dims:?}"
+    );
+    let mut out = x.deep_clone();
+    let step = |axis: i64| dims[axis as usize + 1..].iter().product::<usize>();
+    let (size, along) = (x.datum_type().size_of(), step(time));
+    let (from, to) = (x.as_bytes(), out.as_bytes_mut());
+    for (i, to) in to.chunks_exact_mut(size).enumerate() {
+        let (t, length) = (i / along % longest, lengths[i / step(batch) % sequences] as usize);
+        if t < length {
+            let place = (i + along * (length - 1) - 2 * along * t) * size;
+            to.copy_from_slice(&from[place..place + size]);
+        }
+    }
+    Ok(out)
+}
+
 #[derive(Debug, Clone)]
 struct Shape(i64, Option<i64>);
 
@@ -416,5 +455,34 @@ mod tests {
         }
         assert_eq!(round_within(f32::INFINITY, -5.0, 7.0), 7.0);
         assert_eq!(round_within(f32::NEG_INFINITY, -5.0, 7.0), -5.0);
+    }
+
+    #[test]
+    fn sequences_are_reversed_as_far_as_they_are_long() {
+        // Time, batch, two numbers each.
+        let x: Vec<i32> = (0..24).collect();
+        let x = Tensor::from_shape(&[4, 3, 2], &x).expect("fits");
+        let got = reversed_sequences(&x, 0, 1, &[4, 1, 3]).expect("reversed");
+        let want = [
+            18, 19, 2, 3, 16, 17, 12, 13, 8, 9, 10, 11, 6, 7, 14, 15, 4, 5, 0, 1, 20, 21, 22, 23,
+        ];
+        assert_eq!(
+            got.try_as_plain_ram().expect("plain").as_slice::<i32>().expect("ints"),
+            want
+        );
+        // Batch, time.
+        let got = reversed_sequences(&x, 1, 0, &[0, 1, 2, 3]).expect("reversed");
+        let got = got
+            .try_as_plain_ram()
+            .expect("plain")
+            .as_slice::<i32>()
+            .expect("ints")
+            .to_vec();
+        assert_eq!(got[..12], (0..12).collect::<Vec<i32>>());
+        assert_eq!(got[12..], [14, 15, 12, 13, 16, 17, 22, 23, 20, 21, 18, 19]);
+        for wrong in [&[4, 1][..], &[5, 1, 1], &[-1, 1, 1]] {
+            assert!(reversed_sequences(&x, 0, 1, wrong).is_err());
+        }
+        assert!(reversed_sequences(&x, 3, 1, &[1, 1, 1]).is_err());
     }
 }

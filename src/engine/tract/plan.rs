@@ -2,7 +2,7 @@
 //! longer than the operators that read it need it. A network's inner values together are many times what it needs at
 //! once.
 
-use super::branches::{self, Choice};
+use super::control::{self, Choice};
 use super::graph::Flat;
 use super::prepare::{self, Input, Ready};
 use super::{convert, kernel, ops, quietly};
@@ -24,22 +24,22 @@ pub struct Plan {
     compiled: Compiled,
     inputs: Vec<Input>,
     wanted: usize,
-    /// The conditions of `If`s, which are computed behind the wanted values; the plan is right when they have these values.
+    /// What decides on the way through `If`s and `Loop`s, which is computed behind the wanted values; the plan is right when it has these values.
     choices: Vec<Choice>,
 }
 
 impl Plan {
-    /// Compiles for the shapes of a sample, and the branches that it takes.
+    /// Compiles for the shapes of a sample, and the way that it takes through `If`s and `Loop`s.
     ///
     /// # Errors
     /// When tract does not take the graph.
     pub fn for_sample(mut flat: Flat, names: &[String], sample: &Sample) -> Result<Plan> {
-        let choices = branches::resolve(&mut flat, &|flat, conditions| {
+        let choices = control::resolve(&mut flat, &|flat, conditions| {
             let mut flat = flat.clone();
             prepare::set_outputs(&mut flat, conditions.iter());
             let found = Plan::new(flat, conditions.len(), Vec::new(), sample)?.compute(sample)?;
             let found = found.unwrap_or_default().into_iter();
-            found.map(|v| v.cast_to_scalar::<bool>()).collect()
+            found.map(|v| v.cast_to_scalar::<i64>()).collect()
         })?;
         prepare::set_outputs(&mut flat, names.iter().chain(choices.iter().map(|c| &c.0)));
         Plan::new(flat, names.len(), choices, sample)
@@ -60,9 +60,10 @@ impl Plan {
         })
     }
 
-    /// True when it is right for every sample of its dimensions, whatever branches there are.
+    /// True when it is right for every sample of its dimensions, whatever way they take: what decides on it is the same for all.
     pub fn serves_all(&self) -> bool {
-        self.choices.is_empty()
+        let known = |k: usize| self.compiled.known.iter().any(|(other, _)| *other == k);
+        (0..self.choices.len()).all(|k| known(self.wanted + k))
     }
 
     /// The names of the operators that run.
@@ -72,7 +73,7 @@ impl Plan {
         nodes.map(|n| n.op.name().into_owned()).collect()
     }
 
-    /// The wanted values; `None` when the sample takes other branches.
+    /// The wanted values; `None` when the sample takes another way.
     ///
     /// # Errors
     /// When tract fails on the sample.
@@ -86,7 +87,7 @@ impl Plan {
         let mut values = all.context("tract gave too few values")?;
         let conditions = values.split_off(self.wanted);
         for (v, (_, was)) in conditions.iter().zip(&self.choices) {
-            if v.cast_to_scalar::<bool>()? != *was {
+            if v.cast_to_scalar::<i64>()? != *was {
                 return Ok(None);
             }
         }

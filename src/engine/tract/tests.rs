@@ -5,6 +5,7 @@ use crate::pb;
 use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan};
 
 mod amended;
+mod control;
 mod convolutions;
 mod packed;
 
@@ -260,50 +261,6 @@ fn tract_still_makes_a_wrong_table_of_softmax_between_codes() {
     let x = convert::to_tract(&Tensor::new(&[1, 4], LOGITS.to_vec()), DType::Float).expect("converts");
     let got = bare_tract(&b.model, vec![x]);
     assert!(got.iter().zip(SOFTMAX).any(|(a, b)| (a - b).abs() > 0.1), "{got:?}");
-}
-
-/// Adds a sub-graph with one output to a node.
-fn branch(b: &mut Builder, node: crate::ir::NodeId, name: &str, build: impl Fn(&mut Model, GraphId) -> ValueId) {
-    let g = b.model.add_graph(Some(node));
-    let out = build(&mut b.model, g);
-    let info = pb::ValueInfoProto {
-        name: Some(b.model.value(out).name.clone()),
-        ..Default::default()
-    };
-    b.model.add_output(g, info, out);
-    let mut attr = Attr::int(name, 0);
-    attr.proto.i = None;
-    attr.proto.r#type = Some(pb::attribute_proto::AttributeType::Graph as i32);
-    attr.graphs = SubGraphs::One(g);
-    b.model.node_mut(node).set_attr(attr);
-}
-
-#[test]
-fn branches_may_have_different_shapes_and_change_from_sample_to_sample() {
-    let mut b = Builder::new(13);
-    let x = b.input("x", DType::Float, &[1, 2]);
-    let flag = b.input("flag", DType::Bool, &[]);
-    let out = b.op("If", &[flag], vec![]);
-    let node = b.model.value(out).producer().expect("a node");
-    branch(&mut b, node, "then_branch", |m, g| {
-        m.add_node(g, "t", "Neg", &[Some(x)], &["inner"], vec![]).1[0]
-    });
-    branch(&mut b, node, "else_branch", |m, g| {
-        let axes = m.add_const(g, "axes", Tensor::new(&[1], vec![0i64]));
-        m.add_node(g, "e", "Squeeze", &[Some(x), Some(axes)], &["inner2"], vec![])
-            .1[0]
-    });
-    let y = b.op("Relu", &[out], vec![]);
-    let of = |on: u8| {
-        let flag = Tensor::from_raw(DType::Bool, &[], bytes::Bytes::copy_from_slice(&[on])).expect("one byte");
-        sample(&[("x", Tensor::new(&[1, 2], vec![1f32, -2.])), ("flag", flag)])
-    };
-    let session = Tract.load(&b.model, &[y], &of(1)).expect("loads");
-    for on in [1, 0, 1, 0] {
-        let got = session.run(&of(on)).expect("runs").remove(0);
-        let want: (&[usize], [f32; 2]) = if on == 1 { (&[1, 2], [0., 2.]) } else { (&[2], [1., 0.]) };
-        assert_eq!((got.dims(), floats(&got)), (want.0, want.1.to_vec()));
-    }
 }
 
 #[test]

@@ -222,6 +222,16 @@ fn through(units: &Units, unit: &Unit, neighbours: impl Fn(&Unit) -> Vec<usize>)
     all
 }
 
+/// Whether a sub-graph reads what a unit hands on, codes as they are. Such a unit runs in integers when what is before it does: past a float one
+/// ONNX Runtime (to 1.32 at least) moves the DQ before it, and ends the process where it comes to a reader that has the value for no input of its own.
+fn is_read_inside(model: &Model, units: &Units, unit: &Unit) -> bool {
+    let main = model.main_id();
+    let inside = |v: &ValueId| model.readers(*v).iter().any(|n| model.node(*n).graph() != main);
+    let mut behind = readers(model, units, unit).into_iter().map(|i| &units.all[i]);
+    let hands_on = |u: &Unit| u.role == Role::Same && u.results.iter().any(inside);
+    unit.role == Role::Same && (hands_on(unit) || behind.any(hands_on))
+}
+
 /// The cheapest choice.
 fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &Rules) -> Vec<bool> {
     let mut net = Network::new();
@@ -251,6 +261,15 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
         // A runtime moves a Q behind it before it (ONNX Runtime: `QDQPropagationTransformer`).
         let read = u.results.iter().flat_map(|&v| units.readers(model, v).0);
         read.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
+    }
+    for (i, u) in units
+        .all
+        .iter()
+        .enumerate()
+        .filter(|(_, u)| is_read_inside(model, units, u))
+    {
+        let before = u.inputs.iter().filter_map(|(_, v)| units.producer.get(v));
+        before.for_each(|&p| net.edge(nodes[p], nodes[i], INFINITE));
     }
     for &i in &rules.after {
         let made = makers(units, &units.all[i]);

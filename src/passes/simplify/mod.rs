@@ -12,6 +12,7 @@
 
 mod affine;
 mod branch;
+mod carried;
 mod casts;
 mod chains;
 mod concat;
@@ -69,7 +70,7 @@ Nothing to do: Identity, Dropout, and every operator that hands on its input unc
 Repetition: equal computations and byte-equal initializers are shared.
 Portable: what the optimizer of ONNX Runtime has joined (FusedConv, FusedGemm, FusedMatMul, Gelu, BiasGelu, FastGelu, QuickGelu, SkipLayerNormalization) is
 spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result.
-Dead: stack traces that an exporter has left in nodes; what no output needs; `If` with a constant condition; unused functions, operator sets and optional outputs.
+Dead: stack traces that an exporter has left in nodes; what no output needs; `If` with a constant condition; what a `Loop` carries along and never changes; unused functions, operator sets and optional outputs.
 
 It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, other operators of other domains, models with training information.";
 
@@ -107,6 +108,7 @@ type Whole = fn(&mut Work) -> Vec<(String, String)>;
 const LOCAL: &[Local] = &[
     constant::to_initializer,
     branch::inline_constant_if,
+    carried::read_from_outside,
     identity::remove,
     neutral::remove,
     casts::merge,
