@@ -43,7 +43,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "verify",
-        &["ir", "analysis", "math", "data", "engine", "parallel", "progress"],
+        &[
+            "ir", "ops", "analysis", "math", "data", "engine", "parallel", "progress",
+        ],
     ),
     ("report", &["ir", "analysis", "passes", "verify"]),
     (
@@ -51,6 +53,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "ir",
             "onnx",
+            "ops",
             "data",
             "engine",
             "analysis",

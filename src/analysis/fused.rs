@@ -1,4 +1,4 @@
-//! Operators of ONNX Runtime's own spelled out in a whole model ([`crate::ops::fused`]).
+//! Operators of ONNX Runtime's own, and such as ONNX has dropped, spelled out in a whole model ([`crate::ops::fused`]).
 
 use super::infer::{Types, infer};
 use crate::ir::{DType, Model, NodeId, ValueId};
@@ -20,7 +20,12 @@ impl Facts for Types {
 /// When the model's dimensions contradict each other.
 pub fn spell_out(model: &mut Model) -> Result<Vec<(NodeId, String)>> {
     let nodes = model.node_ids().into_iter().filter(|id| is_fused(model, *id));
-    let all: Vec<(NodeId, String)> = nodes.map(|id| (id, model.node(id).op.name.clone())).collect();
+    let name = |id: NodeId| {
+        let op = &model.node(id).op;
+        let dot = if op.domain.is_empty() { "" } else { "." };
+        format!("{}{dot}{}", op.domain, op.name)
+    };
+    let all: Vec<(NodeId, String)> = nodes.map(|id| (id, name(id))).collect();
     if all.is_empty() {
         return Ok(all);
     }

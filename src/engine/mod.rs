@@ -6,6 +6,7 @@
 use crate::data::Sample;
 use crate::ir::{Model, Tensor, ValueId};
 use crate::onnx;
+use crate::ops::labels;
 use anyhow::Result;
 use std::fmt;
 use std::path::Path;
@@ -60,7 +61,8 @@ pub trait Engine: Sync {
     /// As [`Engine::load`], and when the file cannot be read.
     fn load_file(&self, path: &Path, like: &Sample) -> Result<Box<dyn Session>, NotRun> {
         let model = onnx::read(path).map_err(|e| NotRun(format!("{e:#}")))?;
-        let outputs: Vec<ValueId> = model.main().outputs().iter().map(|p| p.value).collect();
+        let outputs = model.main().outputs().iter();
+        let outputs: Vec<ValueId> = outputs.map(|p| labels::numbers(&model, p.value)).collect();
         self.load(&model, &outputs, like)
     }
 }

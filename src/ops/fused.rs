@@ -2,6 +2,8 @@
 //!
 //! They are spelled out again, as the document ContribOperators.md of ONNX Runtime defines them, so that other runtimes can read the model and
 //! passes see its convolutions and products; ONNX Runtime joins them again while it loads the result.
+//!
+//! So are operators that ONNX had on trial and dropped with operator set 10, which converters from Core ML wrote (`ImageScaler`, `Affine`, `Crop`).
 
 use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Tensor, ValueId};
 
@@ -15,15 +17,21 @@ pub trait Facts {
 
 type Spell = fn(&mut Speller, &dyn Facts) -> Option<()>;
 
-const TABLE: &[(&str, Spell)] = &[
-    ("FusedConv", conv),
-    ("FusedGemm", gemm),
-    ("FusedMatMul", matmul),
-    ("Gelu", gelu),
-    ("BiasGelu", bias_gelu),
-    ("FastGelu", fast_gelu),
-    ("QuickGelu", quick_gelu),
-    ("SkipLayerNormalization", skip_layer_norm),
+const ORT: &str = "com.microsoft";
+
+/// Domain, operator, how it is spelled out.
+const TABLE: &[(&str, &str, Spell)] = &[
+    (ORT, "FusedConv", conv),
+    (ORT, "FusedGemm", gemm),
+    (ORT, "FusedMatMul", matmul),
+    (ORT, "Gelu", gelu),
+    (ORT, "BiasGelu", bias_gelu),
+    (ORT, "FastGelu", fast_gelu),
+    (ORT, "QuickGelu", quick_gelu),
+    (ORT, "SkipLayerNormalization", skip_layer_norm),
+    ("", "ImageScaler", image_scaler),
+    ("", "Affine", affine),
+    ("", "Crop", crop),
 ];
 
 /// Puts ONNX's operators in the place of a node: the last of them takes its name and its outputs. `None` when it is no such node, or something that
@@ -46,8 +54,12 @@ pub fn is_fused(model: &Model, id: NodeId) -> bool {
 
 fn row(model: &Model, id: NodeId) -> Option<Spell> {
     let op = &model.node(id).op;
-    let mut rows = TABLE.iter().filter(|r| op.domain == "com.microsoft" && op.name == r.0);
-    rows.next().map(|r| r.1)
+    let own = |f: &GraphId| {
+        let function = model.graph(*f).function.as_ref();
+        function.is_some_and(|f| f.domain() == op.domain && f.name() == op.name)
+    };
+    let row = TABLE.iter().find(|r| op.domain == r.0 && op.name == r.1)?;
+    (!model.functions().iter().any(own)).then_some(row.2)
 }
 
 /// A node that is being spelled out.
@@ -89,8 +101,12 @@ impl Speller<'_> {
     }
 
     fn number(&mut self, x: f32) -> ValueId {
+        self.constant(Tensor::scalar(x))
+    }
+
+    fn constant(&mut self, t: Tensor) -> ValueId {
         let name = self.model.fresh_name(&format!("{}_number", self.base));
-        self.model.add_const(self.graph, &name, Tensor::scalar(x))
+        self.model.add_const(self.graph, &name, t)
     }
 
     /// The node itself becomes the last operator.
@@ -339,5 +355,66 @@ fn skip_layer_norm(s: &mut Speller, _: &dyn Facts) -> Option<()> {
     let inputs = [Some(sum), Some(gamma), beta];
     let inputs = &inputs[..2 + usize::from(beta.is_some())];
     s.last("LayerNormalization", inputs, vec![Attr::float("epsilon", epsilon)]);
+    Some(())
+}
+
+/// `scale · x + bias`, a bias for each channel; images are NCHW.
+fn image_scaler(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    let bias = s.model.node(s.id).attr("bias").map(|a| a.proto.floats.clone());
+    let scale = s.float("scale").unwrap_or(1.0);
+    let bias = bias.map(|b| Tensor::new(&[b.len(), 1, 1], b));
+    scaled(s, scale, bias)
+}
+
+/// `alpha · x + beta`.
+fn affine(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    is_float(s, facts)?;
+    let [alpha, beta] = ["alpha", "beta"].map(|name| s.float(name));
+    scaled(s, alpha.unwrap_or(1.0), beta.map(Tensor::scalar))
+}
+
+/// Before operator set 7 a sum says along which axis it is taken.
+fn scaled(s: &mut Speller, scale: f32, bias: Option<Tensor>) -> Option<()> {
+    let x = s.input(0).filter(|_| s.opset() >= 7)?;
+    let scale = s.number(scale);
+    match bias {
+        Some(bias) => {
+            let (product, bias) = (s.pair("Mul", x, scale), s.constant(bias));
+            s.last("Add", &[Some(product), Some(bias)], Vec::new());
+        }
+        None => s.last("Mul", &[Some(x), Some(scale)], Vec::new()),
+    }
+    Some(())
+}
+
+/// An image without its border (left, top, right, bottom), or so much of it (height, width) as begins behind its left and upper border.
+fn crop(s: &mut Speller, _: &dyn Facts) -> Option<()> {
+    let n = s.model.node(s.id);
+    let (&[left, top, right, bottom], size) = (n.ints("border")?, n.ints("scale")) else {
+        return None;
+    };
+    let end = |border: i64| if border == 0 { i64::MAX } else { border.saturating_neg() };
+    let ends = match size {
+        Some(&[height, width]) => vec![top.checked_add(height)?, left.checked_add(width)?],
+        Some(_) => return None,
+        None => vec![end(bottom), end(right)],
+    };
+    if [left, top, right, bottom]
+        .iter()
+        .chain(size.into_iter().flatten())
+        .any(|n| *n < 0)
+    {
+        return None;
+    }
+    let parts = [("starts", vec![top, left]), ("ends", ends), ("axes", vec![2, 3])];
+    let x = Some(s.input(0)?);
+    match s.opset() < 10 {
+        true => s.last("Slice", &[x], parts.map(|(name, ints)| Attr::ints(name, ints)).into()),
+        false => {
+            let parts = parts.map(|(_, ints)| Some(s.constant(Tensor::new(&[2], ints))));
+            s.last("Slice", &[&[x], &parts[..]].concat(), Vec::new());
+        }
+    }
     Some(())
 }

@@ -7,6 +7,7 @@ pub mod cost;
 pub mod fused;
 pub mod half;
 pub mod infer;
+pub mod labels;
 pub mod legal;
 pub mod quant;
 pub mod site;

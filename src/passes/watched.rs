@@ -3,6 +3,7 @@
 use crate::analysis::chosen;
 use crate::ir::{Model, ValueId};
 use crate::math::compare::Gap;
+use crate::ops::labels::numbers;
 
 /// Scores between 0 and 1 count as if they were at least so large, root mean square: where there are none, there is nothing to lose.
 pub const LEAST: f64 = 1e-3;
@@ -26,9 +27,10 @@ impl Watched {
     pub fn of(model: &Model) -> Watched {
         let outputs = model.main().outputs().iter().enumerate();
         let all = outputs.flat_map(|(of, port)| {
-            let sources = chosen::from(model, port.value);
+            let output = numbers(model, port.value);
+            let sources = chosen::from(model, output);
             let source = sources.is_some();
-            let values = sources.unwrap_or_else(|| vec![port.value]);
+            let values = sources.unwrap_or_else(|| vec![output]);
             values.into_iter().map(move |value| Place {
                 value,
                 of,

@@ -13,6 +13,7 @@ use crate::data::{Dataset, Samples};
 use crate::engine::{Engine, NotRun};
 use crate::ir::{Model, check::check};
 use crate::onnx;
+use crate::ops::labels;
 use crate::passes::{Context, Request, Rule};
 use crate::progress::Progress;
 use crate::report::{DataUsed, PassRun, Report, Size, credit, layer_sizes, weights};
@@ -96,7 +97,8 @@ pub fn optimize(
 fn side_by_side(original: &Model, changed: &Model, data: &Dataset, engine: &dyn Engine) -> Result<Speed> {
     let like = data.get(0)?;
     let load = |model: &Model| {
-        let outputs: Vec<_> = model.main().outputs().iter().map(|p| p.value).collect();
+        let outputs = model.main().outputs().iter();
+        let outputs: Vec<_> = outputs.map(|p| labels::numbers(model, p.value)).collect();
         engine.load(model, &outputs, &like).map_err(anyhow::Error::new)
     };
     let (a, b) = (|| load(original), || load(changed));

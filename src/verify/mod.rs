@@ -19,6 +19,7 @@ use crate::data::Samples;
 use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::variation::hardly;
+use crate::ops::labels::numbers;
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -260,8 +261,8 @@ fn pairs(original: &Model, changed: &Model) -> Result<Vec<Pair>> {
             name: port.name().to_owned(),
             kind: Kind::Output,
             of: pairs.len(),
-            original: port.value,
-            changed: same.value,
+            original: numbers(original, port.value),
+            changed: numbers(changed, same.value),
         });
     }
     for of in 0..pairs.len() {

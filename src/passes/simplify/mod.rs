@@ -69,7 +69,8 @@ Chains: Transpose, Reshape, Squeeze, Unsqueeze, Cast, Slice and Concat are merge
 Nothing to do: Identity, Dropout, and every operator that hands on its input unchanged.
 Repetition: equal computations and byte-equal initializers are shared.
 Portable: what the optimizer of ONNX Runtime has joined (FusedConv, FusedGemm, FusedMatMul, Gelu, BiasGelu, FastGelu, QuickGelu, SkipLayerNormalization) is
-spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result.
+spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result;
+so is what ONNX has dropped (ImageScaler, Affine, Crop).
 Dead: stack traces that an exporter has left in nodes; what no output needs; `If` with a constant condition; what a `Loop` carries along and never changes; unused functions, operator sets and optional outputs.
 
 It leaves alone: the model's inputs (but for weights that an exporter has listed as such) and outputs, random operators, other operators of other domains, models with training information.";
