@@ -8,7 +8,7 @@ use super::graph::{Flat, label};
 use super::loops;
 use crate::engine::wanted::read_by;
 use crate::pb;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
 
 /// A value that decides (a condition, how often a loop runs at most), and what it was.
@@ -16,6 +16,9 @@ pub type Choice = (String, i64);
 
 /// Computes the single numbers with these names.
 pub type Evaluate<'a> = dyn Fn(&Flat, &[String]) -> Result<Vec<i64>> + 'a;
+
+/// So many times it is asked what decides on the next ones, for which the graph is compiled each time.
+const ROUNDS: usize = 64;
 
 /// The way that a sample takes.
 pub struct Way<'a> {
@@ -81,7 +84,7 @@ pub fn resolve(flat: &mut Flat, evaluate: &Evaluate) -> Result<Vec<Choice>> {
     let choices = Vec::new();
     let mut way = Way { choices, evaluate };
     let mut number = 0;
-    loop {
+    for _ in 0..ROUNDS {
         let ready = ready(flat);
         if ready.is_empty() {
             return Ok(way.choices);
@@ -101,6 +104,7 @@ pub fn resolve(flat: &mut Flat, evaluate: &Evaluate) -> Result<Vec<Choice>> {
         }
         flat.prune();
     }
+    bail!("more than {ROUNDS} branches and loops depend on each other")
 }
 
 fn is(n: &pb::NodeProto, op: &str) -> bool {

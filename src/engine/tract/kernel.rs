@@ -3,12 +3,14 @@
 use super::depthwise::DepthWise;
 use super::phases::Windows;
 use super::product::Product;
+use super::softmax;
 use super::tail::Tail;
 use super::windows::Columns;
 use super::winograd::Winograd;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
+use tract_onnx::tract_core::ops::nn::Softmax;
 use tract_onnx::tract_hir::internal::*;
 
 /// What makes one tensor of f32 of others, whose dimensions are known before.
@@ -60,7 +62,7 @@ impl<K: Kernel> EvalOp for Held<K> {
     }
 }
 
-/// Puts kernels in the places of tract's convolutions and products where they are faster.
+/// Puts kernels in the places of tract's convolutions, products and Softmax where they are faster.
 ///
 /// # Errors
 /// When the model is not sound.
@@ -75,6 +77,10 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
                 let (op, last) = op.with_what_follows(model, id)?;
                 put(model, &node.inputs.clone(), op, last)?;
             }
+        } else if let Some(softmax) = model.node(id).op_as::<Softmax>() {
+            let op = softmax::Columns::of(softmax, model.outlet_fact(model.node(id).inputs[0])?);
+            let inputs = model.node(id).inputs.clone();
+            op.map_or(Ok(()), |op| put(model, &inputs, op, id))?;
         }
     }
     Ok(())

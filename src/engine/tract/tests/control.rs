@@ -191,3 +191,42 @@ fn loops_and_branches_lie_in_each_other() {
         assert_eq!(floats(&session.run(&of(x)).expect("runs")[0]), [y], "{x}");
     }
 }
+
+#[test]
+fn loops_in_loops_are_not_written_out_without_bound() {
+    let mut b = Builder::new(13);
+    let x = b.input("x", DType::Float, &[1]);
+    let many = b.constant("many", Tensor::scalar(100i64));
+    let main = b.model.main_id();
+    let looped = b
+        .model
+        .add_node(main, "outer", "Loop", &[Some(many), None, Some(x)], &["y"], vec![]);
+    let mut inner = None;
+    let cell = std::cell::RefCell::new(&mut inner);
+    body(&mut b, looped.0, "body", |m, g| {
+        let given = inputs(m, g, &["i", "on", "s"]);
+        let looped = m.add_node(
+            g,
+            "inner",
+            "Loop",
+            &[Some(many), None, Some(given[2])],
+            &["next"],
+            vec![],
+        );
+        **cell.borrow_mut() = Some(looped.0);
+        vec![given[1], looped.1[0]]
+    });
+    body(&mut b, inner.expect("built"), "body", |m, g| {
+        let given = inputs(m, g, &["j", "go", "t"]);
+        vec![given[1], step(m, g, "Neg", &[given[2]])]
+    });
+    let x = sample(&[("x", Tensor::new(&[1], vec![1f32]))]);
+    let Err(e) = Tract.load(&b.model, &looped.1, &x) else {
+        panic!("it loads")
+    };
+    assert!(
+        e.0.contains("depend on each other") || e.0.contains("too often"),
+        "{}",
+        e.0
+    );
+}
