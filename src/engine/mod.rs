@@ -61,9 +61,7 @@ pub trait Engine: Sync {
     /// As [`Engine::load`], and when the file cannot be read.
     fn load_file(&self, path: &Path, like: &Sample) -> Result<Box<dyn Session>, NotRun> {
         let model = onnx::read(path).map_err(|e| NotRun(format!("{e:#}")))?;
-        let outputs = model.main().outputs().iter();
-        let outputs: Vec<ValueId> = outputs.map(|p| labels::numbers(&model, p.value)).collect();
-        self.load(&model, &outputs, like)
+        self.load(&model, &labels::outputs(&model), like)
     }
 }
 

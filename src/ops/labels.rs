@@ -10,6 +10,12 @@ pub fn numbers(model: &Model, v: ValueId) -> ValueId {
     behind(model, v).unwrap_or(v)
 }
 
+/// The numbers behind the outputs of a model, in their order.
+pub fn outputs(model: &Model) -> Vec<ValueId> {
+    let outputs = model.main().outputs().iter();
+    outputs.map(|p| numbers(model, p.value)).collect()
+}
+
 fn behind(model: &Model, v: ValueId) -> Option<ValueId> {
     let n = model.node(model.value(v).producer()?);
     let of_ml = |name: &str| n.op.domain == ML && n.op.name == name;

@@ -97,8 +97,7 @@ pub fn optimize(
 fn side_by_side(original: &Model, changed: &Model, data: &Dataset, engine: &dyn Engine) -> Result<Speed> {
     let like = data.get(0)?;
     let load = |model: &Model| {
-        let outputs = model.main().outputs().iter();
-        let outputs: Vec<_> = outputs.map(|p| labels::numbers(model, p.value)).collect();
+        let outputs = labels::outputs(model);
         engine.load(model, &outputs, &like).map_err(anyhow::Error::new)
     };
     let (a, b) = (|| load(original), || load(changed));

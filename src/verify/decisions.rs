@@ -4,9 +4,9 @@ use super::OutputGap;
 use super::meter::classes;
 use crate::data::Samples;
 use crate::engine::{Engine, NotRun};
-use crate::ir::{Model, ValueId};
+use crate::ir::Model;
 use crate::math::margins::Margins;
-use crate::ops::labels::numbers;
+use crate::ops::labels;
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::Result;
@@ -28,8 +28,7 @@ impl Decisions {
         progress: &dyn Progress,
     ) -> Result<Decisions> {
         let outputs = original.main().outputs();
-        let wanted: Vec<ValueId> = outputs.iter().map(|p| numbers(original, p.value)).collect();
-        let session = engine.load(original, &wanted, &samples.get(0)?);
+        let session = engine.load(original, &labels::outputs(original), &samples.get(0)?);
         let session = session.map_err(|NotRun(why)| anyhow::Error::new(NotRun(format!("the original: {why}"))))?;
         let mut all: Vec<Margins> = vec![Margins::default(); outputs.len()];
         progress.start("margins", samples.len());

@@ -4,7 +4,7 @@
 //! it runs. What decides on the way becomes outputs: a run that gives other decisions was made with the wrong plan, and another
 //! plan is made for it.
 
-use super::graph::{Flat, label};
+use super::graph::{Flat, label, output};
 use super::loops;
 use crate::engine::wanted::read_by;
 use crate::pb;
@@ -64,10 +64,7 @@ impl Way<'_> {
         let values = self.values(flat, names)?;
         for (name, value) in names.iter().zip(&values) {
             if self.known(flat, name).is_none() {
-                flat.graph.output.push(pb::ValueInfoProto {
-                    name: Some(name.clone()),
-                    ..Default::default()
-                });
+                flat.graph.output.push(output(name));
                 self.choices.push((name.clone(), *value));
             }
         }

@@ -49,55 +49,22 @@ impl Flat {
         standard.map_or(1, |o| o.version())
     }
 
-    /// Moves initializers and Constant nodes of a sub-graph to the tensors; gives what each is called now.
+    /// Moves the constants of a sub-graph to the tensors; gives what each is called now.
     ///
     /// # Errors
     /// When one is no tensor.
     pub fn move_constants(&mut self, body: &mut pb::GraphProto, prefix: &str) -> Result<HashMap<String, String>> {
-        let mut names = HashMap::new();
-        let mut take = |name: &str, t: Tensor| {
+        let moved = take_constants(body)?.into_iter().map(|(name, t)| {
             let new = format!("{prefix}{name}");
-            names.insert(name.to_owned(), new.clone());
-            self.tensors.insert(new, t);
-        };
-        for t in std::mem::take(&mut body.initializer) {
-            let name = t.name().to_owned();
-            take(
-                &name,
-                Tensor::from_proto(t, None).with_context(|| format!("initializer {name}"))?,
-            );
-        }
-        let mut kept = Vec::with_capacity(body.node.len());
-        for n in std::mem::take(&mut body.node) {
-            match constant_of(&n).with_context(|| label(&n))? {
-                Some(t) => take(&n.output[0], t),
-                None => kept.push(n),
-            }
-        }
-        body.node = kept;
-        Ok(names)
+            self.tensors.insert(new.clone(), t);
+            (name, new)
+        });
+        Ok(moved.collect())
     }
 
-    /// Moves initializers and Constant nodes of the main graph to the tensors.
+    /// Moves the constants of the main graph to the tensors.
     fn take_constants(&mut self) -> Result<()> {
-        for t in std::mem::take(&mut self.graph.initializer) {
-            let name = t.name().to_owned();
-            let t = Tensor::from_proto(t, None).with_context(|| format!("initializer {name}"))?;
-            self.tensors.insert(name, t);
-        }
-        for t in std::mem::take(&mut self.graph.sparse_initializer) {
-            let name = t.values.as_ref().map_or("", |v| v.name()).to_owned();
-            let t = dense(t).with_context(|| format!("sparse initializer {name}"))?;
-            self.tensors.insert(name, t);
-        }
-        let mut kept = Vec::with_capacity(self.graph.node.len());
-        for n in std::mem::take(&mut self.graph.node) {
-            match constant_of(&n).with_context(|| label(&n))? {
-                Some(t) => drop(self.tensors.insert(n.output[0].clone(), t)),
-                None => kept.push(n),
-            }
-        }
-        self.graph.node = kept;
+        self.tensors.extend(take_constants(&mut self.graph)?);
         Ok(())
     }
 
@@ -151,6 +118,38 @@ impl Flat {
         self.graph.node.splice(at..=at, body.node);
         self.graph.initializer = body.initializer;
         self.take_constants()
+    }
+}
+
+/// Takes initializers and Constant nodes out of a graph.
+fn take_constants(graph: &mut pb::GraphProto) -> Result<Vec<(String, Tensor)>> {
+    let mut taken = Vec::new();
+    for t in std::mem::take(&mut graph.initializer) {
+        let name = t.name().to_owned();
+        let t = Tensor::from_proto(t, None).with_context(|| format!("initializer {name}"))?;
+        taken.push((name, t));
+    }
+    for t in std::mem::take(&mut graph.sparse_initializer) {
+        let name = t.values.as_ref().map_or("", |v| v.name()).to_owned();
+        let t = dense(t).with_context(|| format!("sparse initializer {name}"))?;
+        taken.push((name, t));
+    }
+    let mut kept = Vec::with_capacity(graph.node.len());
+    for n in std::mem::take(&mut graph.node) {
+        match constant_of(&n).with_context(|| label(&n))? {
+            Some(t) => taken.push((n.output[0].clone(), t)),
+            None => kept.push(n),
+        }
+    }
+    graph.node = kept;
+    Ok(taken)
+}
+
+/// An output of a graph.
+pub fn output(name: &str) -> pb::ValueInfoProto {
+    pb::ValueInfoProto {
+        name: Some(name.to_owned()),
+        ..Default::default()
     }
 }
 

@@ -355,10 +355,10 @@ fn reversed_sequences(x: &Tensor, time: i64, batch: i64, lengths: &[i64]) -> Tra
     );
     let mut out = x.deep_clone();
     let step = |axis: i64| dims[axis as usize + 1..].iter().product::<usize>();
-    let (size, along) = (x.datum_type().size_of(), step(time));
+    let (size, along, apart) = (x.datum_type().size_of(), step(time), step(batch));
     let (from, to) = (x.as_bytes(), out.as_bytes_mut());
     for (i, to) in to.chunks_exact_mut(size).enumerate() {
-        let (t, length) = (i / along % longest, lengths[i / step(batch) % sequences] as usize);
+        let (t, length) = (i / along % longest, lengths[i / apart % sequences] as usize);
         if t < length {
             let place = (i + along * (length - 1) - 2 * along * t) * size;
             to.copy_from_slice(&from[place..place + size]);

@@ -8,7 +8,7 @@
 //! * Operators of ONNX Runtime's own that are several of ONNX's are spelled out.
 //! * Operators that tract reads otherwise than ONNX means them are amended ([`super::amend`]).
 
-use super::graph::{Flat, plain_node};
+use super::graph::{Flat, output, plain_node};
 use super::{amend, dequantize, ops};
 use crate::data::Sample;
 use crate::engine::wanted::{Give, Wanted};
@@ -83,11 +83,7 @@ fn declared_dtype(model: &Model, v: ValueId) -> Option<DType> {
 
 /// Makes these values the outputs, and drops what they do not need.
 pub fn set_outputs<'a>(flat: &mut Flat, names: impl Iterator<Item = &'a String>) {
-    let output = |n: &String| pb::ValueInfoProto {
-        name: Some(n.clone()),
-        ..Default::default()
-    };
-    flat.graph.output = names.map(output).collect();
+    flat.graph.output = names.map(|name| output(name)).collect();
     flat.prune();
 }
 

@@ -225,11 +225,14 @@ fn through(units: &Units, unit: &Unit, neighbours: impl Fn(&Unit) -> Vec<usize>)
 /// Whether a sub-graph reads what a unit hands on, codes as they are. Such a unit runs in integers when what is before it does: past a float one
 /// ONNX Runtime (to 1.32 at least) moves the DQ before it, and ends the process where it comes to a reader that has the value for no input of its own.
 fn is_read_inside(model: &Model, units: &Units, unit: &Unit) -> bool {
+    if unit.role != Role::Same {
+        return false;
+    }
     let main = model.main_id();
     let inside = |v: &ValueId| model.readers(*v).iter().any(|n| model.node(*n).graph() != main);
-    let mut behind = readers(model, units, unit).into_iter().map(|i| &units.all[i]);
     let hands_on = |u: &Unit| u.role == Role::Same && u.results.iter().any(inside);
-    unit.role == Role::Same && (hands_on(unit) || behind.any(hands_on))
+    let behind = || readers(model, units, unit).into_iter();
+    hands_on(unit) || behind().any(|i| hands_on(&units.all[i]))
 }
 
 /// The cheapest choice.

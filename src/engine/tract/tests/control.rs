@@ -3,7 +3,7 @@
 use super::*;
 
 /// Adds a sub-graph to a node; `build` gives its outputs.
-fn body(b: &mut Builder, node: crate::ir::NodeId, name: &str, build: impl Fn(&mut Model, GraphId) -> Vec<ValueId>) {
+fn body(b: &mut Builder, node: crate::ir::NodeId, name: &str, build: impl FnOnce(&mut Model, GraphId) -> Vec<ValueId>) {
     let g = b.model.add_graph(Some(node));
     for out in build(&mut b.model, g) {
         let info = pb::ValueInfoProto {
@@ -160,13 +160,12 @@ fn loops_and_branches_lie_in_each_other() {
         .model
         .add_node(main, "loop", "Loop", &[Some(three), None, Some(x)], &["y"], vec![]);
     let mut inner = None;
-    let cell = std::cell::RefCell::new(&mut inner);
     body(&mut b, looped.0, "body", |m, g| {
         let given = inputs(m, g, &["i", "on", "s"]);
         let greater = step(m, g, "Greater", &[given[2], four]);
         let greater = step(m, g, "Reshape", &[greater, scalar]);
         let choice = m.add_node(g, "if", "If", &[Some(greater)], &["next"], vec![]);
-        **cell.borrow_mut() = Some((choice.0, given[2]));
+        inner = Some((choice.0, given[2]));
         vec![given[1], choice.1[0]]
     });
     let (choice, s) = inner.expect("built");
@@ -175,10 +174,9 @@ fn loops_and_branches_lie_in_each_other() {
         vec![step(m, g, "Sub", &[s, three])]
     });
     let mut innermost = None;
-    let cell = std::cell::RefCell::new(&mut innermost);
     body(&mut b, choice, "else_branch", |m, g| {
         let looped = m.add_node(g, "inner", "Loop", &[Some(one), None, Some(s)], &["twice"], vec![]);
-        **cell.borrow_mut() = Some(looped.0);
+        innermost = Some(looped.0);
         looped.1
     });
     body(&mut b, innermost.expect("built"), "body", |m, g| {
@@ -202,7 +200,6 @@ fn loops_in_loops_are_not_written_out_without_bound() {
         .model
         .add_node(main, "outer", "Loop", &[Some(many), None, Some(x)], &["y"], vec![]);
     let mut inner = None;
-    let cell = std::cell::RefCell::new(&mut inner);
     body(&mut b, looped.0, "body", |m, g| {
         let given = inputs(m, g, &["i", "on", "s"]);
         let looped = m.add_node(
@@ -213,7 +210,7 @@ fn loops_in_loops_are_not_written_out_without_bound() {
             &["next"],
             vec![],
         );
-        **cell.borrow_mut() = Some(looped.0);
+        inner = Some(looped.0);
         vec![given[1], looped.1[0]]
     });
     body(&mut b, inner.expect("built"), "body", |m, g| {
