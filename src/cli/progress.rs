@@ -1,6 +1,6 @@
 //! Progress bars, on a terminal only; between steps, memory goes back to the system.
 
-use super::memory::give_back;
+use super::memory::{step_begins, step_ended};
 use crate::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -15,6 +15,7 @@ pub struct Bar {
 impl Bar {
     /// Looks whether standard error is a terminal.
     pub fn new() -> Bar {
+        step_ended();
         Bar {
             bar: Mutex::new(None),
             terminal: std::io::stderr().is_terminal(),
@@ -30,7 +31,7 @@ impl Bar {
 
 impl Progress for Bar {
     fn start(&self, what: &str, total: usize) {
-        give_back();
+        step_begins();
         self.with(|bar| {
             let style = ProgressStyle::with_template("{msg:12} [{bar:30}] {pos}/{len} {eta}");
             let new = ProgressBar::new(total as u64).with_message(what.to_owned());
@@ -48,7 +49,7 @@ impl Progress for Bar {
         });
     }
     fn finish(&self) {
-        give_back();
+        step_ended();
         self.with(|bar| {
             if let Some(bar) = bar.take() {
                 bar.finish_and_clear();

@@ -13,7 +13,9 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 use rayon::prelude::*;
+use std::sync::Arc;
 
+use super::block::Block;
 use super::decompose::transposed;
 use super::vector::{all_finite, largest, sum_of, widest};
 
@@ -32,7 +34,7 @@ pub struct Gram {
     /// `Σ x`, `dim` numbers.
     pub sum: Array1<f64>,
     /// The lower triangle of `Σ x xᵀ`, in bands of `BAND` rows (the last has fewer), each as wide as its last row is long.
-    bands: Vec<Vec<f64>>,
+    bands: Vec<Block>,
 }
 
 impl Gram {
@@ -40,7 +42,7 @@ impl Gram {
     pub fn new(dim: usize) -> Self {
         let bands = (0..dim).step_by(BAND).map(|start| {
             let end = dim.min(start + BAND);
-            vec![0.0; (end - start) * end]
+            Block::zeros((end - start) * end)
         });
         Gram {
             n: 0,
@@ -192,8 +194,8 @@ impl Gram {
         self.n += other.n;
         self.broken += other.broken;
         self.sum += &other.sum;
-        for (sum, x) in self.bands.iter_mut().flatten().zip(other.bands.iter().flatten()) {
-            *sum += x;
+        for (sums, others) in self.bands.iter_mut().zip(&other.bands) {
+            sums.iter_mut().zip(&**others).for_each(|(sum, x)| *sum += x);
         }
         Ok(())
     }
@@ -232,6 +234,15 @@ impl Gram {
     /// Where the mean is far larger than the spread, the difference keeps only the digits that f32 products leave.
     pub fn covariance(&self) -> Array2<f64> {
         centered(self.moment(), self.mean().view())
+    }
+
+    /// The rows of [`Gram::covariance`], each up to the diagonal, without it.
+    pub fn covariance_rows(&self) -> impl Iterator<Item = impl Iterator<Item = f64>> {
+        let (n, mean) = (self.count(), Arc::new(self.mean()));
+        self.rows(true).enumerate().map(move |(i, row)| {
+            let mean = mean.clone();
+            row[..i].iter().enumerate().map(move |(j, x)| x / n - mean[i] * mean[j])
+        })
     }
 
     fn count(&self) -> f64 {

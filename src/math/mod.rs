@@ -5,6 +5,7 @@
 
 /// Quantization parameters and codes with the numerics of ONNX Runtime.
 pub mod affine;
+mod block;
 /// Weights with a scale per channel, search for that scale, int32 biases.
 pub mod channel;
 /// Removing inputs of a linear map, the others taking over.

@@ -27,8 +27,8 @@ const DAMPING: f64 = 0.01;
 pub struct Rounding {
     /// Which weight each place of the factor is.
     order: Vec<usize>,
-    /// `L` of the moment divided by `mean`, zeros above the diagonal; column `j` holds what weight `j` feels of those rounded before.
-    factor: Mat<f32>,
+    /// `L` of the moment divided by `mean`.
+    factor: Factor,
     /// The moment's diagonal.
     diagonal: Vec<f64>,
     /// The mean of the moment's diagonal.
@@ -51,7 +51,7 @@ pub struct Codes {
 impl Rounding {
     /// Factors a symmetric positive semidefinite `dim × dim` matrix; `None` when it is zero, or not usable.
     pub fn new(second: ArrayView2<f64>) -> Option<Rounding> {
-        Rounding::of(|| second.to_owned())
+        Rounding::of(|| second.as_standard_layout().into_owned())
     }
 
     /// The same of a matrix that is made when it is needed, and again where it is far from positive definite: it is not kept.
@@ -73,10 +73,9 @@ impl Rounding {
             // It is symmetric: its rows are its columns.
             let columns = MatMut::from_column_major_slice_mut(matrix.as_slice_mut()?, n, n);
             if cholesky(columns) {
-                let lower = |i: usize, j: usize| if i >= j { matrix[[j, i]] as f32 } else { 0.0 };
                 return Some(Rounding {
                     order,
-                    factor: Mat::from_fn(n, n, lower),
+                    factor: Factor::of(matrix),
                     diagonal,
                     mean,
                     damping,
@@ -108,7 +107,7 @@ impl Rounding {
                 product.as_mut(),
                 Accum::Replace,
                 part.as_ref(),
-                self.factor.as_ref(),
+                self.factor.view(),
                 1.0,
                 Par::Seq,
             );
@@ -172,7 +171,7 @@ impl Rounding {
         for end in (1..=n).rev().step_by(PLACES) {
             let start = end.saturating_sub(PLACES);
             for j in (start..end).rev() {
-                let column = self.factor.col_as_slice(j);
+                let column = self.factor.column(j);
                 let mut feels = felt.col_as_slice(j).to_vec();
                 for (k, l) in (j + 1..end).zip(&column[j + 1..]) {
                     let others = errors.col_as_slice(k);
@@ -197,7 +196,7 @@ impl Rounding {
                 felt.subcols_mut(0, start),
                 Accum::Add,
                 errors.subcols(start, end - start),
-                self.factor.submatrix(start, 0, end - start, start),
+                self.factor.view().submatrix(start, 0, end - start, start),
                 1.0,
                 Par::Seq,
             );
@@ -207,8 +206,50 @@ impl Rounding {
     }
 }
 
+/// A lower factor, zeros above the diagonal, column by column; column `j` holds what weight `j` feels of those rounded before.
+struct Factor {
+    n: usize,
+    /// f32, two in a number: where the f64 were of which they are made.
+    pairs: Vec<f64>,
+}
+
+impl Factor {
+    /// Of a matrix whose rows are the columns of the factor, whatever is above its diagonal.
+    fn of(matrix: Array2<f64>) -> Factor {
+        let n = matrix.nrows();
+        let (mut pairs, _) = matrix.into_raw_vec_and_offset();
+        for k in 0..n * n {
+            let x = if k % n < k / n { 0.0 } else { pairs[k] as f32 };
+            // Number `k` takes half the place of number `k / 2`, which was read before, or is `k`.
+            bytemuck::cast_slice_mut(&mut pairs)[k] = x;
+        }
+        pairs.truncate((n * n).div_ceil(2));
+        pairs.shrink_to_fit();
+        Factor { n, pairs }
+    }
+
+    fn numbers(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.pairs)[..self.n * self.n]
+    }
+
+    fn column(&self, j: usize) -> &[f32] {
+        &self.numbers()[j * self.n..][..self.n]
+    }
+
+    fn view(&self) -> MatRef<'_, f32> {
+        MatRef::from_column_major_slice(self.numbers(), self.n, self.n)
+    }
+}
+
 /// Rows and columns of a square matrix in another order: number `i` is what number `order[i]` was.
-fn permute(matrix: &mut Array2<f64>, order: &[usize]) {
+///
+/// # Panics
+/// When the matrix does not lie row by row.
+pub fn permute(matrix: &mut Array2<f64>, order: &[usize]) {
+    assert!(matrix.is_standard_layout(), "row by row");
+    if order.is_sorted() {
+        return;
+    }
     let mut row = vec![0.0; order.len()];
     if let Some(all) = matrix.as_slice_mut() {
         all.par_chunks_mut(order.len()).for_each_init(
@@ -331,8 +372,10 @@ mod tests {
         for r in 0..w.nrows() {
             let mut errors = vec![0.0f64; n];
             for j in (0..n).rev() {
-                let felt: f64 = (j + 1..n).map(|k| f64::from(rounding.factor[(k, j)]) * errors[k]).sum();
-                let (at, own) = (rounding.order[j], f64::from(rounding.factor[(j, j)]));
+                let felt: f64 = (j + 1..n)
+                    .map(|k| f64::from(rounding.factor.view()[(k, j)]) * errors[k])
+                    .sum();
+                let (at, own) = (rounding.order[j], f64::from(rounding.factor.view()[(j, j)]));
                 let code = ((f64::from(w[[r, at]]) + felt / own) / f64::from(scales[r])).clamp(-127.0, 127.0);
                 let code = code.round_ties_even();
                 errors[j] = f64::from(w[[r, at]]) - f64::from(scales[r]) * code;
@@ -351,6 +394,18 @@ mod tests {
             let wanted = Array2::from_shape_fn((7, 7), |(i, j)| old[[order[i], order[j]]]);
             assert_eq!(new, wanted);
         }
+    }
+
+    #[test]
+    fn the_layout_of_the_moment_in_memory_does_not_matter() {
+        let (w, g) = (random(5, 40, 7), moment(40));
+        let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
+        let by = |g: ArrayView2<f64>| {
+            let rounding = Rounding::new(g).expect("a moment");
+            rounding.codes(w.view(), &scales, IntKind::S8).expect("fits").codes
+        };
+        assert_eq!(by(g.view()), by(g.t()));
+        assert_ne!(by(g.view()), by(Array2::eye(40).view()));
     }
 
     #[test]

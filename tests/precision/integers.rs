@@ -95,6 +95,31 @@ fn rounding_under_the_data_beats_the_nearest_codes() {
     }
 }
 
+/// The second weight reads eight directions of 64 only: there errors can cancel in the others.
+#[test]
+fn errors_cancel_where_inputs_are_correlated() {
+    let nodes = vec![
+        node("MatMul", &["x", "w1"], &["h"]),
+        node("MatMul", &["h", "w2"], &["y"]),
+    ];
+    let weights = vec![weight("w1", &[8, 64], 1), weight("w2", &[64, 32], 2)];
+    let original = read(&model_with(nodes, weights, port("x", &[1, 8]), port("y", &[1, 32])));
+    for pass in [
+        "weights(bits=4",
+        "weights(bits=8,form=folded",
+        "weights(bits=4,form=matmulnbits",
+    ] {
+        let gap = |rounding: &str| {
+            let mut m = original.clone();
+            // The first weight is smaller than that.
+            run(&mut m, &format!("{pass},min=1000,rounding={rounding})"));
+            sqnr(&original, &m)
+        };
+        let (data, nearest) = (gap("data"), gap("nearest"));
+        assert!(data > nearest + 4.0, "{pass}: {data} dB, {nearest} dB");
+    }
+}
+
 #[test]
 fn weights_have_the_layout_that_was_asked_for() {
     let mut m = dense();

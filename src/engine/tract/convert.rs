@@ -3,8 +3,11 @@
 use crate::ir::{DType, Tensor};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use tract_onnx::pb::TensorProto;
-use tract_onnx::prelude::{DatumType, IntoTValue, TValue, Tensor as TractTensor};
+use std::path::Path;
+use tract_onnx::data_resolver::ModelDataResolver;
+use tract_onnx::pb::tensor_proto::DataLocation;
+use tract_onnx::pb::{StringStringEntryProto, TensorProto};
+use tract_onnx::prelude::{DatumType, IntoTValue, TValue, Tensor as TractTensor, TractResult};
 
 /// One of our tensors as tract's, in the type that is computed with.
 pub fn to_tract(t: &Tensor, dtype: DType) -> Result<TValue> {
@@ -52,21 +55,54 @@ pub fn datum_type(dtype: DType) -> Result<DatumType> {
     })
 }
 
-/// A constant as a message.
-pub fn to_proto(name: String, t: &Tensor) -> Result<TensorProto> {
-    let mut proto = TensorProto {
-        name,
-        dims: t.dims().iter().map(|&d| d as i64).collect(),
-        data_type: t.dtype() as i32,
-        ..Default::default()
-    };
-    if t.dtype() == DType::String {
-        proto.string_data = t.proto().string_data.iter().map(|s| s.to_vec()).collect();
-    } else {
-        datum_type(t.dtype()).with_context(|| format!("initializer {:?}", proto.name))?;
-        proto.raw_data = t.raw().into_owned();
+/// Larger constants are not copied into the message.
+const SMALL: usize = 1 << 14;
+
+/// Large constants beside the message: tract asks for them, one by one, as if they were in files, whose offset is their number here. It
+/// makes tensors of its own; with copies in the message weights would be in memory three times.
+#[derive(Default)]
+pub struct Beside(Vec<Tensor>);
+
+/// The folder of these files. It is looked for, and none of it is read.
+pub const FOLDER: &str = "/";
+
+impl ModelDataResolver for Beside {
+    fn read_bytes_from_path(&self, to: &mut Vec<u8>, _: &Path, offset: usize, _: Option<usize>) -> TractResult<()> {
+        let t = self.0.get(offset).context("no such tensor")?;
+        to.extend_from_slice(&t.raw());
+        Ok(())
     }
-    Ok(proto)
+}
+
+impl Beside {
+    /// A constant as a message, which refers to here when it is large.
+    ///
+    /// # Errors
+    /// When tract has no such type.
+    pub fn to_proto(&mut self, name: String, t: Tensor) -> Result<TensorProto> {
+        let mut proto = TensorProto {
+            name,
+            dims: t.dims().iter().map(|&d| d as i64).collect(),
+            data_type: t.dtype() as i32,
+            ..Default::default()
+        };
+        if t.dtype() == DType::String {
+            proto.string_data = t.proto().string_data.iter().map(|s| s.to_vec()).collect();
+            return Ok(proto);
+        }
+        datum_type(t.dtype()).with_context(|| format!("initializer {:?}", proto.name))?;
+        let raw = t.raw();
+        if raw.len() <= SMALL {
+            proto.raw_data = raw.into_owned();
+            return Ok(proto);
+        }
+        drop(raw);
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        proto.data_location = Some(DataLocation::External as i32);
+        proto.external_data = vec![entry("location", ".".into()), entry("offset", self.0.len().to_string())];
+        self.0.push(t);
+        Ok(proto)
+    }
 }
 
 struct Held(TValue);

@@ -158,11 +158,13 @@ fn compile(ready: Ready) -> Result<(Compiled, Vec<Input>)> {
     let mut proto = onnx.proto_model_for_read(&mut &*proto)?;
     let graph = proto.graph.as_mut().context("no graph")?;
     lacking(graph, &onnx)?;
+    let mut beside = convert::Beside::default();
     for (name, t) in tensors {
-        graph.initializer.push(convert::to_proto(name, &t)?);
+        graph.initializer.push(beside.to_proto(name, t)?);
     }
-    let parsed = onnx.parse(&proto, None)?;
-    drop(proto);
+    onnx.provider = Arc::new(beside);
+    let parsed = onnx.parse(&proto, Some(convert::FOLDER))?;
+    drop((proto, onnx));
     ensure!(
         parsed.unresolved_inputs.is_empty(),
         "no such value: {}",

@@ -5,7 +5,7 @@ use crate::analysis::sites::Site;
 use crate::analysis::stats::{Patch, Stats};
 use crate::ir::ValueId;
 use crate::math::gram::Gram;
-use crate::math::shrink::{Shrunk, for_half, shrunk_by};
+use crate::math::shrink::{Shrunk, for_half, intensity};
 use anyhow::Result;
 use ndarray::{Array1, Array2};
 use std::borrow::Cow;
@@ -95,7 +95,7 @@ impl Seen<'_> {
             return Ok(Vec::new());
         };
         let (one, other) = (summed(&[one], sites)?, summed(&[other], sites)?);
-        let doubt = |(a, b)| Ok(shrunk_by(TIMES, a, b)?.all.intensity);
+        let doubt = |(a, b)| intensity(TIMES, a, b);
         one.iter().zip(&*other).map(doubt).collect()
     }
 

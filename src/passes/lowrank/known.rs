@@ -11,7 +11,7 @@ use crate::analysis::stats::Stats;
 use crate::ir::Model;
 use crate::math::decompose::matmul;
 use crate::math::gram::Gram;
-use crate::math::shrink::{Halved, Shrunk, for_half, shrunk_by};
+use crate::math::shrink::{Shrunk, believed, for_half};
 use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
@@ -112,20 +112,16 @@ impl Known {
     /// # Errors
     /// When their sizes differ.
     pub fn new(one: &Gram, other: Option<&Gram>, samples: usize, sizes: &Array1<f64>, centered: bool) -> Result<Known> {
-        let Halved {
-            all,
-            one: first,
-            other: second,
-        } = shrunk_by(TIMES, one, other.unwrap_or(&Gram::new(one.dim())))?;
+        let all = believed(TIMES, one, other)?;
         let powers = all.covariance.diag().to_owned();
         let most = equal_parts(&powers, sizes);
         let all = all.evened(EVEN, &most);
         let (half, mut spread, mean) = match other {
             Some(other) => {
-                let half = Shrunk::of(one, first, for_half(all.intensity)).evened(EVEN, &most);
-                (half, second, other.mean())
+                let half = Shrunk::new(one, for_half(all.intensity)).evened(EVEN, &most);
+                (half, other.covariance(), other.mean())
             }
-            None => (all.clone(), first, one.mean()),
+            None => (all.clone(), one.covariance(), one.mean()),
         };
         // Around the mean that the bias is adjusted to.
         outer(&mut spread, &(&mean - &half.mean), 1.0);

@@ -13,11 +13,15 @@ use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
-use crate::math::rounding::{Rounding, energies};
-use crate::math::shrink::{Shrunk, for_half, shrunk};
+use crate::math::rounding::{Rounding, energies, permute};
+use crate::math::shrink::{Shrunk, UNKNOWN, believed, for_half, intensity};
 use crate::passes::Context;
 use anyhow::{Context as _, Result};
 use ndarray::{Array2, ArrayView2, Axis, s};
+use std::borrow::Cow;
+
+/// The λ of moments, in units of that which is best for them as a whole (`math::shrink`).
+const TIMES: f64 = 2.0;
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug)]
@@ -145,19 +149,19 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
     };
     let rows = matrix.nrows() / known.moments.len().max(1);
     let (mut parts, mut signal, mut noise, mut shift) = (Vec::new(), 0.0, 0.0, Vec::new());
-    for (g, moments) in known.moments.iter().enumerate() {
-        let second = if known.movable {
-            moments.covariance.clone()
+    for (g, moments) in known.moments.into_iter().enumerate() {
+        let mean = known.movable.then(|| moments.mean.clone());
+        let mut second = if known.movable {
+            moments.covariance
         } else {
-            moments.clone().into_moment()
+            moments.into_moment()
         };
-        let second = second.select(Axis(0), &order).select(Axis(1), &order);
+        permute(&mut second, &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let best = data_aware(part, form, second.view())?;
         signal += energies(part, second.view()).iter().sum::<f64>();
         noise += best.wrong.iter().sum::<f64>();
-        if known.movable {
-            let mean = &moments.mean;
+        if let Some(mean) = mean {
             let error = &part - &best.grid.values(best.codes.view());
             shift.extend(
                 error
@@ -187,15 +191,15 @@ fn decibels(signal: f64, noise: f64) -> f64 {
 
 /// The moments of a weight: those of its sites added up, when their rows mean the same.
 fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
-    let mut halves: [Option<Vec<Gram>>; 2] = [None, None];
+    let mut halves: [Option<Cow<[Gram]>>; 2] = [None, None];
     for (sums, stats) in halves.iter_mut().zip(data.halves).filter(|(_, s)| s.samples > 0) {
         for site in &w.sites {
             // Of a transposed convolution it is that of the channels alone, which its taps share.
             let grams = stats.gram(site.input, &site.patch).filter(|_| !site.is_transposed())?;
             match sums {
-                None => *sums = Some(grams.to_vec()),
+                None => *sums = Some(Cow::Borrowed(grams)),
                 Some(sums) if sums.len() == grams.len() => {
-                    for (sum, g) in sums.iter_mut().zip(grams) {
+                    for (sum, g) in sums.to_mut().iter_mut().zip(grams) {
                         sum.merge(g).ok()?;
                     }
                 }
@@ -205,15 +209,17 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     }
     let [one, other] = halves;
     let one = one?;
-    let other = other.unwrap_or_else(|| one.iter().map(|g| Gram::new(g.dim())).collect());
-    let both = |(a, b): (&Gram, &Gram)| {
-        let all = shrunk(a, b)?.all;
-        Ok(match data.first {
-            true => Shrunk::new(a, for_half(all.intensity)),
-            false => all,
-        })
+    let both = |(i, one): (usize, &Gram)| {
+        let other = other.as_ref().map(|o| &o[i]);
+        match data.first {
+            true => {
+                let all = other.map_or(Ok(UNKNOWN), |o| intensity(TIMES, one, o))?;
+                Ok(Shrunk::new(one, for_half(all)))
+            }
+            false => believed(TIMES, one, other),
+        }
     };
-    let all: Result<Vec<Shrunk>> = one.iter().zip(&other).map(both).collect();
+    let all: Result<Vec<Shrunk>> = one.iter().enumerate().map(both).collect();
     let all = Some(all.ok()?);
     let [site] = &w.sites[..] else {
         return Some(Known {
