@@ -1,10 +1,10 @@
 //! Inference and cost of whole models, built in code.
 
 use onnxzip::analysis::cost::cost;
-use onnxzip::analysis::infer::{Types, infer, infer_for, infer_sample, infer_with};
 use onnxzip::ir::{Attr, DType, GraphId, Model, SubGraphs, Tensor, ValueId};
 use onnxzip::onnx;
 use onnxzip::ops::infer::{Dim, Elem, show};
+use onnxzip::ops::types::{Types, infer, infer_for, infer_sample, infer_with};
 use onnxzip::pb;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -9,10 +9,10 @@
 //! A constant is put down to the node that uses it: through `DequantizeLinear`, `Cast`, `Transpose` and the like, so that
 //! a quantized Conv has its weight as an unquantized one has.
 
-use super::infer::{Functions, Types, function_of, functions};
 use crate::ir::{GraphId, Model, NodeId, Use, ValueId};
 use crate::ops::cost::{bodies, constant_size, hands_on, is_parameter, macs};
 use crate::ops::infer::{Call, Fact};
+use crate::ops::types::{Functions, Types, function_of, functions};
 use std::collections::BTreeMap;
 
 /// What one node costs.
@@ -41,7 +41,7 @@ pub struct Cost {
     pub nodes: Vec<NodeCost>,
 }
 
-/// The cost of a model under these types (of [`infer_for`](super::infer::infer_for), to have all dimensions).
+/// The cost of a model under these types (of [`infer_for`](crate::ops::types::infer_for), to have all dimensions).
 pub fn cost(model: &Model, types: &Types) -> Cost {
     let mut weights: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
     let mut total = Cost::default();

@@ -1,18 +1,9 @@
 //! Operators of ONNX Runtime's own, and such as ONNX has dropped, spelled out in a whole model ([`crate::ops::fused`]).
 
-use super::infer::{Types, infer};
-use crate::ir::{DType, Model, NodeId, ValueId};
-use crate::ops::fused::{Facts, is_fused, spell_out as one};
+use crate::ir::{Model, NodeId};
+use crate::ops::fused::{is_fused, spell_out as one};
+use crate::ops::types::infer;
 use anyhow::Result;
-
-impl Facts for Types {
-    fn rank(&self, v: ValueId) -> Option<usize> {
-        Types::rank(self, v)
-    }
-    fn dtype(&self, v: ValueId) -> Option<DType> {
-        Types::dtype(self, v)
-    }
-}
 
 /// Spells out what can be, and gives the nodes, which bear the names and outputs that they had, with what they were.
 ///

@@ -1,8 +1,8 @@
 //! Nodes that no version of ONNX allows: a file with one is damaged, and no runtime would run it.
 
-use super::infer::{function_of, functions};
 use crate::ir::Model;
 use crate::ops::legal::legal;
+use crate::ops::types::{function_of, functions};
 use anyhow::{Context, Result};
 
 /// Checks every node of the default domain, in sub-graphs and functions too.

@@ -1,12 +1,10 @@
 //! What can be learned of a model: measured on data, or read off the graph.
 
 pub mod chosen;
-mod claims;
 pub mod cost;
 pub mod ends;
 pub mod fused;
 pub mod groups;
-pub mod infer;
 pub mod legal;
 pub mod parts;
 pub mod readers;

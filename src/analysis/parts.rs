@@ -1,9 +1,9 @@
 //! Outputs that are put together from things of different kinds: a detector's boxes, in pixels, beside its scores, from 0 to 1. Errors of
 //! such an output as a whole say nothing of its smaller parts.
 
-use super::infer::Types;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::ops::saturates;
+use crate::ops::types::Types;
 use std::collections::BTreeSet;
 
 /// A run of indices along one axis of an output.
@@ -118,9 +118,9 @@ impl Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::infer::infer;
     use crate::engine::testing::Builder;
     use crate::ir::{Attr, DType};
+    use crate::ops::types::infer;
 
     #[test]
     fn boxes_and_scores_are_told_apart_behind_a_transpose() {

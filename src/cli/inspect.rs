@@ -1,10 +1,10 @@
 //! `onnxzip inspect`
 
 use crate::analysis::cost::{Cost, cost};
-use crate::analysis::infer::{Types, infer, infer_for};
 use crate::data::{Dataset, inputs_of};
 use crate::ir::{Model, NodeId};
 use crate::onnx;
+use crate::ops::types::{Types, infer, infer_for};
 use crate::report;
 use crate::report::text::{bytes, count};
 use anyhow::{Context, Result, anyhow};

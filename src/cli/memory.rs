@@ -4,13 +4,17 @@
 //! does not fit into, and gives back only what lies at the end. So between steps, where weights, factors and plans are made, large
 //! pieces are mapped one by one. In a step a model runs over and over, whose values would cost a page fault for every 4 kB.
 
-/// A step begins: pages that nobody uses go back, which takes milliseconds, and pieces below 32 MB come from the heap.
+use crate::ir::store;
+
+/// A step begins: pages that nobody uses, or that lie in files, go back, which takes milliseconds, and pieces below 32 MB come from the heap.
 pub fn step_begins() {
+    store::release_all();
     system::settle(32 << 20);
 }
 
-/// No step runs: pages that nobody uses go back, and larger pieces are mapped one by one.
+/// No step runs: such pages go back, too, and larger pieces are mapped one by one.
 pub fn step_ended() {
+    store::release_all();
     system::settle(1 << 18);
 }
 

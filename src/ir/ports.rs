@@ -8,13 +8,12 @@ impl Model {
     /// # Panics
     /// When the output is still used.
     pub fn drop_output(&mut self, node: NodeId, slot: usize) {
-        let Some(Some(v)) = self.node(node).outputs.get(slot).copied() else {
-            return;
-        };
-        assert!(self.value(v).uses.is_empty(), "{} is still used", self.value(v).name);
-        self.values[v.index()].dead = true;
+        if let Some(Some(v)) = self.node(node).outputs.get(slot).copied() {
+            assert!(self.value(v).uses.is_empty(), "{} is still used", self.value(v).name);
+            self.values[v.index()].dead = true;
+            self.node_mut(node).outputs[slot] = None;
+        }
         let outputs = &mut self.node_mut(node).outputs;
-        outputs[slot] = None;
         while outputs.last() == Some(&None) {
             outputs.pop();
         }

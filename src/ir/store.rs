@@ -105,6 +105,16 @@ pub fn release(bytes: &[u8]) {
     }
 }
 
+/// Gives back the pages of all mapped files.
+pub fn release_all() {
+    let maps = MAPS.lock().unwrap_or_else(PoisonError::into_inner);
+    for _map in maps.iter().filter_map(Weak::upgrade) {
+        // SAFETY: as in `release`.
+        #[cfg(unix)]
+        let _ = unsafe { _map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
 /// Reads bytes through, at most [`CHUNK`] at a time (less at the end), and gives the pages back. Stops at the first error.
 ///
 /// # Errors
@@ -149,6 +159,8 @@ mod tests {
         });
         assert_eq!((ok, at), (Ok(()), data.len() - 5));
         assert!(same(&bytes, &data));
+        release_all();
+        assert!(bytes == data);
         let heap = Bytes::from_owner(Owned(data.clone()));
         release(&heap);
         assert!(heap == data);

@@ -5,14 +5,32 @@
 //!
 //! So are operators that ONNX had on trial and dropped with operator set 10, which converters from Core ML wrote (`ImageScaler`, `Affine`, `Crop`).
 
+mod attention;
+mod norm;
+
+use super::types::Types;
 use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Tensor, ValueId};
 
 /// What has to be known of values.
 pub trait Facts {
     /// The number of dimensions.
     fn rank(&self, v: ValueId) -> Option<usize>;
+    /// The length of the last axis.
+    fn width(&self, v: ValueId) -> Option<usize>;
     /// The type of the elements.
     fn dtype(&self, v: ValueId) -> Option<DType>;
+}
+
+impl Facts for Types {
+    fn rank(&self, v: ValueId) -> Option<usize> {
+        Types::rank(self, v)
+    }
+    fn width(&self, v: ValueId) -> Option<usize> {
+        self.shape(v)?.last()?.known()
+    }
+    fn dtype(&self, v: ValueId) -> Option<DType> {
+        Types::dtype(self, v)
+    }
 }
 
 type Spell = fn(&mut Speller, &dyn Facts) -> Option<()>;
@@ -28,7 +46,10 @@ const TABLE: &[(&str, &str, Spell)] = &[
     (ORT, "BiasGelu", bias_gelu),
     (ORT, "FastGelu", fast_gelu),
     (ORT, "QuickGelu", quick_gelu),
-    (ORT, "SkipLayerNormalization", skip_layer_norm),
+    (ORT, "SkipLayerNormalization", norm::skip_layer_norm),
+    (ORT, "EmbedLayerNormalization", norm::embed_layer_norm),
+    (ORT, "Attention", attention::attention),
+    (ORT, "MultiHeadAttention", attention::multi_head),
     ("", "ImageScaler", image_scaler),
     ("", "Affine", affine),
     ("", "Crop", crop),
@@ -328,33 +349,6 @@ fn quick_gelu(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
     let scaled = s.pair("Mul", x, alpha);
     let gate = s.add("Sigmoid", &[Some(scaled)], Vec::new());
     s.last("Mul", &[Some(x), Some(gate)], Vec::new());
-    Some(())
-}
-
-/// LayerNormalization of `input + skip + bias`; that sum is output 3.
-fn skip_layer_norm(s: &mut Speller, _: &dyn Facts) -> Option<()> {
-    let n = s.model.node(s.id);
-    let used = |slot: usize| n.output(slot).filter(|v| !s.model.value(*v).uses().is_empty());
-    let public = used(3).is_some_and(|v| s.model.value(v).is_output());
-    if used(1).is_some() || used(2).is_some() || public || s.opset() < 17 {
-        return None;
-    }
-    let (input, skip, gamma) = (s.input(0)?, s.input(1)?, s.input(2)?);
-    let (beta, bias, total) = (s.input(3), s.input(4), n.output(3));
-    let epsilon = n.float("epsilon").unwrap_or(1e-12);
-    let mut sum = s.pair("Add", input, skip);
-    if let Some(bias) = bias {
-        sum = s.pair("Add", sum, bias);
-    }
-    if let Some(total) = total {
-        s.model.replace_uses(total, sum);
-    }
-    for slot in (1..s.model.node(s.id).outputs().len()).rev() {
-        s.model.drop_output(s.id, slot);
-    }
-    let inputs = [Some(sum), Some(gamma), beta];
-    let inputs = &inputs[..2 + usize::from(beta.is_some())];
-    s.last("LayerNormalization", inputs, vec![Attr::float("epsilon", epsilon)]);
     Some(())
 }
 

@@ -3,6 +3,7 @@
 //! Each facet is a table of its own, so that an operator may be known to one pass and unknown to another; what is not in
 //! a table is left alone by whoever asks.
 
+mod claims;
 pub mod cost;
 pub mod fused;
 pub mod half;
@@ -12,6 +13,7 @@ pub mod legal;
 pub mod quant;
 pub mod site;
 pub mod ties;
+pub mod types;
 
 use crate::ir::Node;
 

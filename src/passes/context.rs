@@ -3,7 +3,6 @@
 use super::charts::Chart;
 use super::opset::raise_opset;
 use crate::analysis::cost::cost;
-use crate::analysis::infer::infer_sample;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{LOOKED_AT, Measure, Stats, measure};
 use crate::cache::Cache;
@@ -12,6 +11,7 @@ use crate::data::Samples;
 use crate::engine::Engine;
 use crate::ir::{Model, NodeId, ValueId};
 use crate::ops::quant::is_quantized_op;
+use crate::ops::types::infer_sample;
 use crate::progress::{Progress, Silent};
 use anyhow::Result;
 use serde::Serialize;

@@ -6,8 +6,8 @@
 
 use super::PassRun;
 use crate::analysis::cost::{Cost, cost};
-use crate::analysis::infer::infer_for;
 use crate::ir::{Model, NodeId, Use};
+use crate::ops::types::infer_for;
 use crate::passes::NoteKind;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -15,8 +15,8 @@ pub use speed::bench;
 pub use weights::{WeightSize, weights};
 
 use crate::analysis::cost::cost;
-use crate::analysis::infer::infer_for;
 use crate::ir::Model;
+use crate::ops::types::infer_for;
 use crate::passes::{Chart, Note, Rule};
 use crate::verify::{Budget, LayerDamage, OutputGap, Speed, Verdict};
 use serde::Serialize;

@@ -12,7 +12,6 @@ pub use decisions::Decisions;
 pub use layers::{LayerDamage, layers, worst};
 pub use speed::{Effort as SpeedEffort, Speed, Times, speed};
 
-use crate::analysis::infer::{Types, infer_sample};
 use crate::analysis::parts::{Part, parts};
 use crate::analysis::{chosen, ends};
 use crate::data::Samples;
@@ -20,6 +19,7 @@ use crate::engine::{Engine, NotRun, Session};
 use crate::ir::{Model, Tensor, ValueId};
 use crate::math::variation::hardly;
 use crate::ops::labels::numbers;
+use crate::ops::types::{Types, infer_sample};
 use crate::parallel::in_order;
 use crate::progress::Progress;
 use anyhow::{Context, Result};

@@ -2,8 +2,9 @@
 
 use super::{Dataset, Model, input, node, numbers, output, run_on, sqnr_on};
 use crate::tool::samples;
-use onnxzip::analysis::{cost::cost, infer::infer};
+use onnxzip::analysis::cost::cost;
 use onnxzip::engine::{Engine, tract::Tract};
+use onnxzip::ops::types::infer;
 
 pub const WIDTH: usize = 128;
 

@@ -1,6 +1,6 @@
 //! Tensors in and out of tract.
 
-use crate::ir::{DType, Tensor};
+use crate::ir::{DType, Tensor, store};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use std::path::Path;
@@ -69,7 +69,9 @@ pub const FOLDER: &str = "/";
 impl ModelDataResolver for Beside {
     fn read_bytes_from_path(&self, to: &mut Vec<u8>, _: &Path, offset: usize, _: Option<usize>) -> TractResult<()> {
         let t = self.0.get(offset).context("no such tensor")?;
-        to.extend_from_slice(&t.raw());
+        let raw = t.raw();
+        to.extend_from_slice(&raw);
+        store::release(&raw);
         Ok(())
     }
 }
@@ -79,7 +81,7 @@ impl Beside {
     ///
     /// # Errors
     /// When tract has no such type.
-    pub fn to_proto(&mut self, name: String, t: Tensor) -> Result<TensorProto> {
+    pub fn message(&mut self, name: String, t: Tensor) -> Result<TensorProto> {
         let mut proto = TensorProto {
             name,
             dims: t.dims().iter().map(|&d| d as i64).collect(),

@@ -160,7 +160,7 @@ fn compile(ready: Ready) -> Result<(Compiled, Vec<Input>)> {
     lacking(graph, &onnx)?;
     let mut beside = convert::Beside::default();
     for (name, t) in tensors {
-        graph.initializer.push(beside.to_proto(name, t)?);
+        graph.initializer.push(beside.message(name, t)?);
     }
     onnx.provider = Arc::new(beside);
     let parsed = onnx.parse(&proto, Some(convert::FOLDER))?;

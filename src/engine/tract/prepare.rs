@@ -12,9 +12,10 @@ use super::graph::{Flat, output, plain_node};
 use super::{amend, dequantize, ops};
 use crate::data::Sample;
 use crate::engine::wanted::{Give, Wanted};
-use crate::ir::{DType, Model, Tensor, ValueId};
+use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
 use crate::onnx;
 use crate::ops::fused;
+use crate::ops::types::{self, Types};
 use crate::pb;
 use anyhow::{Context, Result, bail};
 use prost::Message;
@@ -44,8 +45,14 @@ impl Job {
         let dtypes = values.iter().map(|v| declared_dtype(model, *v)).collect();
         let mut flat = None;
         if !names.is_empty() {
-            for id in copy.node_ids() {
-                fused::spell_out(&mut copy, id, &InFloats);
+            let fused = |id: &NodeId| fused::is_fused(&copy, *id);
+            let joined: Vec<NodeId> = copy.node_ids().into_iter().filter(fused).collect();
+            if !joined.is_empty() {
+                // What contradicts itself, tract will name.
+                let facts = InFloats(types::infer_sample(&copy, like).unwrap_or_default());
+                for id in joined {
+                    fused::spell_out(&mut copy, id, &facts);
+                }
             }
             let mut f = Flat::new(onnx::encode(&copy)?)?;
             f.tensors.retain(|name, _| !like.contains_key(name));
@@ -62,12 +69,15 @@ impl Job {
     }
 }
 
-/// What is known of values before anything is inferred: tract computes in f32.
-struct InFloats;
+/// What is known of values: tract computes in f32.
+struct InFloats(Types);
 
 impl fused::Facts for InFloats {
-    fn rank(&self, _: ValueId) -> Option<usize> {
-        None
+    fn rank(&self, v: ValueId) -> Option<usize> {
+        self.0.rank(v)
+    }
+    fn width(&self, v: ValueId) -> Option<usize> {
+        fused::Facts::width(&self.0, v)
     }
     fn dtype(&self, _: ValueId) -> Option<DType> {
         Some(DType::Float)

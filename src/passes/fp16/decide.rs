@@ -5,11 +5,11 @@
 //! that stay stays too, and one that gives out no floats: the Casts would cost more.
 
 use super::{Half, LEAST};
-use crate::analysis::infer::{Types, infer};
 use crate::analysis::stats::{Measure, Stats};
 use crate::ir::{DType, Model, Node, NodeId, Origin, Use, ValueId};
 use crate::math::histogram::Range;
 use crate::ops::half::{allowed, input_is_float, is_exact, output_is_float};
+use crate::ops::types::{Types, infer};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 

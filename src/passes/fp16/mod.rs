@@ -1,6 +1,6 @@
 //! Weights and activations in float16 or bfloat16.
 //!
-//! The flow: what every value's type is (`analysis::infer`), which operators stay in float32 and why (`decide`), then new weights and the
+//! The flow: what every value's type is (`ops::types`), which operators stay in float32 and why (`decide`), then new weights and the
 //! Casts between the two regions (`apply`). With `only=weights` activations stay as they are (`stored`).
 //!
 //! Does nothing to a model that is quantized already: its scales are part of what its integers mean; with `only=weights` it

@@ -4,8 +4,8 @@
 //! at the inputs and outputs of the model, whose types are public.
 
 use super::{Context, NoteKind, Part, Pass, PassInfo};
-use crate::analysis::infer::infer;
 use crate::ir::{Attr, DType, Model, NodeId, Origin, Tensor, Use, ValueId};
+use crate::ops::types::infer;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 

@@ -7,8 +7,8 @@
 
 use super::emit::Emitter;
 use super::units::Unit;
-use crate::analysis::infer::Types;
 use crate::ir::{Model, NodeId};
+use crate::ops::types::Types;
 
 /// Finds the vector behind a unit that may give out floats.
 pub fn look(model: &Model, types: &Types, unit: &mut Unit) {

@@ -3,8 +3,8 @@
 //! * `ReduceMean` over all axes behind the channels, kept as axes of length 1 → `GlobalAveragePool`.
 //! * `AveragePool` whose one window is the whole map → `GlobalAveragePool`.
 
-use crate::analysis::infer::{Types, infer};
 use crate::ir::{Model, NodeId};
+use crate::ops::types::{Types, infer};
 use anyhow::Result;
 
 /// Rewrites what can be rewritten in the main graph, given in order of execution.

@@ -2,10 +2,10 @@
 
 use super::target::{Codes, Target};
 use super::time::{CALL, DEQUANTIZE, Kernel, POOLED, Shape, Work};
-use crate::analysis::infer::infer;
 use crate::analysis::sites::{Site, site};
 use crate::ir::{DType, Model, Node, NodeId, Tensor, Use, ValueId};
 use crate::ops::quant::{Role, clip_limits, data_inputs, role};
+use crate::ops::types::infer;
 use crate::passes::{Names, tables};
 use anyhow::Result;
 use std::collections::BTreeMap;

@@ -1,9 +1,9 @@
 //! What the rewrites share: types, new inputs, attributes that a function's caller gives.
 
-use crate::analysis::infer::{Types, infer};
 use crate::ir::{Attr, DType, Model, NodeId, Tensor, ValueId};
 use crate::onnx::default_domain;
 use crate::ops::infer::Dim;
+use crate::ops::types::{Types, infer};
 use crate::pb;
 use anyhow::{Context as _, Result, bail, ensure};
 

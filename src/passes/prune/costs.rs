@@ -5,10 +5,10 @@
 
 use crate::analysis::cost::cost;
 use crate::analysis::groups::Groups;
-use crate::analysis::infer::{Types, infer, infer_sample};
 use crate::data::Samples;
 use crate::ir::{Model, NodeId};
 use crate::ops::ties::{Dot, constant};
+use crate::ops::types::{Types, infer, infer_sample};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Parts of a whole model.

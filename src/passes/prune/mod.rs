@@ -32,10 +32,10 @@ mod widths;
 
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo};
 use crate::analysis::groups::{Dims, Groups};
-use crate::analysis::infer::infer;
 use crate::ir::{Model, NodeId, Tensor, ValueId};
 use crate::ops::infer::Dim;
 use crate::ops::ties::{Dot, constant};
+use crate::ops::types::infer;
 use anyhow::{Result, ensure};
 use exact::Survey;
 use facts::Facts;

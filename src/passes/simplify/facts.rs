@@ -1,8 +1,8 @@
 //! What is known of values when a round begins: types, dimensions, small integers.
 
-use crate::analysis::infer::{Types, infer};
 use crate::ir::{DType, Model, Origin, ValueId};
 use crate::ops::infer::{Dim, Fact};
+use crate::ops::types::{Types, infer};
 use anyhow::Result;
 
 /// Facts by value. Values that a rule adds have none until the next round.

@@ -1,4 +1,4 @@
-//! Types and dimensions of all values of a model, from the operators' rules in [`ops::infer`](crate::ops::infer).
+//! Types and dimensions of all values of a model, from the rules of its operators ([`super::infer`]).
 //!
 //! One walk in the order of execution, through sub-graphs too (their captured values are ordinary values). What the file
 //! declares for graph inputs is taken as given; what it claims for inner values (`value_info`) only fills in where the
@@ -9,9 +9,8 @@
 //! unknown.
 
 use super::claims::{bind, claims, sparse};
-use crate::data::Sample;
-use crate::ir::{DType, GraphId, Model, Node, NodeId, Origin, ValueId};
-use crate::ops::infer::{Bodies, Call, Dim, Fact, Rule, known, rule};
+use super::infer::{Bodies, Call, Dim, Fact, Rule, known, rule};
+use crate::ir::{DType, GraphId, Model, Node, NodeId, Origin, Tensor, ValueId};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, HashMap};
 
@@ -89,7 +88,7 @@ pub fn infer_for(model: &Model, inputs: &BTreeMap<String, Vec<usize>>) -> Result
 ///
 /// # Errors
 /// As [`infer_for`].
-pub fn infer_sample(model: &Model, sample: &Sample) -> Result<Types> {
+pub fn infer_sample(model: &Model, sample: &BTreeMap<String, Tensor>) -> Result<Types> {
     let facts = sample
         .iter()
         .map(|(name, t)| (name.clone(), Fact::constant(t)))
@@ -135,15 +134,17 @@ fn run(model: &Model, inputs: &BTreeMap<String, Fact>, seen: &BTreeMap<ValueId, 
 }
 
 /// Function bodies by domain, name and overload.
-pub(super) type Functions<'m> = BTreeMap<(&'m str, &'m str, &'m str), GraphId>;
+pub type Functions<'m> = BTreeMap<(&'m str, &'m str, &'m str), GraphId>;
 
 /// The body that a node calls, if its operator is a function of the model.
-pub(super) fn function_of(functions: &Functions, node: &Node) -> Option<GraphId> {
+pub fn function_of(functions: &Functions, node: &Node) -> Option<GraphId> {
     let key = (node.op.domain.as_str(), node.op.name.as_str(), node.rest.overload());
     functions.get(&key).copied()
 }
 
-pub(super) fn functions(model: &Model) -> Functions<'_> {
+/// The bodies of functions, by domain, name and overload.
+/// The functions of a model.
+pub fn functions(model: &Model) -> Functions<'_> {
     let named = |g: &GraphId| {
         let f = model.graph(*g).function.as_ref()?;
         Some((

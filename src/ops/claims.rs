@@ -1,7 +1,7 @@
 //! What a file declares of its values, as facts.
 
+use super::infer::{Dim, Fact, show};
 use crate::ir::{DType, Model, ValueId};
-use crate::ops::infer::{Dim, Fact, show};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
 use pb::tensor_shape_proto::dimension::Value as DimValue;
