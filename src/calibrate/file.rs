@@ -28,7 +28,7 @@ use std::sync::Mutex;
 
 const MAGIC: &[u8; 8] = b"ONNXZIPS";
 /// Of the format, and of what is measured and how.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Who measured, and for what.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

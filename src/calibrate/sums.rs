@@ -1,13 +1,11 @@
 //! Sums of a run of samples as bytes, and back.
 //!
-//! Numbers are little-endian. Of a second moment the lower triangle is kept. Where all rows of a run were multiplied at once, its
-//! entries are f32 products times powers of two, one for every column: they are then kept as f32 and these powers, which is exact;
-//! whatever would lose a bit is kept as f64. A file may hold anything: every length is compared with what is there before memory
-//! is taken, and numbers that no sums have are refused.
+//! Numbers are little-endian. Of a second moment the lower triangle is kept, as it is in memory. A file may hold anything: every length is
+//! compared with what is there before memory is taken, and numbers that no sums have are refused.
 
 use crate::analysis::stats::fold::{Mean, Means, Sums};
 use crate::analysis::stats::moments::Moments;
-use crate::math::gram::Gram;
+use crate::math::gram::{self, Gram};
 use crate::math::histogram::{Histogram, Range};
 use crate::math::spread::Spread;
 use anyhow::{Context, Result, bail, ensure};
@@ -79,62 +77,22 @@ fn short(out: &mut Vec<u8>, mut n: u64) {
     out.push(n as u8);
 }
 
-/// How the entries of a moment are kept.
-const F64: u8 = 0;
-const F32: u8 = 1;
-/// Rows end with their band, not at the diagonal.
-const BANDS: u8 = 2;
+/// Rows of a moment end at the diagonal, or with their band.
+const CUT: u8 = 0;
+const BANDS: u8 = 1;
 
 fn gram(out: &mut Vec<u8>, g: &Gram) {
     out.extend(g.n.to_le_bytes());
     out.extend(g.broken.to_le_bytes());
     out.extend(g.sum.iter().flat_map(|x| x.to_le_bytes()));
     let cut = g.is_symmetric();
-    let exponents = exponents(g);
-    let small = exact(g, cut, &exponents);
-    out.push(if small { F32 } else { F64 } | if cut { 0 } else { BANDS });
-    if small {
-        out.extend(exponents.iter().flat_map(|e| e.to_le_bytes()));
-    }
-    for (i, row) in g.rows(cut).enumerate() {
-        match small {
-            true => {
-                let scaled = row
-                    .iter()
-                    .zip(&exponents)
-                    .map(|(x, e)| (x * power(-e) * power(-exponents[i])) as f32);
-                scaled.for_each(|x| out.extend(x.to_le_bytes()));
-            }
-            false => row.iter().for_each(|x| out.extend(x.to_le_bytes())),
-        }
-    }
+    out.push(if cut { CUT } else { BANDS });
+    out.extend(g.exponents().iter().flat_map(|e| e.to_le_bytes()));
+    g.rows(cut).flatten().for_each(|x| out.extend(x.to_le_bytes()));
 }
 
-/// For every column the exponent of about the root of its entry on the diagonal: others are no larger, relative to two such.
-fn exponents(g: &Gram) -> Vec<i16> {
-    let diagonal = g.rows(true).map(|row| row.last().copied().unwrap_or(0.0));
-    let exponent = |x: f64| ((x.to_bits() >> 52 & 0x7ff) as i16 - 1023).div_euclid(2);
-    diagonal
-        .map(|x| if x > 0.0 { exponent(x).max(-LARGEST) } else { 0 })
-        .collect()
-}
-
-/// Exponents reach so far to either side: half of those of f64.
-const LARGEST: i16 = 511;
-
-fn exact(g: &Gram, cut: bool, exponents: &[i16]) -> bool {
-    let same = |x: f64, a: i16, b: i16| {
-        let small = (x * power(-a) * power(-b)) as f32;
-        f64::from(small) * (power(a) * power(b)) == x
-    };
-    let mut rows = g.rows(cut).zip(exponents);
-    rows.all(|(row, a)| row.iter().zip(exponents).all(|(x, b)| same(*x, *a, *b)))
-}
-
-/// `2^exponent`, exactly, for exponents that were checked.
-fn power(exponent: i16) -> f64 {
-    f64::from_bits(((i64::from(exponent) + 1023) as u64) << 52)
-}
+/// The exponents of all floats lie in here.
+const EXPONENTS: std::ops::RangeInclusive<i16> = -149..=127;
 
 /// The sums that bytes stand for.
 ///
@@ -251,40 +209,23 @@ impl<'a> Bytes<'a> {
     fn gram(&mut self, dim: usize) -> Result<Gram> {
         let (n, broken) = (self.count()?, self.count()?);
         let sum = Array1::from(self.floats(dim)?);
-        let [kind] = self.number()?;
-        let cut = kind & BANDS == 0;
-        ensure!(kind <= (F32 | BANDS), "there is no kind {kind} of moments");
-        // Row by row: a triangle is half of a square, and no moment is larger than its bytes times four.
-        let least = dim.checked_mul(dim + 1).context("too long")? / 2;
-        let gram = match kind & F32 {
-            F32 => {
-                let exponents = self.take(2 * dim)?.as_chunks::<2>().0;
-                let exponents: Vec<i16> = exponents.iter().map(|b| i16::from_le_bytes(*b)).collect();
-                ensure!(
-                    exponents.iter().all(|e| e.abs() <= LARGEST),
-                    "an exponent is out of range"
-                );
-                ensure!(least <= self.0.len() / 4, "it is cut short");
-                let all = Gram::lengths(dim, cut).sum::<usize>();
-                let (all, _) = self.take(all.checked_mul(4).context("too long")?)?.as_chunks::<4>();
-                let places = Gram::lengths(dim, cut).enumerate();
-                let places = places.flat_map(|(i, length)| (0..length).map(move |j| (i, j)));
-                let of = |(b, (i, j)): (&[u8; 4], (usize, usize))| {
-                    let scale: f64 = power(exponents[i]) * power(exponents[j]);
-                    f64::from(f32::from_le_bytes(*b)) * scale
-                };
-                Gram::of(n, broken, sum, cut, all.iter().zip(places).map(of))
-            }
-            _ => {
-                ensure!(least <= self.0.len() / 8, "it is cut short");
-                let all = Gram::lengths(dim, cut).sum::<usize>();
-                let (all, _) = self.take(all.checked_mul(8).context("too long")?)?.as_chunks::<8>();
-                Gram::of(n, broken, sum, cut, all.iter().map(|b| f64::from_le_bytes(*b)))
-            }
+        let cut = match self.number()? {
+            [CUT] => true,
+            [BANDS] => false,
+            [kind] => bail!("there is no kind {kind} of moments"),
         };
-        let gram = gram.context("it is cut short")?;
-        let finite = |row: &[f64]| row.iter().all(|x| x.is_finite());
-        ensure!(gram.rows(true).all(finite), "a sum is not finite");
+        let exponents = self.take(dim.checked_mul(2).context("too long")?)?.as_chunks::<2>().0;
+        let exponents: Vec<i16> = exponents.iter().map(|b| i16::from_le_bytes(*b)).collect();
+        let known = |e: &i16| *e == gram::NONE || EXPONENTS.contains(e);
+        ensure!(exponents.iter().all(known), "an exponent is out of range");
+        // Row by row: a triangle is half of a square, and no moment is larger than its bytes times two.
+        let least = dim.checked_mul(dim + 1).context("too long")? / 2;
+        ensure!(least <= self.0.len() / 4, "it is cut short");
+        let all = Gram::lengths(dim, cut).sum::<usize>();
+        let (all, _) = self.take(all.checked_mul(4).context("too long")?)?.as_chunks::<4>();
+        let numbers = all.iter().map(|b| f32::from_le_bytes(*b));
+        let gram = Gram::of((n, broken), sum, exponents, cut, numbers).context("it is cut short")?;
+        ensure!(gram.rows(true).flatten().all(|x| x.is_finite()), "a sum is not finite");
         Ok(gram)
     }
 }
@@ -319,13 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn moments_come_back_bit_by_bit_and_products_take_half_the_bytes() {
-        for (dim, groups, rows, size, small) in [
-            (1, 3, 5, 1.0, false),
-            (9, 4, 3, 1e-3, true),
-            (100, 1, 60, 1e-12, true),
-            (200, 2, 150, 3e7, true),
-            (40, 1, 500, 0.1, false), // several products in a run
+    fn moments_come_back_bit_by_bit() {
+        for (dim, groups, rows, size) in [
+            (1, 3, 5, 1.0),
+            (9, 4, 3, 1e-3),
+            (100, 1, 60, 1e-12),
+            (200, 2, 150, 3e7),
+            (40, 1, 500, 0.1), // several products in a run
+            (7, 2, 5, 0.0),
         ] {
             let m = moments(dim, groups, rows, size);
             let bytes = write(&Sums::Grams(moments(dim, groups, rows, size)));
@@ -333,8 +275,8 @@ mod tests {
                 panic!("moments")
             };
             assert_eq!(bits(&m), bits(&back), "{dim}");
-            let triangle = dim * (dim + 1) / 2;
-            let most = groups * (triangle * if small { 4 } else { 8 } + 10 * dim + 17) + 9;
+            let bands: usize = Gram::lengths(dim, false).sum();
+            let most = groups * (4 * bands + 10 * dim + 17) + 9;
             assert!(bytes.len() <= most, "{dim}: {} {most}", bytes.len());
         }
     }

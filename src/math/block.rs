@@ -7,13 +7,13 @@ use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 
 /// Shorter ones are left to the allocator.
-const LONG: usize = 1 << 14;
+const LONG: usize = 1 << 15;
 
 /// Numbers.
 #[derive(Debug)]
 pub enum Block {
     /// In the heap.
-    Short(Vec<f64>),
+    Short(Vec<f32>),
     /// In pages of their own.
     Long(MmapMut),
 }
@@ -21,7 +21,7 @@ pub enum Block {
 impl Block {
     /// So many zeros.
     pub fn zeros(len: usize) -> Block {
-        let bytes = len.checked_mul(size_of::<f64>()).filter(|_| len >= LONG);
+        let bytes = len.checked_mul(size_of::<f32>()).filter(|_| len >= LONG);
         let pages = bytes.and_then(|bytes| MmapMut::map_anon(bytes).ok());
         pages.map_or_else(|| Block::Short(vec![0.0; len]), Block::Long)
     }
@@ -36,8 +36,8 @@ impl Clone for Block {
 }
 
 impl Deref for Block {
-    type Target = [f64];
-    fn deref(&self) -> &[f64] {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
         match self {
             Block::Short(numbers) => numbers,
             Block::Long(pages) => bytemuck::cast_slice(pages),
@@ -46,7 +46,7 @@ impl Deref for Block {
 }
 
 impl DerefMut for Block {
-    fn deref_mut(&mut self) -> &mut [f64] {
+    fn deref_mut(&mut self) -> &mut [f32] {
         match self {
             Block::Short(numbers) => numbers,
             Block::Long(pages) => bytemuck::cast_slice_mut(pages),
@@ -63,10 +63,10 @@ mod tests {
         for len in [0, 1, LONG - 1, LONG, LONG + 513] {
             let mut block = Block::zeros(len);
             assert!(block.len() == len && block.iter().all(|x| *x == 0.0));
-            block.iter_mut().enumerate().for_each(|(i, x)| *x = i as f64);
+            block.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
             let copy = block.clone();
             block.fill(0.0);
-            assert!(copy.iter().enumerate().all(|(i, x)| *x == i as f64), "{len}");
+            assert!(copy.iter().enumerate().all(|(i, x)| *x == i as f32), "{len}");
         }
     }
 }

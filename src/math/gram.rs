@@ -4,9 +4,10 @@
 //! `C = G − μ μᵀ`. All three sums add up over shards. `G` is what optimal brain surgeon (Hassibi, Stork 1993), GPTQ
 //! (Frantar et al. 2022) and data-aware low rank need to know of the data.
 //!
-//! Products are formed in f32 over blocks of 1,024 rows and summed in f64: an entry `S_ij` is wrong by a few
-//! `1e-6 · √(S_ii S_jj)` at worst. Each column of a block is first divided by a power of two (exact) that makes its largest
-//! entry about 1, so 1e30 does not overflow and 1e-30 does not vanish when multiplied.
+//! Products are formed over blocks of 1,024 rows and summed in f32: an entry `S_ij` is wrong by a few `1e-6 · √(S_ii S_jj)` at worst,
+//! half of which the products are. Each column of a block is first divided by a power of two (exact) that makes its largest
+//! entry about 1, so 1e30 does not overflow and 1e-30 does not vanish when multiplied; sums are kept relative to such powers, one for every
+//! column.
 
 use anyhow::{Result, ensure};
 use faer::linalg::matmul::matmul;
@@ -23,6 +24,10 @@ use super::vector::{all_finite, largest, sum_of, widest};
 pub const ROWS: usize = 1024;
 /// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
 const BAND: usize = 96;
+/// The exponent of a column of zeros.
+pub const NONE: i16 = i16::MIN;
+/// Columns may grow by `2^ROOM` before their sums are scaled anew: far from overflow, and twice that is.
+const ROOM: i16 = 20;
 
 /// Running sums over rows of `dim` numbers.
 #[derive(Clone, Debug)]
@@ -33,7 +38,10 @@ pub struct Gram {
     pub broken: u64,
     /// `Σ x`, `dim` numbers.
     pub sum: Array1<f64>,
-    /// The lower triangle of `Σ x xᵀ`, in bands of `BAND` rows (the last has fewer), each as wide as its last row is long.
+    /// For every column the exponent of the power of two that its sums are relative to, or [`NONE`].
+    exponents: Vec<i16>,
+    /// The lower triangle of `Σ x xᵀ`, relative to two such powers, in bands of `BAND` rows (the last has fewer), each as wide as its last
+    /// row is long.
     bands: Vec<Block>,
 }
 
@@ -48,17 +56,27 @@ impl Gram {
             n: 0,
             broken: 0,
             sum: Array1::zeros(dim),
+            exponents: vec![NONE; dim],
             bands: bands.collect(),
         }
     }
 
     /// Bytes that the sums over rows of `dim` numbers take; `None` when that is no number.
     pub fn bytes(dim: usize) -> Option<usize> {
-        dim.checked_add(BAND)?.checked_mul(dim)?.checked_mul(4)?.checked_add(64)
+        dim.checked_add(BAND + 5)?
+            .checked_mul(dim)?
+            .checked_mul(2)?
+            .checked_add(64)
     }
 
-    /// The rows of the lower triangle of `Σ x xᵀ`, each up to the end of its band or, with `cut`, up to the diagonal.
-    pub fn rows(&self, cut: bool) -> impl Iterator<Item = &[f64]> {
+    /// The exponents of the powers of two that [`Gram::rows`] are relative to; [`NONE`] for a column of zeros.
+    pub fn exponents(&self) -> &[i16] {
+        &self.exponents
+    }
+
+    /// The rows of the lower triangle of `Σ x xᵀ`, each up to the end of its band or, with `cut`, up to the diagonal. Number `j` of row `i` is to
+    /// be multiplied by `2^(e_i + e_j)`, `e` the exponents.
+    pub fn rows(&self, cut: bool) -> impl Iterator<Item = &[f32]> {
         let widths = (0..self.dim()).map(move |i| widths(self.dim(), i, cut));
         widths.map(|(i, width, all)| &self.bands[i / BAND][i % BAND * all..][..width])
     }
@@ -76,16 +94,19 @@ impl Gram {
         })
     }
 
-    /// Sums over `n` rows, of which `broken` more were left out, given their rows as [`Gram::rows`] gives them; `None` when they are
-    /// too few.
+    /// Sums over `n` rows, of which `broken` more were left out, given their exponents, and their rows as [`Gram::rows`] gives them; `None` when
+    /// those are too few.
     pub fn of(
-        n: u64,
-        broken: u64,
+        (n, broken): (u64, u64),
         sum: Array1<f64>,
+        exponents: Vec<i16>,
         cut: bool,
-        mut numbers: impl Iterator<Item = f64>,
+        mut numbers: impl Iterator<Item = f32>,
     ) -> Option<Gram> {
         let mut gram = Gram::new(sum.len());
+        if exponents.len() != sum.len() {
+            return None;
+        }
         for (i, width, all) in (0..sum.len()).map(|i| widths(sum.len(), i, cut)) {
             for j in 0..width {
                 let (x, band, start) = (numbers.next()?, &mut gram.bands[i / BAND], i / BAND * BAND);
@@ -95,7 +116,7 @@ impl Gram {
                 }
             }
         }
-        (gram.n, gram.broken, gram.sum) = (n, broken, sum);
+        (gram.n, gram.broken, gram.sum, gram.exponents) = (n, broken, sum, exponents);
         Some(gram)
     }
 
@@ -148,15 +169,16 @@ impl Gram {
             return;
         }
         let rows = columns.len() / dim;
-        let mut scales = vec![1.0f64; dim];
+        let mut exponents = vec![NONE; dim];
         columns
             .par_chunks_mut(rows)
-            .zip(&mut scales)
+            .zip(&mut exponents)
             .zip(self.sum.as_slice_mut().expect("own"))
             .with_min_len(16)
-            .for_each(|((column, scale), sum)| {
-                (*sum, *scale) = widest!((*sum + sum_of(column, |x| x), normalize(column)));
+            .for_each(|((column, exponent), sum)| {
+                (*sum, *exponent) = widest!((*sum + sum_of(column, |x| x), normalize(column)));
             });
+        let scales = self.make_room(&exponents);
         let all = MatRef::from_row_major_slice(&columns, dim, rows);
         self.bands.par_iter_mut().enumerate().for_each(|(i, band)| {
             let start = i * BAND;
@@ -173,10 +195,7 @@ impl Gram {
             );
             widest!({
                 for (r, (row, product)) in band.chunks_mut(width).zip(product.chunks(width)).enumerate() {
-                    let scale = scales[start + r];
-                    for ((sum, &x), &other) in row.iter_mut().zip(product).zip(&scales) {
-                        *sum += f64::from(x) * (scale * other);
-                    }
+                    add(row, product, scales[start + r], &scales);
                 }
             });
         });
@@ -194,26 +213,61 @@ impl Gram {
         self.n += other.n;
         self.broken += other.broken;
         self.sum += &other.sum;
-        for (sums, others) in self.bands.iter_mut().zip(&other.bands) {
-            sums.iter_mut().zip(&**others).for_each(|(sum, x)| *sum += x);
+        let scales = self.make_room(&other.exponents);
+        for (i, (sums, others)) in self.bands.iter_mut().zip(&other.bands).enumerate() {
+            let width = scales.len().min((i + 1) * BAND);
+            for (r, (row, others)) in sums.chunks_mut(width).zip(others.chunks(width)).enumerate() {
+                widest!(add(row, others, scales[i * BAND + r], &scales));
+            }
         }
         Ok(())
     }
 
+    /// Takes exponents over where there are none, and scales columns anew that are far smaller than what is to be added. Gives for every column
+    /// what of sums with these exponents is to be multiplied by.
+    fn make_room(&mut self, exponents: &[i16]) -> Vec<f32> {
+        let mut smaller = vec![1.0f32; exponents.len()];
+        for ((own, &new), smaller) in self.exponents.iter_mut().zip(exponents).zip(&mut smaller) {
+            if *own == NONE {
+                *own = new;
+            } else if new > own.saturating_add(ROOM) {
+                *smaller = power(*own - new) as f32;
+                *own = new;
+            }
+        }
+        if smaller.iter().any(|s| *s != 1.0) {
+            for (i, band) in self.bands.iter_mut().enumerate() {
+                let width = smaller.len().min((i + 1) * BAND);
+                for (r, row) in band.chunks_mut(width).enumerate() {
+                    let own = smaller[i * BAND + r];
+                    row.iter_mut().zip(&smaller).for_each(|(x, other)| *x *= own * other);
+                }
+            }
+        }
+        let scale = |(own, new): (&i16, &i16)| if *new == NONE { 1.0 } else { power(new - own) as f32 };
+        self.exponents.iter().zip(exponents).map(scale).collect()
+    }
+
     /// `Σ x xᵀ` (`dim × dim`), exactly symmetric.
     pub fn second(&self) -> Array2<f64> {
-        let dim = self.dim();
+        let (dim, scales) = (self.dim(), self.scales());
         let mut full = Array2::zeros((dim, dim));
         for (i, band) in self.bands.iter().enumerate() {
             let start = i * BAND;
             let width = dim.min(start + BAND);
-            let band = ArrayView2::from_shape((width - start, width), band).expect("made so");
-            full.slice_mut(s![start..width, ..width]).assign(&band);
+            for (r, numbers) in band.chunks(width.max(1)).enumerate() {
+                let scaled = numbers
+                    .iter()
+                    .zip(&scales)
+                    .map(|(x, s)| f64::from(*x) * (scales[start + r] * s));
+                let mut row = full.row_mut(start + r);
+                row.iter_mut().zip(scaled).for_each(|(to, x)| *to = x);
+            }
             // A square at a time: a whole column would miss the cache at every row.
             for left in (0..width).step_by(BAND) {
                 let columns = left..width.min(left + BAND);
-                full.slice_mut(s![columns.clone(), start..width])
-                    .assign(&band.slice(s![.., columns]).t());
+                let square = full.slice(s![start..width, columns.clone()]).to_owned();
+                full.slice_mut(s![columns, start..width]).assign(&square.t());
             }
         }
         full
@@ -238,11 +292,21 @@ impl Gram {
 
     /// The rows of [`Gram::covariance`], each up to the diagonal, without it.
     pub fn covariance_rows(&self) -> impl Iterator<Item = impl Iterator<Item = f64>> {
-        let (n, mean) = (self.count(), Arc::new(self.mean()));
+        let (n, known) = (self.count(), Arc::new((self.mean(), self.scales())));
         self.rows(true).enumerate().map(move |(i, row)| {
-            let mean = mean.clone();
-            row[..i].iter().enumerate().map(move |(j, x)| x / n - mean[i] * mean[j])
+            let known = known.clone();
+            let entry = move |(j, x): (usize, &f32)| {
+                let (mean, scales) = &*known;
+                f64::from(*x) * (scales[i] * scales[j]) / n - mean[i] * mean[j]
+            };
+            row[..i].iter().enumerate().map(entry)
         })
+    }
+
+    /// The powers of two that the columns are relative to.
+    fn scales(&self) -> Vec<f64> {
+        let exponent = |e: &i16| if *e == NONE { 0 } else { *e };
+        self.exponents.iter().map(|e| power(exponent(e))).collect()
     }
 
     fn count(&self) -> f64 {
@@ -269,22 +333,36 @@ fn finite_row(row: &ArrayView1<f32>) -> bool {
     row.iter().all(|x| x.is_finite())
 }
 
-/// Divides by the power of two that brings the largest size into `[1, 2)`, which is returned; 1 for a column of zeros.
+/// `row += numbers · scale · scales`, number by number.
 #[inline(always)]
-fn normalize(column: &mut [f32]) -> f64 {
+fn add(row: &mut [f32], numbers: &[f32], scale: f32, scales: &[f32]) {
+    for ((sum, &x), &other) in row.iter_mut().zip(numbers).zip(scales) {
+        *sum += x * (scale * other);
+    }
+}
+
+/// `2^exponent`, exactly, for exponents of f64.
+fn power(exponent: i16) -> f64 {
+    f64::from_bits(((i64::from(exponent) + 1023) as u64) << 52)
+}
+
+/// Divides by the power of two that brings the largest size into `[1, 2)`, whose exponent is returned; [`NONE`] for a column of zeros.
+#[inline(always)]
+fn normalize(column: &mut [f32]) -> i16 {
     let largest = largest(column);
     if largest == 0.0 {
-        return 1.0;
+        return NONE;
     }
     // Bits of f64: biased exponent, no mantissa. Every f32, subnormal or not, is a normal f64.
-    let scale = f64::from_bits(f64::from(largest).to_bits() & (0x7ff << 52));
+    let exponent = (f64::from(largest).to_bits() >> 52) as i16 - 1023;
+    let scale = power(exponent);
     if (1e-30..1e30).contains(&scale) {
         let inverse = (1.0 / scale) as f32;
         column.iter_mut().for_each(|x| *x *= inverse);
     } else {
         column.iter_mut().for_each(|x| *x = (f64::from(*x) / scale) as f32);
     }
-    scale
+    exponent
 }
 
 #[cfg(test)]
