@@ -15,7 +15,7 @@ pub fn step_begins() {
 /// No step runs: such pages go back, too, and larger pieces are mapped one by one.
 pub fn step_ended() {
     store::release_all();
-    system::settle(1 << 18);
+    system::settle(1 << 19);
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

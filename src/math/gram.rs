@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::decompose::transposed;
-use super::vector::{all_finite, largest, sum_of, widest};
+pub use super::scale::NONE;
+use super::scale::{normalize, power};
+use super::vector::{all_finite, sum_of, widest};
 
 /// Rows multiplied in f32 before they are added to the f64 sums.
 pub const ROWS: usize = 1024;
 /// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
 const BAND: usize = 96;
-/// The exponent of a column of zeros.
-pub const NONE: i16 = i16::MIN;
 /// Columns may grow by `2^ROOM` before their sums are scaled anew: far from overflow, and twice that is.
 const ROOM: i16 = 20;
 
@@ -339,30 +339,6 @@ fn add(row: &mut [f32], numbers: &[f32], scale: f32, scales: &[f32]) {
     for ((sum, &x), &other) in row.iter_mut().zip(numbers).zip(scales) {
         *sum += x * (scale * other);
     }
-}
-
-/// `2^exponent`, exactly, for exponents of f64.
-fn power(exponent: i16) -> f64 {
-    f64::from_bits(((i64::from(exponent) + 1023) as u64) << 52)
-}
-
-/// Divides by the power of two that brings the largest size into `[1, 2)`, whose exponent is returned; [`NONE`] for a column of zeros.
-#[inline(always)]
-fn normalize(column: &mut [f32]) -> i16 {
-    let largest = largest(column);
-    if largest == 0.0 {
-        return NONE;
-    }
-    // Bits of f64: biased exponent, no mantissa. Every f32, subnormal or not, is a normal f64.
-    let exponent = (f64::from(largest).to_bits() >> 52) as i16 - 1023;
-    let scale = power(exponent);
-    if (1e-30..1e30).contains(&scale) {
-        let inverse = (1.0 / scale) as f32;
-        column.iter_mut().for_each(|x| *x *= inverse);
-    } else {
-        column.iter_mut().for_each(|x| *x = (f64::from(*x) / scale) as f32);
-    }
-    exponent
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::affine::IntKind;
 use super::affine::round_half_even;
 use super::channel::best_scale_diag;
 use super::decompose::{matmul, solve_spd};
+use super::vector::widest;
 use anyhow::{Result, ensure};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
@@ -118,8 +119,9 @@ impl Grid {
 
     /// The values of codes.
     pub fn values(&self, codes: ArrayView2<i8>) -> Array2<f32> {
+        let blocks: Vec<usize> = (0..codes.ncols()).map(|j| self.block_of(j)).collect();
         Array2::from_shape_fn(codes.dim(), |(i, j)| {
-            let (s, z) = self.at(i, j);
+            let (s, z) = self.of_block(i, blocks[j]);
             (f32::from(codes[[i, j]]) - z) * s
         })
     }
@@ -194,7 +196,12 @@ impl Grid {
 
     /// Scale and zero point of an element.
     pub fn at(&self, row: usize, column: usize) -> (f32, f32) {
-        let at = [row, self.block_of(column)];
+        self.of_block(row, self.block_of(column))
+    }
+
+    /// Scale and zero point of a block.
+    pub fn of_block(&self, row: usize, block: usize) -> (f32, f32) {
+        let at = [row, block];
         (self.scales[at], f32::from(self.zeros[at]))
     }
 
@@ -312,14 +319,8 @@ impl Search<'_> {
     }
 
     fn error(&self, s: f32, z: f32) -> f32 {
-        let (low, high) = (self.limits.0 - z, self.limits.1 - z);
-        let inverse = 1.0 / s;
-        let mut strands = [0f32; 4];
-        for (i, (&w, &h)) in self.row.iter().zip(self.h).enumerate() {
-            let e = w - s * round_half_even((w * inverse).clamp(low, high));
-            strands[i % 4] += h * e * e;
-        }
-        strands.iter().sum()
+        let limits = (self.limits.0 - z, self.limits.1 - z);
+        widest!(error(self.row, self.h, s, limits))
     }
 
     /// The scale that fits the codes best, with codes anew.
@@ -340,6 +341,27 @@ impl Search<'_> {
             }
         }
     }
+}
+
+/// `Σ h (w − s q)²`, `q` the steps nearest to `w / s` within limits; in sixteen strands.
+#[inline(always)]
+fn error(row: &[f32], h: &[f32], s: f32, (low, high): (f32, f32)) -> f32 {
+    let inverse = 1.0 / s;
+    let term = |w: f32, h: f32| {
+        let e = w - s * round_half_even((w * inverse).clamp(low, high));
+        h * e * e
+    };
+    let mut strands = [0f32; 16];
+    let ((rows, row), (importances, h)) = (row.as_chunks::<16>(), h.as_chunks::<16>());
+    for (w, h) in rows.iter().zip(importances) {
+        for k in 0..16 {
+            strands[k] += term(w[k], h[k]);
+        }
+    }
+    for ((strand, w), h) in strands.iter_mut().zip(row).zip(h) {
+        *strand += term(*w, *h);
+    }
+    strands.iter().sum()
 }
 
 fn usable(scale: f32) -> bool {

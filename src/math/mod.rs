@@ -40,6 +40,7 @@ pub mod ranges;
 pub mod resample;
 /// Rounding of weights so that errors cancel under the second moment of the input.
 pub mod rounding;
+mod scale;
 /// A covariance from few samples, shrunk towards its diagonal.
 pub mod shrink;
 /// Which weights become zero, and what the others take over.

@@ -11,10 +11,12 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
+use std::ops::Range;
 
 use super::affine::{IntKind, round_half_even};
 use super::cholesky::cholesky;
 use super::grid::Grid;
+use super::vector::widest;
 
 /// Rows of weights that are rounded together by one task.
 const ROWS: usize = 64;
@@ -173,14 +175,12 @@ impl Rounding {
             for j in (start..end).rev() {
                 let column = self.factor.column(j);
                 let mut feels = felt.col_as_slice(j).to_vec();
-                for (k, l) in (j + 1..end).zip(&column[j + 1..]) {
-                    let others = errors.col_as_slice(k);
-                    feels.iter_mut().zip(others).for_each(|(f, e)| *f += l * e);
-                }
+                widest!(feel(&mut feels, errors.as_ref(), j + 1..end, column));
+                let block = grid.block_of(self.order[j]);
                 let own = errors.col_as_slice_mut(j);
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
                     let weight = w[[r, self.order[j]]];
-                    let (scale, zero) = grid.at(first + r, self.order[j]);
+                    let (scale, zero) = grid.of_block(first + r, block);
                     let target = (weight + felt / column[j]) / scale;
                     let steps = match keep_zeros && weight == 0.0 {
                         true => 0.0,
@@ -203,6 +203,15 @@ impl Rounding {
         }
         energies.iter_mut().for_each(|e| *e = (*e * self.mean).max(0.0));
         (codes, energies)
+    }
+}
+
+/// What the errors of places are felt as, by the factor's column: a number for each row.
+#[inline(always)]
+fn feel(feels: &mut [f32], errors: MatRef<f32>, places: Range<usize>, column: &[f32]) {
+    for k in places {
+        let others = errors.col(k).try_as_col_major().map_or(&[][..], |c| c.as_slice());
+        feels.iter_mut().zip(others).for_each(|(f, e)| *f += column[k] * e);
     }
 }
 

@@ -68,7 +68,8 @@ MatMul and Add become Gemm where the rank is 2; Add, Clip and Mul that spell out
 Chains: Transpose, Reshape, Squeeze, Unsqueeze, Cast, Slice and Concat are merged or cancel.
 Nothing to do: Identity, Dropout, and every operator that hands on its input unchanged.
 Repetition: equal computations and byte-equal initializers are shared.
-Portable: what the optimizer of ONNX Runtime has joined (FusedConv, FusedGemm, FusedMatMul, Gelu, BiasGelu, FastGelu, QuickGelu, SkipLayerNormalization) is
+Portable: what the optimizer of ONNX Runtime has joined (Attention, MultiHeadAttention, EmbedLayerNormalization, SkipLayerNormalization, FusedConv, FusedGemm, FusedMatMul,
+Gelu, BiasGelu, FastGelu, QuickGelu) is
 spelled out in operators of ONNX, so that other passes and runtimes can read it; ONNX Runtime joins it again when it loads the result;
 so is what ONNX has dropped (ImageScaler, Affine, Crop).
 Dead: stack traces that an exporter has left in nodes; what no output needs; `If` with a constant condition; what a `Loop` carries along and never changes; unused functions, operator sets and optional outputs.

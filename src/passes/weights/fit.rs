@@ -158,8 +158,8 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         };
         permute(&mut second, &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
-        let best = data_aware(part, form, second.view())?;
-        signal += energies(part, second.view()).iter().sum::<f64>();
+        let (best, powers) = data_aware(part, form, second.view())?;
+        signal += powers.iter().sum::<f64>();
         noise += best.wrong.iter().sum::<f64>();
         if let Some(mean) = mean {
             let error = &part - &best.grid.values(best.codes.view());
@@ -249,6 +249,20 @@ struct Rows {
 }
 
 impl Rows {
+    /// The grid of one block with the scales that serve the codes best: of `‖w − t·ŵ‖²`, in the norm of the products, the least is at
+    /// `t = ⟨w, ŵ⟩/‖ŵ‖² = (‖w‖² + ‖ŵ‖² − ‖w − ŵ‖²)/2‖ŵ‖²`. `powers` are `‖w‖²`.
+    fn rescaled(&self, rounding: &Rounding, powers: &[f64]) -> Grid {
+        let mut grid = self.grid.clone();
+        let own = rounding.energies(grid.values(self.codes.view()).view());
+        for (i, scale) in grid.scales.iter_mut().enumerate() {
+            let t = (powers[i] + own[i] - self.wrong[i]) / (2.0 * own[i]);
+            if t.is_finite() && t > 0.0 {
+                *scale *= t as f32;
+            }
+        }
+        grid
+    }
+
     /// Takes over rows that are better; false when there is none.
     fn improve(&mut self, other: Rows) -> bool {
         let better: Vec<usize> = (0..self.wrong.len())
@@ -264,7 +278,8 @@ impl Rows {
     }
 }
 
-fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result<Rows> {
+/// The best rows, and the powers of the products of the weights.
+fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result<(Rows, Vec<f64>)> {
     /// How often scales are fitted to codes.
     const REFITS: usize = 3;
     let importance = second.diag().to_vec();
@@ -272,7 +287,7 @@ fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result
     let Some(rounding) = Rounding::new(second) else {
         let codes = grid.nearest(w);
         let wrong = energies((&w - &grid.values(codes.view())).view(), second);
-        return Ok(Rows { codes, grid, wrong });
+        return Ok((Rows { codes, grid, wrong }, energies(w, second)));
     };
     let rounded = |grid: Grid| -> Result<Rows> {
         let found = rounding.on_grid(w, &grid)?;
@@ -282,17 +297,21 @@ fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result
             wrong: found.energies,
         })
     };
+    let powers = rounding.energies(w);
     let mut best = rounded(grid)?;
     best.improve(rounded(Grid::best(w, form, None)?)?);
     if form.kind.qmax() < 127 {
         for _ in 0..REFITS {
-            let fitted = best.grid.refit(w, best.codes.view(), second)?;
+            let fitted = match best.grid.blocks(w.ncols()) {
+                1 => best.rescaled(&rounding, &powers),
+                _ => best.grid.refit(w, best.codes.view(), second)?,
+            };
             if !best.improve(rounded(fitted)?) {
                 break;
             }
         }
     }
-    Ok(best)
+    Ok((best, powers))
 }
 
 fn joined(parts: &[Rows]) -> Result<(Array2<i8>, Grid)> {
