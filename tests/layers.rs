@@ -47,7 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ir", "ops", "analysis", "math", "data", "engine", "parallel", "progress",
         ],
     ),
-    ("report", &["ir", "analysis", "passes", "verify"]),
+    ("report", &["ir", "ops", "analysis", "passes", "verify"]),
     (
         "pipeline",
         &[

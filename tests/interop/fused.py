@@ -39,7 +39,7 @@ CASES = [
 QKV = [random(8, 24), random(24)]
 THREE = [None, None, random(24)]
 ATTENTION = [
-    ("Attention", QKV, dict(num_heads=2)), ("Attention", [QKV[0]], dict(num_heads=4, scale=0.3)),
+    ("Attention", QKV, dict(num_heads=2)), ("Attention", QKV, dict(num_heads=4, scale=0.3)),
     ("Attention", [*QKV, "rows"], dict(num_heads=2)), ("Attention", [*QKV, "lengths"], dict(num_heads=2, mask_filter_value=-3.0)),
     ("Attention", [*QKV, "queries"], dict(num_heads=2)), ("Attention", QKV, dict(num_heads=2, unidirectional=1)),
     ("Attention", [*QKV, "", "", random(2, 2, 5, 5)], dict(num_heads=2)), ("Attention", [*QKV, "rows", "", random(2, 2, 5, 5)], dict(num_heads=2)),
