@@ -40,7 +40,8 @@ pub(super) fn attention(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
         sizes => sizes.iter().map(|n| usize::try_from(*n).ok()).collect::<Option<_>>()?,
     };
     let heads = heads(s, sizes[0], (3, 5), facts)?;
-    if sizes.len() != 3 || sizes[0] != sizes[1] || sizes.iter().sum::<usize>() != columns {
+    let sum = sizes.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
+    if sizes.len() != 3 || sizes[0] != sizes[1] || sum != Some(columns) {
         return None;
     }
     let weights = columns_of(&weight.floats()?, rows, &sizes);
@@ -109,15 +110,17 @@ fn heads(s: &Speller, width: usize, (mask, bias): (usize, usize), facts: &dyn Fa
 
 /// The form of a mask. A vector may also hold two or three numbers for every sample; one that sums up rows does not.
 fn form(model: &Model, mask: ValueId, facts: &dyn Facts) -> Option<Mask> {
-    let mut at = mask;
+    let (mut at, rank) = (mask, facts.rank(mask));
     while let Some(n) = model.value(at).producer().map(|n| model.node(n)) {
         match (n.op.domain.as_str(), n.op.name.as_str()) {
             ("", "Cast" | "Identity") => at = n.input(0)?,
-            ("", "ReduceSum") if n.int_or("keepdims", 1) == 0 => return Some(Mask::Lengths),
+            ("", "ReduceSum") if n.int_or("keepdims", 1) == 0 && rank.is_none_or(|r| r == 1) => {
+                return Some(Mask::Lengths);
+            }
             _ => break,
         }
     }
-    match facts.rank(mask)? {
+    match rank? {
         2 => Some(Mask::Rows),
         3 => Some(Mask::Queries),
         _ => None,
@@ -256,5 +259,16 @@ impl Speller<'_> {
                 self.pair("Unsqueeze", x, axes)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_parted_row_by_row() {
+        let parts = columns_of(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, &[1, 0, 2]);
+        assert_eq!(parts, [vec![1.0, 4.0], vec![], vec![2.0, 3.0, 5.0, 6.0]]);
     }
 }
