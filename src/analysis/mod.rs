@@ -3,7 +3,6 @@
 pub mod chosen;
 pub mod cost;
 pub mod ends;
-pub mod fused;
 pub mod groups;
 pub mod legal;
 pub mod parts;

@@ -8,14 +8,17 @@ use crate::ir::store;
 
 /// A step begins: pages that nobody uses, or that lie in files, go back, which takes milliseconds, and pieces below 32 MB come from the heap.
 pub fn step_begins() {
-    store::release_all();
-    system::settle(32 << 20);
+    settle(32 << 20);
 }
 
 /// No step runs: such pages go back, too, and larger pieces are mapped one by one.
 pub fn step_ended() {
+    settle(1 << 19);
+}
+
+fn settle(mapped_from: i32) {
     store::release_all();
-    system::settle(1 << 19);
+    system::settle(mapped_from);
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -22,7 +22,7 @@ pub use super::scale::NONE;
 use super::scale::{normalize, power};
 use super::vector::{all_finite, sum_of, widest};
 
-/// Rows multiplied in f32 before they are added to the f64 sums.
+/// Rows that are multiplied at once, before they are added to the sums.
 pub const ROWS: usize = 1024;
 /// Rows of `S` that one task computes: a constant, so that no bit depends on the number of threads.
 const BAND: usize = 96;
@@ -103,10 +103,10 @@ impl Gram {
         cut: bool,
         mut numbers: impl Iterator<Item = f32>,
     ) -> Option<Gram> {
-        let mut gram = Gram::new(sum.len());
         if exponents.len() != sum.len() {
             return None;
         }
+        let mut gram = Gram::new(sum.len());
         for (i, width, all) in (0..sum.len()).map(|i| widths(sum.len(), i, cut)) {
             for j in 0..width {
                 let (x, band, start) = (numbers.next()?, &mut gram.bands[i / BAND], i / BAND * BAND);

@@ -175,7 +175,7 @@ impl Rounding {
             for j in (start..end).rev() {
                 let column = self.factor.column(j);
                 let mut feels = felt.col_as_slice(j).to_vec();
-                widest!(feel(&mut feels, errors.as_ref(), j + 1..end, column));
+                widest!(feel(&mut feels, &errors, j + 1..end, column));
                 let block = grid.block_of(self.order[j]);
                 let own = errors.col_as_slice_mut(j);
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
@@ -208,9 +208,9 @@ impl Rounding {
 
 /// What the errors of places are felt as, by the factor's column: a number for each row.
 #[inline(always)]
-fn feel(feels: &mut [f32], errors: MatRef<f32>, places: Range<usize>, column: &[f32]) {
+fn feel(feels: &mut [f32], errors: &Mat<f32>, places: Range<usize>, column: &[f32]) {
     for k in places {
-        let others = errors.col(k).try_as_col_major().map_or(&[][..], |c| c.as_slice());
+        let others = errors.col_as_slice(k);
         feels.iter_mut().zip(others).for_each(|(f, e)| *f += column[k] * e);
     }
 }
@@ -250,25 +250,32 @@ impl Factor {
     }
 }
 
+/// By what the scales of rows of codes are to be multiplied, given `‖w‖²`, `‖ŵ‖²` and `‖w − ŵ‖²` of every row in the norm of the products: of `‖w − t·ŵ‖²` the
+/// least is at `t = ⟨w, ŵ⟩/‖ŵ‖² = (‖w‖² + ‖ŵ‖² − ‖w − ŵ‖²)/2‖ŵ‖²`; 1 where that is no use.
+pub fn stretches(powers: &[f64], own: &[f64], wrong: &[f64]) -> Vec<f32> {
+    let all = powers.iter().zip(own).zip(wrong);
+    let each = all.map(|((power, own), wrong)| (power + own - wrong) / (2.0 * own));
+    each.map(|t| if t.is_finite() && t > 0.0 { t as f32 } else { 1.0 })
+        .collect()
+}
+
 /// Rows and columns of a square matrix in another order: number `i` is what number `order[i]` was.
 ///
 /// # Panics
 /// When the matrix does not lie row by row.
 pub fn permute(matrix: &mut Array2<f64>, order: &[usize]) {
-    assert!(matrix.is_standard_layout(), "row by row");
+    let all = matrix.as_slice_mut().expect("row by row");
     if order.is_sorted() {
         return;
     }
     let mut row = vec![0.0; order.len()];
-    if let Some(all) = matrix.as_slice_mut() {
-        all.par_chunks_mut(order.len()).for_each_init(
-            || row.clone(),
-            |row, of| {
-                row.iter_mut().zip(order).for_each(|(x, &j)| *x = of[j]);
-                of.copy_from_slice(row);
-            },
-        );
-    }
+    all.par_chunks_mut(order.len()).for_each_init(
+        || row.clone(),
+        |row, of| {
+            row.iter_mut().zip(order).for_each(|(x, &j)| *x = of[j]);
+            of.copy_from_slice(row);
+        },
+    );
     let mut done = vec![false; order.len()];
     for start in 0..order.len() {
         if std::mem::replace(&mut done[start], true) || order[start] == start {

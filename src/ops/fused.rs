@@ -10,6 +10,7 @@ mod norm;
 
 use super::types::Types;
 use crate::ir::{Attr, DType, GraphId, Model, Node, NodeId, Tensor, ValueId};
+use anyhow::Result;
 
 /// What has to be known of values.
 pub trait Facts {
@@ -57,7 +58,7 @@ const TABLE: &[(&str, &str, Spell)] = &[
 
 /// Puts ONNX's operators in the place of a node: the last of them takes its name and its outputs. `None` when it is no such node, or something that
 /// has to be known is not.
-pub fn spell_out(model: &mut Model, id: NodeId, facts: &dyn Facts) -> Option<()> {
+fn spell_out(model: &mut Model, id: NodeId, facts: &dyn Facts) -> Option<()> {
     let spell = row(model, id)?;
     let n = model.node(id);
     let (graph, first) = (n.graph(), n.output(0)?);
@@ -68,8 +69,31 @@ pub fn spell_out(model: &mut Model, id: NodeId, facts: &dyn Facts) -> Option<()>
     spell(&mut Speller { model, id, graph, base }, facts)
 }
 
+/// Spells out what can be in a whole model, by what `infer` says of it, which is not asked where there is nothing; gives the nodes, which bear the names and
+/// outputs that they had, with what they were.
+///
+/// # Errors
+/// Those of `infer`.
+pub fn spell_out_all<F: Facts>(
+    model: &mut Model,
+    infer: impl FnOnce(&Model) -> Result<F>,
+) -> Result<Vec<(NodeId, String)>> {
+    let nodes = model.node_ids().into_iter().filter(|id| is_fused(model, *id));
+    let name = |id: NodeId| {
+        let op = &model.node(id).op;
+        let dot = if op.domain.is_empty() { "" } else { "." };
+        format!("{}{dot}{}", op.domain, op.name)
+    };
+    let mut all: Vec<(NodeId, String)> = nodes.map(|id| (id, name(id))).collect();
+    if !all.is_empty() {
+        let facts = infer(model)?;
+        all.retain(|(id, _)| spell_out(model, *id, &facts).is_some());
+    }
+    Ok(all)
+}
+
 /// Whether a node is such an operator.
-pub fn is_fused(model: &Model, id: NodeId) -> bool {
+fn is_fused(model: &Model, id: NodeId) -> bool {
     row(model, id).is_some()
 }
 
@@ -128,6 +152,17 @@ impl Speller<'_> {
     fn constant(&mut self, t: Tensor) -> ValueId {
         let name = self.model.fresh_name(&format!("{}_number", self.base));
         self.model.add_const(self.graph, &name, t)
+    }
+
+    /// A dimension of a value, as a vector of one number.
+    fn dimension(&mut self, of: ValueId, axis: i64) -> ValueId {
+        let shape = self.add("Shape", &[Some(of)], Vec::new());
+        let ends = [axis, axis + 1].map(|at| Some(self.constant(Tensor::new(&[1], vec![at]))));
+        self.add("Slice", &[Some(shape), ends[0], ends[1]], Vec::new())
+    }
+
+    fn cast(&mut self, x: ValueId, to: DType) -> ValueId {
+        self.add("Cast", &[Some(x)], vec![Attr::int("to", to as i64)])
     }
 
     /// The node itself becomes the last operator.

@@ -66,15 +66,12 @@ def build(op, dims, others, attrs, opset):
         h.make_node("Add" if len(outputs) > 1 else "Neg", ["fused", "sum"][: len(outputs) // 2 or 1], ["y"]),
     ]
     weights.append(nh.from_array(np.float32(0.5), "two"))
+    return finish(nodes, weights, opset, dims)
+
+
+def finish(nodes, weights, opset, dims=WORDS):
     port = lambda name, dims: h.make_tensor_value_info(name, 1, dims)
     graph = h.make_graph(nodes, "g", [port("x", dims)], [port("y", None)], weights)
-    opsets = [h.make_opsetid("", opset), h.make_opsetid("com.microsoft", 1)]
-    return h.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def finish(nodes, weights, opset):
-    port = lambda name, dims: h.make_tensor_value_info(name, 1, dims)
-    graph = h.make_graph(nodes, "g", [port("x", WORDS)], [port("y", None)], weights)
     opsets = [h.make_opsetid("", opset), h.make_opsetid("com.microsoft", 1)]
     return h.make_model(graph, opset_imports=opsets, ir_version=8)
 

@@ -12,7 +12,7 @@ use super::graph::{Flat, output, plain_node};
 use super::{amend, dequantize, ops};
 use crate::data::Sample;
 use crate::engine::wanted::{Give, Wanted};
-use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
+use crate::ir::{DType, Model, Tensor, ValueId};
 use crate::onnx;
 use crate::ops::fused;
 use crate::ops::types::{self, Types};
@@ -45,15 +45,9 @@ impl Job {
         let dtypes = values.iter().map(|v| declared_dtype(model, *v)).collect();
         let mut flat = None;
         if !names.is_empty() {
-            let fused = |id: &NodeId| fused::is_fused(&copy, *id);
-            let joined: Vec<NodeId> = copy.node_ids().into_iter().filter(fused).collect();
-            if !joined.is_empty() {
-                // What contradicts itself, tract will name.
-                let facts = InFloats(types::infer_sample(&copy, like).unwrap_or_default());
-                for id in joined {
-                    fused::spell_out(&mut copy, id, &facts);
-                }
-            }
+            // What contradicts itself, tract will name.
+            let facts = |copy: &Model| Ok(InFloats(types::infer_sample(copy, like).unwrap_or_default()));
+            fused::spell_out_all(&mut copy, facts)?;
             let mut f = Flat::new(onnx::encode(&copy)?)?;
             f.tensors.retain(|name, _| !like.contains_key(name));
             f.graph.input.retain(|i| !f.tensors.contains_key(i.name()));

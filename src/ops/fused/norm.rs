@@ -122,15 +122,4 @@ impl Speller<'_> {
             }
         }
     }
-
-    /// A dimension of a value, as a vector of one number.
-    pub(super) fn dimension(&mut self, of: ValueId, axis: i64) -> ValueId {
-        let shape = self.add("Shape", &[Some(of)], Vec::new());
-        let ends = [axis, axis + 1].map(|at| Some(self.constant(Tensor::new(&[1], vec![at]))));
-        self.add("Slice", &[Some(shape), ends[0], ends[1]], Vec::new())
-    }
-
-    pub(super) fn cast(&mut self, x: ValueId, to: DType) -> ValueId {
-        self.add("Cast", &[Some(x)], vec![Attr::int("to", to as i64)])
-    }
 }

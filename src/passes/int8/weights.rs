@@ -16,7 +16,7 @@ use crate::math::channel::{
     best_channel_scales, bias_safe_scales, bias_scales, channel_scales, dequantize_per_channel,
 };
 use crate::math::channel::{quantize_bias, quantize_per_channel};
-use crate::math::rounding::{Codes, Rounding};
+use crate::math::rounding::{Codes, Rounding, stretches};
 use crate::passes::planes;
 use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
@@ -196,16 +196,11 @@ impl<'a> Task<'a> {
         Ok(best)
     }
 
-    /// The scales that serve codes best: of `‖w − t·ŵ‖²`, in the norm of the products, the least is at
-    /// `t = ⟨w, ŵ⟩/‖ŵ‖² = (‖w‖² + ‖ŵ‖² − ‖w − ŵ‖²)/2‖ŵ‖²`.
+    /// The scales that serve codes best.
     fn refitted(&self, rows: &Rows, signal: &[f64]) -> Result<Vec<f32>> {
         let numbers = dequantize_per_channel(rows.codes.view(), &rows.scales)?;
-        let all = self.powers(numbers.view()).into_iter().zip(signal).zip(&rows.wrong);
-        let times = all.map(|((own, signal), wrong)| (signal + own - wrong) / (2.0 * own));
-        let scaled = rows.scales.iter().zip(times);
-        Ok(scaled
-            .map(|(s, t)| if t.is_finite() && t > 0.0 { s * t as f32 } else { *s })
-            .collect())
+        let all = stretches(signal, &self.powers(numbers.view()), &rows.wrong);
+        Ok(rows.scales.iter().zip(all).map(|(scale, t)| scale * t).collect())
     }
 
     /// Scales of the largest weights.

@@ -13,7 +13,7 @@ use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
-use crate::math::rounding::{Rounding, energies, permute};
+use crate::math::rounding::{Rounding, energies, permute, stretches};
 use crate::math::shrink::{Shrunk, UNKNOWN, believed, for_half, intensity};
 use crate::passes::Context;
 use anyhow::{Context as _, Result};
@@ -249,17 +249,12 @@ struct Rows {
 }
 
 impl Rows {
-    /// The grid of one block with the scales that serve the codes best: of `‖w − t·ŵ‖²`, in the norm of the products, the least is at
-    /// `t = ⟨w, ŵ⟩/‖ŵ‖² = (‖w‖² + ‖ŵ‖² − ‖w − ŵ‖²)/2‖ŵ‖²`. `powers` are `‖w‖²`.
+    /// The grid of one block with the scales that serve the codes best. `powers` are those of the weights' products.
     fn rescaled(&self, rounding: &Rounding, powers: &[f64]) -> Grid {
         let mut grid = self.grid.clone();
         let own = rounding.energies(grid.values(self.codes.view()).view());
-        for (i, scale) in grid.scales.iter_mut().enumerate() {
-            let t = (powers[i] + own[i] - self.wrong[i]) / (2.0 * own[i]);
-            if t.is_finite() && t > 0.0 {
-                *scale *= t as f32;
-            }
-        }
+        let all = stretches(powers, &own, &self.wrong);
+        grid.scales.iter_mut().zip(all).for_each(|(scale, t)| *scale *= t);
         grid
     }
 
