@@ -159,9 +159,10 @@ pub fn dequantize_per_channel(codes: ArrayView2<i8>, scales: &[f32]) -> Result<A
         codes.nrows(),
         scales.len()
     );
-    Ok(Array2::from_shape_fn(codes.dim(), |(i, j)| {
-        f32::from(codes[[i, j]]) * scales[i]
-    }))
+    let mut values = codes.mapv(f32::from);
+    let rows = values.rows_mut().into_iter().zip(scales);
+    rows.for_each(|(mut row, scale)| row *= *scale);
+    Ok(values)
 }
 
 /// The scales of a bias: `input_scale · weight_scales[i]`, multiplied in f32 as ONNX Runtime does it.

@@ -12,7 +12,7 @@ use super::channel::best_scale_diag;
 use super::decompose::{matmul, solve_spd};
 use super::vector::widest;
 use anyhow::{Result, ensure};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -109,6 +109,15 @@ impl Grid {
         })
     }
 
+    /// The grid of some rows.
+    pub fn of(&self, rows: &[usize]) -> Grid {
+        Grid {
+            scales: self.scales.select(Axis(0), rows),
+            zeros: self.zeros.select(Axis(0), rows),
+            ..*self
+        }
+    }
+
     /// The nearest codes.
     pub fn nearest(&self, w: ArrayView2<f32>) -> Array2<i8> {
         Array2::from_shape_fn(w.dim(), |(i, j)| {
@@ -120,10 +129,14 @@ impl Grid {
     /// The values of codes.
     pub fn values(&self, codes: ArrayView2<i8>) -> Array2<f32> {
         let blocks: Vec<usize> = (0..codes.ncols()).map(|j| self.block_of(j)).collect();
-        Array2::from_shape_fn(codes.dim(), |(i, j)| {
-            let (s, z) = self.of_block(i, blocks[j]);
-            (f32::from(codes[[i, j]]) - z) * s
-        })
+        let mut values = codes.mapv(f32::from);
+        for (i, mut row) in values.rows_mut().into_iter().enumerate() {
+            row.iter_mut().zip(&blocks).for_each(|(x, &block)| {
+                let (s, z) = self.of_block(i, block);
+                *x = (*x - z) * s;
+            });
+        }
+        values
     }
 
     /// This grid with the scales of least `eᵀ G e`, `e = w − s (q − z)`, of every row, for given codes: the normal equations of all scales of

@@ -49,6 +49,8 @@ pub mod sparse;
 pub mod spread;
 /// The strongest directions of a large layer's output.
 pub mod subspace;
+/// A table with a scale per column, row by row.
+pub mod table;
 /// Quantiles of times, and their ratio with its confidence interval.
 pub mod timing;
 /// How much values change from sample to sample.

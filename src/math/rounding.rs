@@ -121,21 +121,21 @@ impl Rounding {
         parts.concat()
     }
 
-    /// Codes of `w` (rows × dim), row `i` with `scales[i]`, zero point 0 and codes up to ±qmax of `kind`.
+    /// Codes of some `rows` of `w` (rows × dim), row `i` with `scales[i]`, zero point 0 and codes up to ±qmax of `kind`.
     ///
     /// # Errors
     /// When sizes do not fit, a weight is not finite, or the kind does not fit into int8.
-    pub fn codes(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind) -> Result<Codes> {
+    pub fn codes(&self, w: ArrayView2<f32>, scales: &[f32], kind: IntKind, rows: &[usize]) -> Result<Codes> {
         ensure!(w.nrows() == scales.len(), "{} rows, {} scales", w.nrows(), scales.len());
         ensure!(kind.signed() && kind.qmax() <= 127, "{kind:?} does not fit into int8");
-        self.on_grid(w, &Grid::of_rows(scales, w.ncols(), kind))
+        self.on_grid(w, &Grid::of_rows(scales, w.ncols(), kind), rows)
     }
 
-    /// Codes of `w` (rows × dim) on a grid.
+    /// Codes of some `rows` of `w` (rows × dim) on a grid, in this order.
     ///
     /// # Errors
     /// When sizes do not fit, or a weight is not finite.
-    pub fn on_grid(&self, w: ArrayView2<f32>, grid: &Grid) -> Result<Codes> {
+    pub fn on_grid(&self, w: ArrayView2<f32>, grid: &Grid, rows: &[usize]) -> Result<Codes> {
         let n = self.order.len();
         ensure!(w.ncols() == n, "{} weights in a row, a moment of {n}", w.ncols());
         let parameters = (w.nrows(), grid.blocks(n));
@@ -147,23 +147,19 @@ impl Rounding {
         ensure!(w.iter().all(|x| x.is_finite()), "a weight is not finite");
         let zeros = w.iter().filter(|x| **x == 0.0).count();
         let keep_zeros = zeros as f64 >= SPARSE * w.len() as f64;
-        let firsts: Vec<usize> = (0..w.nrows()).step_by(ROWS).collect();
-        let task = |&first: &usize| {
-            let rows = first..w.nrows().min(first + ROWS);
-            self.task(w.slice(ndarray::s![rows, ..]), grid, first, keep_zeros)
-        };
-        let parts: Vec<(Vec<i8>, Vec<f64>)> = firsts.par_iter().map(task).collect();
+        let parts = rows.par_chunks(ROWS).map(|rows| self.task(w, grid, rows, keep_zeros));
+        let parts: Vec<(Vec<i8>, Vec<f64>)> = parts.collect();
         let (codes, energies): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         Ok(Codes {
-            codes: Array2::from_shape_vec(w.dim(), codes.concat())?,
+            codes: Array2::from_shape_vec((rows.len(), n), codes.concat())?,
             energies: energies.concat(),
         })
     }
 
-    /// Codes row by row, from row `first` of the grid on, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
+    /// Codes of rows, one after the other, and energies. Places are rounded from the last to the first in blocks; what is rounded within a
     /// block is felt at once, and by all places before the block when it is done.
-    fn task(&self, w: ArrayView2<f32>, grid: &Grid, first: usize, keep_zeros: bool) -> (Vec<i8>, Vec<f64>) {
-        let (n, rows) = (self.order.len(), w.nrows());
+    fn task(&self, w: ArrayView2<f32>, grid: &Grid, of: &[usize], keep_zeros: bool) -> (Vec<i8>, Vec<f64>) {
+        let (n, rows) = (self.order.len(), of.len());
         let (low, high) = (grid.limits.0 as f32, grid.limits.1 as f32);
         let mut codes = vec![0i8; rows * n];
         let mut energies = vec![0.0f64; rows];
@@ -179,8 +175,8 @@ impl Rounding {
                 let block = grid.block_of(self.order[j]);
                 let own = errors.col_as_slice_mut(j);
                 for (r, (error, felt)) in own.iter_mut().zip(&feels).enumerate() {
-                    let weight = w[[r, self.order[j]]];
-                    let (scale, zero) = grid.of_block(first + r, block);
+                    let weight = w[[of[r], self.order[j]]];
+                    let (scale, zero) = grid.of_block(of[r], block);
                     let target = (weight + felt / column[j]) / scale;
                     let steps = match keep_zeros && weight == 0.0 {
                         true => 0.0,
@@ -345,6 +341,25 @@ mod tests {
         x.t().dot(&x) / 400.0
     }
 
+    /// Of all rows.
+    fn codes(rounding: &Rounding, w: &Array2<f32>, scales: &[f32], kind: IntKind) -> Result<Codes> {
+        let rows: Vec<usize> = (0..w.nrows()).collect();
+        rounding.codes(w.view(), scales, kind, &rows)
+    }
+
+    #[test]
+    fn some_rows_have_the_codes_that_they_have_among_all() {
+        let (w, g) = (random(3 * ROWS, 100, 13), moment(100));
+        let scales = channel_scales(w.view(), IntKind::S4).expect("finite");
+        let rounding = Rounding::new(g.view()).expect("a moment");
+        let all = codes(&rounding, &w, &scales, IntKind::S4).expect("fits");
+        let rows: Vec<usize> = (0..w.nrows()).filter(|i| i % 5 < 2).collect();
+        let some = rounding.codes(w.view(), &scales, IntKind::S4, &rows).expect("fits");
+        assert_eq!(some.codes, all.codes.select(ndarray::Axis(0), &rows));
+        let energies: Vec<f64> = rows.iter().map(|&i| all.energies[i]).collect();
+        assert_eq!(some.energies, energies);
+    }
+
     #[test]
     fn errors_that_cancel_are_smaller_than_errors_of_nearest() {
         let (w, g) = (random(20, 40, 3), moment(40));
@@ -355,7 +370,7 @@ mod tests {
         };
         let nearest = of(&quantize_per_channel(w.view(), &scales, IntKind::S4).expect("finite"));
         let rounding = Rounding::new(g.view()).expect("a moment");
-        let rounded = rounding.codes(w.view(), &scales, IntKind::S4).expect("fits");
+        let rounded = codes(&rounding, &w, &scales, IntKind::S4).expect("fits");
         let better = of(&rounded.codes);
         assert!(better < 0.5 * nearest, "{better} against {nearest}");
         let by_factor = |w: ArrayView2<f32>| rounding.energies(w).iter().sum::<f64>();
@@ -369,11 +384,9 @@ mod tests {
     fn without_correlation_it_is_rounding_to_nearest() {
         let w = random(5, 12, 9);
         let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
-        let codes = Rounding::new(Array2::eye(12).view())
-            .expect("the identity")
-            .codes(w.view(), &scales, IntKind::S8);
+        let rounding = Rounding::new(Array2::eye(12).view()).expect("the identity");
         let nearest = quantize_per_channel(w.view(), &scales, IntKind::S8).expect("finite");
-        assert_eq!(codes.expect("fits").codes, nearest);
+        assert_eq!(codes(&rounding, &w, &scales, IntKind::S8).expect("fits").codes, nearest);
     }
 
     #[test]
@@ -382,7 +395,7 @@ mod tests {
         let (w, g) = (random(ROWS + 3, PLACES * 2 + 5, 11), moment(PLACES * 2 + 5));
         let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
         let rounding = Rounding::new(g.view()).expect("a moment");
-        let got = rounding.codes(w.view(), &scales, IntKind::S8).expect("fits");
+        let got = codes(&rounding, &w, &scales, IntKind::S8).expect("fits");
         let n = w.ncols();
         let mut same = 0;
         for r in 0..w.nrows() {
@@ -418,7 +431,7 @@ mod tests {
         let scales = channel_scales(w.view(), IntKind::S8).expect("finite");
         let by = |g: ArrayView2<f64>| {
             let rounding = Rounding::new(g).expect("a moment");
-            rounding.codes(w.view(), &scales, IntKind::S8).expect("fits").codes
+            codes(&rounding, &w, &scales, IntKind::S8).expect("fits").codes
         };
         assert_eq!(by(g.view()), by(g.t()));
         assert_ne!(by(g.view()), by(Array2::eye(40).view()));

@@ -14,11 +14,11 @@ pub mod narrow;
 
 use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::math::affine::IntKind;
-use crate::math::channel::{channel_scales, quantize_per_channel};
+use crate::math::table::{column_scales, quantize_columns};
+use crate::math::vector::all_finite;
 use crate::passes::planes::step;
 use crate::passes::{Context, Names};
 use anyhow::Result;
-use ndarray::{ArrayView2, Zip};
 use std::collections::BTreeMap;
 
 /// Smaller tables are not worth a node.
@@ -33,22 +33,17 @@ pub struct Coded {
 }
 
 impl Coded {
-    /// With the signal to noise of all elements, dB.
-    fn new(table: ArrayView2<f32>, kind: IntKind) -> Result<(Coded, f64)> {
-        let scales = channel_scales(table.reversed_axes(), kind)?;
-        let codes = quantize_per_channel(table.reversed_axes(), &scales, kind)?;
-        let codes = codes.reversed_axes();
-        let (mut signal, mut noise) = (0.0f64, 0.0f64);
-        let row = ArrayView2::from_shape((1, scales.len()), &scales)?;
-        Zip::from(table).and(&codes).and_broadcast(row).for_each(|x, q, s| {
-            signal += f64::from(*x).powi(2);
-            noise += f64::from(x - s * f32::from(*q)).powi(2);
-        });
+    /// Of a table (rows × columns), with the signal to noise of all elements, dB.
+    fn new(table: &[f32], [rows, columns]: [usize; 2], kind: IntKind) -> Result<(Coded, f64)> {
+        let scales = column_scales(table, columns, kind)?;
+        let mut made = quantize_columns(table, &scales, kind)?;
+        let steps = step(kind);
+        made.codes.iter_mut().for_each(|q| *q *= steps as i8);
         let coded = Coded {
-            codes: Tensor::new(codes.shape(), codes.iter().map(|q| q * step(kind) as i8).collect()),
-            scales: Tensor::new(&[scales.len()], scales.iter().map(|s| s / step(kind)).collect()),
+            codes: Tensor::new(&[rows, columns], made.codes),
+            scales: Tensor::new(&[columns], scales.iter().map(|s| s / steps).collect()),
         };
-        Ok((coded, 10.0 * (signal / noise).log10()))
+        Ok((coded, 10.0 * (made.signal / made.noise).log10()))
     }
 }
 
@@ -66,11 +61,11 @@ pub fn quantize(model: &mut Model, cx: &mut Context, skip: &Names) -> Result<boo
         let (rows, columns) = (t.dims()[0], t.dims()[1]);
         let Some(floats) = t.floats() else { continue };
         let first = gathers[0];
-        if floats.iter().any(|x| !x.is_finite()) {
+        if !all_finite(&floats) {
             cx.skip(model, first, "its table is not finite: stays in floating point");
             continue;
         }
-        let (coded, sqnr) = Coded::new(ArrayView2::from_shape((rows, columns), &floats)?, IntKind::S8)?;
+        let (coded, sqnr) = Coded::new(&floats, [rows, columns], IntKind::S8)?;
         if sqnr < GOOD {
             cx.skip(
                 model,

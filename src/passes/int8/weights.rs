@@ -19,8 +19,9 @@ use crate::math::channel::{quantize_bias, quantize_per_channel};
 use crate::math::rounding::{Codes, Rounding, stretches};
 use crate::passes::planes;
 use anyhow::{Context as _, Result};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// How often scales are fitted to codes of few bits.
 const REFITS: usize = 3;
@@ -90,7 +91,8 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
     let task = Task::new(site, &w, known, scheme);
     let best = task.best()?;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
-    let sqnr = 10.0 * (task.powers(w.view()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
+    let sqnr =
+        10.0 * (task.powers(w.view(), &task.rows()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
     let step = planes::step(scheme.kind);
     let codes = site.tensor_of(model, best.codes.mapv(|q| step * f32::from(q)).view())?;
     let scales: Vec<f32> = best.scales.iter().map(|s| s / step).collect();
@@ -116,19 +118,30 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
 }
 
 impl Rows {
-    /// Takes over channels that are better (given that of each row); false when there is none.
-    fn improve(&mut self, other: Rows, channels: &[usize]) -> bool {
+    fn new(scales: Vec<f32>, Codes { codes, energies }: Codes) -> Rows {
+        Rows {
+            scales,
+            codes,
+            wrong: energies,
+        }
+    }
+
+    /// Takes over channels (given that of each row) that are better by other scales, and gives their rows. `found` are the codes of some `rows`, which are all
+    /// those of their channels.
+    fn improve(&mut self, rows: &[usize], scales: &[f32], found: &Codes, channels: &[usize]) -> Vec<usize> {
         let mut gained = vec![0.0; channels.len()];
-        for (i, &c) in channels.iter().enumerate() {
-            gained[c] += self.wrong[i] - other.wrong[i];
+        for (k, &i) in rows.iter().enumerate() {
+            gained[channels[i]] += self.wrong[i] - found.energies[k];
         }
-        let better: Vec<usize> = (0..self.wrong.len()).filter(|&i| gained[channels[i]] > 0.0).collect();
-        for &i in &better {
-            self.wrong[i] = other.wrong[i];
-            self.scales[i] = other.scales[i];
-            self.codes.row_mut(i).assign(&other.codes.row(i));
+        let places = (0..rows.len()).filter(|&k| gained[channels[rows[k]]] > 0.0);
+        let places: Vec<usize> = places.collect();
+        for &k in &places {
+            let i = rows[k];
+            self.wrong[i] = found.energies[k];
+            self.scales[i] = scales[i];
+            self.codes.row_mut(i).assign(&found.codes.row(k));
         }
-        !better.is_empty()
+        places.into_iter().map(|k| rows[k]).collect()
     }
 }
 
@@ -160,6 +173,11 @@ impl<'a> Task<'a> {
         }
     }
 
+    /// All rows.
+    fn rows(&self) -> Vec<usize> {
+        (0..self.w.nrows()).collect()
+    }
+
     /// One scale for each channel.
     fn of_channels(&self, rows: &[f32]) -> Vec<f32> {
         let mut largest = vec![0.0f32; self.site.dims()[self.site.layout.out_axis]];
@@ -179,16 +197,20 @@ impl<'a> Task<'a> {
                 false => self.nearest(widest),
             };
         }
-        let mut best = self.rounded(widest)?;
+        let mut rows = self.rows();
+        let codes = self.rounded(&widest, &rows)?;
+        let mut best = Rows::new(widest, codes);
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
-            best.improve(self.rounded(narrow)?, &self.channels);
+            best.improve(&rows, &narrow, &self.rounded(&narrow, &rows)?, &self.channels);
         }
         if self.scheme.per_channel && self.scheme.kind.bits() < 8 {
-            let signal = self.powers(self.w.view());
+            let signal = self.powers(self.w.view(), &rows);
             for _ in 0..REFITS {
-                let fitted = self.safe(self.refitted(&best, &signal)?)?;
-                if !best.improve(self.rounded(fitted)?, &self.channels) {
+                // A channel that this did not help would be fitted in the same way once more.
+                let fitted = self.safe(self.refitted(&best, &signal, &rows)?)?;
+                rows = best.improve(&rows, &fitted, &self.rounded(&fitted, &rows)?, &self.channels);
+                if rows.is_empty() {
                     break;
                 }
             }
@@ -196,11 +218,18 @@ impl<'a> Task<'a> {
         Ok(best)
     }
 
-    /// The scales that serve codes best.
-    fn refitted(&self, rows: &Rows, signal: &[f64]) -> Result<Vec<f32>> {
-        let numbers = dequantize_per_channel(rows.codes.view(), &rows.scales)?;
-        let all = stretches(signal, &self.powers(numbers.view()), &rows.wrong);
-        Ok(rows.scales.iter().zip(all).map(|(scale, t)| scale * t).collect())
+    /// The scales that serve the codes of some rows best; those of the others as they are.
+    fn refitted(&self, best: &Rows, signal: &[f64], rows: &[usize]) -> Result<Vec<f32>> {
+        fn pick<T: Copy>(all: &[T], rows: &[usize]) -> Vec<T> {
+            rows.iter().map(|&i| all[i]).collect()
+        }
+        let codes = best.codes.select(Axis(0), rows);
+        let numbers = dequantize_per_channel(codes.view(), &pick(&best.scales, rows))?;
+        let own = self.powers(numbers.view(), rows);
+        let mut scales = best.scales.clone();
+        let all = stretches(&pick(signal, rows), &own, &pick(&best.wrong, rows));
+        rows.iter().zip(all).for_each(|(&i, t)| scales[i] *= t);
+        Ok(scales)
     }
 
     /// Scales of the largest weights.
@@ -246,49 +275,52 @@ impl<'a> Task<'a> {
     fn nearest(&self, scales: Vec<f32>) -> Result<Rows> {
         let codes = quantize_per_channel(self.w.view(), &scales, self.scheme.kind)?;
         let error = self.w - &dequantize_per_channel(codes.view(), &scales)?;
-        let wrong = self.powers(error.view());
+        let wrong = self.powers(error.view(), &self.rows());
         Ok(Rows { scales, codes, wrong })
     }
 
-    /// A group whose input is always zero has no factor: any code will do, the nearest is taken.
-    fn rounded(&self, scales: Vec<f32>) -> Result<Rows> {
-        let part = |(g, rounding): (usize, &Option<Rounding>)| {
-            let rows = self.site.rows(g);
-            let part = self.w.slice(ndarray::s![rows.clone(), ..]);
+    /// Where the rows of each group stand among some rows, which are in order.
+    fn places(&self, rows: &[usize]) -> Vec<Range<usize>> {
+        let before = |end: usize| rows.partition_point(|row| *row < end);
+        let of = |g: usize| self.site.rows(g);
+        (0..self.roundings.len())
+            .map(|g| before(of(g).start)..before(of(g).end))
+            .collect()
+    }
+
+    /// Codes of some rows. A group whose input is always zero has no factor: any code will do, the nearest is taken.
+    fn rounded(&self, scales: &[f32], rows: &[usize]) -> Result<Codes> {
+        let part = |((g, rounding), place): ((usize, &Option<Rounding>), Range<usize>)| {
+            let all = self.site.rows(g);
+            let own: Vec<usize> = rows[place].iter().map(|row| row - all.start).collect();
+            let (part, scales) = (self.w.slice(ndarray::s![all.clone(), ..]), &scales[all]);
             match rounding {
-                Some(r) => r.codes(part, &scales[rows], self.scheme.kind),
-                None => {
-                    let codes = quantize_per_channel(part, &scales[rows.clone()], self.scheme.kind)?;
-                    Ok(Codes {
-                        codes,
-                        energies: vec![0.0; rows.len()],
-                    })
-                }
+                Some(r) => r.codes(part, scales, self.scheme.kind, &own),
+                None => Ok(Codes {
+                    codes: quantize_per_channel(part, scales, self.scheme.kind)?.select(Axis(0), &own),
+                    energies: vec![0.0; own.len()],
+                }),
             }
         };
-        let parts: Vec<Codes> = self.roundings.par_iter().enumerate().map(part).collect::<Result<_>>()?;
+        let all = self.roundings.par_iter().enumerate().zip(self.places(rows));
+        let parts: Vec<Codes> = all.map(part).collect::<Result<_>>()?;
         let codes: Vec<_> = parts.iter().map(|p| p.codes.view()).collect();
-        let codes = ndarray::concatenate(ndarray::Axis(0), &codes)?;
-        Ok(Rows {
-            scales,
-            codes,
-            wrong: parts.into_iter().flat_map(|p| p.energies).collect(),
+        Ok(Codes {
+            codes: ndarray::concatenate(Axis(0), &codes)?,
+            energies: parts.into_iter().flat_map(|p| p.energies).collect(),
         })
     }
 
-    /// The mean square of each row's products, or of its weights where nothing was measured.
-    fn powers(&self, rows: ArrayView2<f32>) -> Vec<f64> {
+    /// The mean square of the products of `numbers`, which stand for some rows; of the numbers where nothing was measured.
+    fn powers(&self, numbers: ArrayView2<f32>, rows: &[usize]) -> Vec<f64> {
         if self.roundings.is_empty() {
             let square = |r: ArrayView1<f32>| r.iter().map(|x| f64::from(*x).powi(2)).sum();
-            return rows.rows().into_iter().map(square).collect();
+            return numbers.rows().into_iter().map(square).collect();
         }
-        let each = self.roundings.iter().enumerate();
-        each.flat_map(|(g, rounding)| {
-            let rows = rows.slice(ndarray::s![self.site.rows(g), ..]);
-            match rounding {
-                Some(r) => r.energies(rows),
-                None => vec![0.0; rows.nrows()],
-            }
+        let each = self.roundings.iter().zip(self.places(rows));
+        each.flat_map(|(rounding, place)| match rounding {
+            Some(r) => r.energies(numbers.slice(ndarray::s![place, ..])),
+            None => vec![0.0; place.len()],
         })
         .collect()
     }

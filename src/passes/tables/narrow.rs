@@ -7,7 +7,6 @@ use crate::passes::mixed::Weight;
 use crate::passes::planes::Packer;
 use crate::passes::{Context, NoteKind};
 use anyhow::{Context as _, Result, bail};
-use ndarray::{Array2, ArrayView2};
 use std::collections::BTreeMap;
 
 /// A table in 8 bits, as [`quantize`](super::quantize) leaves it, that could have fewer. What it was before is gone: it is rounded once more, and of the
@@ -50,13 +49,20 @@ impl Stored<'_> {
         }
     }
 
-    fn floats(&self) -> Result<Array2<f32>> {
+    fn floats(&self) -> Result<Vec<f32>> {
         let codes = self.model.constant(self.codes).context("a table is constant")?;
         let codes = codes.view::<i8>().context("its codes are int8")?;
         let scales = self.model.constant(self.scales).and_then(Tensor::floats);
         let scales = scales.context("its scales are floats")?;
-        let codes = ArrayView2::from_shape(self.dims(), &codes)?;
-        Ok(codes.mapv(f32::from) * ArrayView2::from_shape((1, scales.len()), &scales)?)
+        let mut floats = vec![0.0; codes.len()];
+        let rows = floats
+            .chunks_mut(scales.len().max(1))
+            .zip(codes.chunks(scales.len().max(1)));
+        rows.for_each(|(floats, codes)| {
+            let all = floats.iter_mut().zip(codes).zip(scales.iter());
+            all.for_each(|((x, q), scale)| *x = f32::from(*q) * scale);
+        });
+        Ok(floats)
     }
 }
 
@@ -72,7 +78,7 @@ impl Weight for Stored<'_> {
     }
 
     fn rounded(&self, kind: IntKind) -> Result<(Coded, f64)> {
-        Coded::new(self.floats()?.view(), kind)
+        Coded::new(&self.floats()?, self.dims(), kind)
     }
 
     fn put(&self, model: &mut Model, coded: &Coded) -> Result<()> {

@@ -13,11 +13,11 @@ use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
 use crate::math::grid::{Form, Grid};
-use crate::math::rounding::{Rounding, energies, permute, stretches};
+use crate::math::rounding::{Codes, Rounding, energies, permute, stretches};
 use crate::math::shrink::{Shrunk, UNKNOWN, believed, for_half, intensity};
 use crate::passes::Context;
 use anyhow::{Context as _, Result};
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::borrow::Cow;
 
 /// The λ of moments, in units of that which is best for them as a whole (`math::shrink`).
@@ -249,27 +249,42 @@ struct Rows {
 }
 
 impl Rows {
-    /// The grid of one block with the scales that serve the codes best. `powers` are those of the weights' products.
-    fn rescaled(&self, rounding: &Rounding, powers: &[f64]) -> Grid {
+    /// The grid with the scales that serve the codes of some rows best. `powers` are those of the weights' products.
+    fn rescaled(
+        &self,
+        w: ArrayView2<f32>,
+        rows: &[usize],
+        seen: (&Rounding, ArrayView2<f64>),
+        powers: &[f64],
+    ) -> Result<Grid> {
+        let (old, codes) = (self.grid.of(rows), self.codes.select(Axis(0), rows));
+        let new = match old.blocks(w.ncols()) {
+            1 => {
+                let pick = |all: &[f64]| rows.iter().map(|&i| all[i]).collect::<Vec<_>>();
+                let own = seen.0.energies(old.values(codes.view()).view());
+                let all = Array1::from(stretches(&pick(powers), &own, &pick(&self.wrong)));
+                old.scales * all.insert_axis(Axis(1))
+            }
+            _ => old.refit(w.select(Axis(0), rows).view(), codes.view(), seen.1)?.scales,
+        };
         let mut grid = self.grid.clone();
-        let own = rounding.energies(grid.values(self.codes.view()).view());
-        let all = stretches(powers, &own, &self.wrong);
-        grid.scales.iter_mut().zip(all).for_each(|(scale, t)| *scale *= t);
-        grid
+        let pairs = rows.iter().zip(new.rows());
+        pairs.for_each(|(&i, scales)| grid.scales.row_mut(i).assign(&scales));
+        Ok(grid)
     }
 
-    /// Takes over rows that are better; false when there is none.
-    fn improve(&mut self, other: Rows) -> bool {
-        let better: Vec<usize> = (0..self.wrong.len())
-            .filter(|&i| other.wrong[i] < self.wrong[i])
-            .collect();
-        for &i in &better {
-            self.wrong[i] = other.wrong[i];
-            self.codes.row_mut(i).assign(&other.codes.row(i));
-            self.grid.scales.row_mut(i).assign(&other.grid.scales.row(i));
-            self.grid.zeros.row_mut(i).assign(&other.grid.zeros.row(i));
+    /// Takes over those of some `rows` that are better on another grid, and gives them.
+    fn improve(&mut self, rows: &[usize], grid: &Grid, found: &Codes) -> Vec<usize> {
+        let places = (0..rows.len()).filter(|&k| found.energies[k] < self.wrong[rows[k]]);
+        let places: Vec<usize> = places.collect();
+        for &k in &places {
+            let i = rows[k];
+            self.wrong[i] = found.energies[k];
+            self.codes.row_mut(i).assign(&found.codes.row(k));
+            self.grid.scales.row_mut(i).assign(&grid.scales.row(i));
+            self.grid.zeros.row_mut(i).assign(&grid.zeros.row(i));
         }
-        !better.is_empty()
+        places.into_iter().map(|k| rows[k]).collect()
     }
 }
 
@@ -284,24 +299,22 @@ fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result
         let wrong = energies((&w - &grid.values(codes.view())).view(), second);
         return Ok((Rows { codes, grid, wrong }, energies(w, second)));
     };
-    let rounded = |grid: Grid| -> Result<Rows> {
-        let found = rounding.on_grid(w, &grid)?;
-        Ok(Rows {
-            codes: found.codes,
-            grid,
-            wrong: found.energies,
-        })
-    };
+    let mut rows: Vec<usize> = (0..w.nrows()).collect();
     let powers = rounding.energies(w);
-    let mut best = rounded(grid)?;
-    best.improve(rounded(Grid::best(w, form, None)?)?);
+    let Codes { codes, energies } = rounding.on_grid(w, &grid, &rows)?;
+    let mut best = Rows {
+        codes,
+        grid,
+        wrong: energies,
+    };
+    let plain = Grid::best(w, form, None)?;
+    best.improve(&rows, &plain, &rounding.on_grid(w, &plain, &rows)?);
     if form.kind.qmax() < 127 {
         for _ in 0..REFITS {
-            let fitted = match best.grid.blocks(w.ncols()) {
-                1 => best.rescaled(&rounding, &powers),
-                _ => best.grid.refit(w, best.codes.view(), second)?,
-            };
-            if !best.improve(rounded(fitted)?) {
+            // A row that this did not help would be fitted in the same way once more.
+            let fitted = best.rescaled(w, &rows, (&rounding, second), &powers)?;
+            rows = best.improve(&rows, &fitted, &rounding.on_grid(w, &fitted, &rows)?);
+            if rows.is_empty() {
                 break;
             }
         }
