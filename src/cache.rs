@@ -5,8 +5,12 @@
 //! A file is text: a line that tells the format, then a line for each key, with the bits of its numbers in hexadecimal. It is written to a
 //! temporary file and renamed; of two runs that write at a time the last one's numbers stay.
 
+mod objects;
+
+pub use objects::Objects;
+
 use crate::calibrate::key::{of_model, of_sample};
-use crate::data::Sample;
+use crate::data::{Sample, Samples};
 use crate::ir::Model;
 use crate::math::hash::{Digest, Hasher};
 use crate::onnx::{check_target, folder_of, temp::Temp};
@@ -48,6 +52,12 @@ impl Key {
         self
     }
 
+    /// And of numbers.
+    pub fn numbers<T: bytemuck::NoUninit>(mut self, all: &[T]) -> Key {
+        self.0.add_field(bytemuck::cast_slice(all));
+        self
+    }
+
     /// And of a model.
     ///
     /// # Errors
@@ -61,6 +71,12 @@ impl Key {
     pub fn sample(mut self, sample: &Sample) -> Key {
         self.0.add(&of_sample(sample));
         self
+    }
+
+    /// And of some samples of the only data set there is, in their order.
+    pub fn samples(self, samples: &Samples) -> Key {
+        let numbers: Vec<usize> = (0..samples.len()).map(|i| samples.number(i)).collect();
+        self.numbers(&numbers)
     }
 }
 

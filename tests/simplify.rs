@@ -34,6 +34,7 @@ fn simplify(model: &mut Model) -> Option<Vec<onnxzip::passes::Note>> {
         progress: &progress::Silent,
         memo: None,
         cache: None,
+        objects: None,
         notes: Vec::new(),
         charts: Vec::new(),
         exhausted: false,

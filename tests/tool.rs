@@ -80,6 +80,7 @@ pub fn run_passes(model: &mut Model, list: &str, data: &Dataset, seed: u64) -> V
         progress: &Silent,
         memo: None,
         cache: None,
+        objects: None,
         notes: Vec::new(),
         charts: Vec::new(),
         exhausted: false,

@@ -23,7 +23,7 @@ use fold::{Job, Sums};
 use plan::{Parts, Plan};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 pub use survey::LOOKED_AT;
 use survey::Survey;
 use tree::{Course, Known, Part as Shard, Step, Take, Whole};
@@ -82,15 +82,15 @@ pub enum Patch {
     },
 }
 
-/// What was measured.
-#[derive(Default)]
+/// What was measured. Copies share the second moments.
+#[derive(Clone, Default)]
 pub struct Stats {
     /// Number of samples seen.
     pub samples: usize,
     ranges: HashMap<ValueId, Range>,
     spreads: HashMap<ValueId, Spread>,
     means: HashMap<(ValueId, i64), Vec<f64>>,
-    grams: HashMap<(ValueId, Patch), Vec<Gram>>,
+    grams: HashMap<(ValueId, Patch), Arc<Vec<Gram>>>,
 }
 
 impl Stats {
@@ -112,7 +112,15 @@ impl Stats {
     }
     /// The second moments of a value, one for every group.
     pub fn gram(&self, v: ValueId, patch: &Patch) -> Option<&[Gram]> {
-        self.grams.get(&(v, patch.clone())).map(Vec::as_slice)
+        self.grams.get(&(v, patch.clone())).map(|all| &all[..])
+    }
+
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        let grams = self.grams.values().flat_map(|all| all.iter());
+        let grams = grams.filter_map(|g| Gram::bytes(g.dim()));
+        let spreads = self.spreads.values().map(Spread::bytes);
+        grams.chain(spreads).fold(0, usize::saturating_add)
     }
 }
 
@@ -424,7 +432,9 @@ impl Stats {
                     self.spreads.insert(v, h);
                 }
                 (Sums::Mean(m), Measure::Mean(axis)) => drop(self.means.insert((v, axis), m.mean())),
-                (Sums::Grams(g), Measure::Gram(patch, _)) => drop(self.grams.insert((v, patch), g.into_grams())),
+                (Sums::Grams(g), Measure::Gram(patch, _)) => {
+                    drop(self.grams.insert((v, patch), Arc::new(g.into_grams())))
+                }
                 (Sums::Mean(_) | Sums::Grams(_), _) => {}
             }
         }

@@ -154,6 +154,9 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Bytes that one takes, about.
+    pub const BYTES: usize = BINS * size_of::<u64>();
+
     /// An empty histogram.
     pub fn new() -> Self {
         Histogram::default()

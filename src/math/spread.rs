@@ -47,6 +47,11 @@ impl Spread {
         }
     }
 
+    /// Bytes that it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.classes.len() * Histogram::BYTES
+    }
+
     /// Adds other samples.
     pub fn merge(&mut self, other: &Spread) {
         for (key, class) in &other.classes {

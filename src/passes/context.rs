@@ -5,7 +5,8 @@ use super::opset::raise_opset;
 use crate::analysis::cost::cost;
 use crate::analysis::sites::{Site, site};
 use crate::analysis::stats::{LOOKED_AT, Measure, Stats, measure};
-use crate::cache::Cache;
+use crate::cache::{Cache, Key, Objects};
+use crate::calibrate::key::spelled;
 use crate::calibrate::{Memo, With};
 use crate::data::Samples;
 use crate::engine::Engine;
@@ -57,6 +58,8 @@ pub struct Context<'a> {
     pub memo: Option<&'a Memo>,
     /// What changes did to outputs in earlier trials.
     pub cache: Option<&'a Cache>,
+    /// What passes before made, where they may run again.
+    pub objects: Option<&'a Arc<Objects>>,
     /// What was said so far.
     pub notes: Vec<Note>,
     /// What the report draws.
@@ -130,7 +133,19 @@ impl Context<'_> {
             );
         }
         let one = |samples: &Samples| measure(model, wanted, engine, samples, threads, progress);
-        over.iter().map(one).collect()
+        let Some(objects) = self.objects else {
+            return over.iter().map(one).collect();
+        };
+        let mut key = Key::new("statistics", &engine.name()).model(model)?;
+        for want in wanted {
+            key = key.text(&format!("{want:?}")).text(&spelled(model, want));
+        }
+        let kept = |samples: &Samples| {
+            let key = key.clone().samples(samples);
+            let stats = objects.get(key, Stats::bytes, || one(samples))?;
+            Ok(Stats::clone(&stats))
+        };
+        over.iter().map(kept).collect()
     }
 
     /// Measures values of the main graph over two halves of the calibration samples ([`Samples::measured_halves`]).

@@ -301,6 +301,7 @@ pub fn apply(
             progress,
             memo,
             cache: options.cache.as_deref(),
+            objects: options.objects.as_ref(),
             notes: Vec::new(),
             charts: Vec::new(),
             exhausted: false,

@@ -1,7 +1,7 @@
 //! What the main job is asked to do.
 
 use super::Targets;
-use crate::cache::Cache;
+use crate::cache::{Cache, Objects};
 use crate::data::Preprocess;
 use crate::ir::Model;
 use crate::onnx::WriteOptions;
@@ -55,6 +55,8 @@ pub struct Options {
     pub threads: usize,
     /// What trials have measured; results do not depend on it.
     pub cache: Option<Arc<Cache>>,
+    /// What is made again and again within a search, which gives it; it takes memory, and one run of passes has no use for it.
+    pub objects: Option<Arc<Objects>>,
     /// How to write.
     pub write: WriteOptions,
 }
@@ -82,6 +84,7 @@ impl Options {
             seed: 0,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             cache: None,
+            objects: None,
             write: WriteOptions::default(),
         }
     }

@@ -43,6 +43,7 @@ use plan::{Knob, REST, further, knobs};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The part of the budget that may be used up on the tuning samples: the held-back ones differ.
@@ -81,6 +82,7 @@ pub fn optimize(
     let [fit, tune] = calib.parted();
     let dims = data.dims()?;
     options.cache.get_or_insert_default();
+    options.objects = Some(Arc::default());
     let key = known::key(&original, &budget, [&fit, &tune], &options, engine)?;
     let mut search = Search {
         before: Size {

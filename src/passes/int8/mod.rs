@@ -262,6 +262,7 @@ impl Int8 {
             stats: &stats,
             ranges,
             halves,
+            objects: cx.objects.map(|o| &**o),
         };
         self.settle(model, &units, elements, (&seen, &mut weights), (rival, start), cx)
     }

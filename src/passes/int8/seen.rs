@@ -3,6 +3,7 @@
 use super::ranges::Chosen;
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Patch, Stats};
+use crate::cache::{Key, Objects};
 use crate::ir::ValueId;
 use crate::math::gram::Gram;
 use crate::math::shrink::{Shrunk, for_half, intensity};
@@ -22,6 +23,8 @@ pub struct Seen<'a> {
     pub ranges: BTreeMap<ValueId, Chosen>,
     /// The second moments over either half of the samples, when they are not among the rest.
     pub halves: Option<[Stats; 2]>,
+    /// What was rounded before, within a search.
+    pub objects: Option<&'a Objects>,
 }
 
 /// Second moments of the inputs of sites that read one weight, all together, one for each group; none when nothing was measured.
@@ -54,6 +57,16 @@ impl Moments<'_> {
     /// The mean input of the `i`-th site, group by group.
     pub fn means(&self, i: usize) -> &[Array1<f64>] {
         self.means.get(i).map_or(&[], |m| m)
+    }
+
+    /// Tells all that [`Moments::matrix`] gives.
+    pub fn key(&self, mut key: Key) -> Key {
+        for sums in &*self.sums {
+            let means = sums.sum.as_slice().unwrap_or_default();
+            key = key.number(sums.n as usize).numbers(means).numbers(sums.exponents());
+            key = sums.rows(false).fold(key, Key::numbers);
+        }
+        key.numbers(&self.doubt)
     }
 
     /// How many groups were measured.

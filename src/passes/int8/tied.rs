@@ -150,6 +150,7 @@ impl Int8 {
             moments,
             movable: sites.iter().all(|s| movable(model, s)),
             input_scale,
+            objects: seen.objects,
         };
         scheme.per_channel &= !self.target.per_tensor.contains(&node.op.name.as_str());
         scheme.kind = kind.unwrap_or(scheme.kind);

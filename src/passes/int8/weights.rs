@@ -10,6 +10,7 @@
 
 use super::seen::Moments;
 use crate::analysis::sites::Site;
+use crate::cache::{Key, Objects};
 use crate::ir::{Model, Tensor};
 use crate::math::affine::IntKind;
 use crate::math::channel::{
@@ -22,6 +23,7 @@ use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How often scales are fitted to codes of few bits.
 const REFITS: usize = 3;
@@ -71,6 +73,15 @@ pub struct Known<'a> {
     pub input_scale: f32,
     /// Moments of the inputs.
     pub moments: &'a Moments<'a>,
+    /// What was rounded before, within a search.
+    pub objects: Option<&'a Objects>,
+}
+
+/// A weight's rows, rounded.
+struct Rounded {
+    best: Rows,
+    /// Signal to noise of the products, dB.
+    sqnr: f64,
 }
 
 /// Codes with a scale for each row, and how wrong each row is.
@@ -88,11 +99,20 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
     let site = sites.first().context("a site")?;
     let mut w = site.matrix(model)?;
     w.mapv_inplace(|x| x * site.layout.scale);
-    let task = Task::new(site, &w, known, scheme);
-    let best = task.best()?;
+    let channels: Vec<usize> = (0..w.nrows()).map(|row| site.output(row).1).collect();
+    let made = || {
+        let task = Task::new(site, (&w, &channels), known, scheme);
+        let best = task.best()?;
+        let [signal, noise] = [&task.powers(w.view(), &task.rows()), &best.wrong].map(|p| p.iter().sum::<f64>());
+        let sqnr = 10.0 * (signal / noise).log10();
+        Ok(Rounded { best, sqnr })
+    };
+    let rounded = match known.objects {
+        Some(objects) => objects.get(known.key(site, &w, scheme), Rounded::bytes, made)?,
+        None => Arc::new(made()?),
+    };
+    let Rounded { best, sqnr } = &*rounded;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
-    let sqnr =
-        10.0 * (task.powers(w.view(), &task.rows()).iter().sum::<f64>() / best.wrong.iter().sum::<f64>()).log10();
     let step = planes::step(scheme.kind);
     let codes = site.tensor_of(model, best.codes.mapv(|q| step * f32::from(q)).view())?;
     let scales: Vec<f32> = best.scales.iter().map(|s| s / step).collect();
@@ -100,12 +120,12 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
         codes: to_i8(&codes)?,
         kind: scheme.kind,
         scales: if scheme.per_channel {
-            task.of_channels(&scales)
+            of_channels(site, &channels, &scales)
         } else {
             scales[..1].to_vec()
         },
         shift: Vec::new(),
-        sqnr,
+        sqnr: *sqnr,
     };
     let each = (0..sites.len()).map(|i| Weight {
         shift: match known.movable {
@@ -115,6 +135,28 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
         ..weight.clone()
     });
     Ok(each.collect())
+}
+
+impl Known<'_> {
+    /// Tells all that a weight (as a matrix) is rounded by.
+    fn key(&self, site: &Site, w: &Array2<f32>, scheme: Scheme) -> Key {
+        let way = (
+            site.dims(),
+            site.layout.out_axis,
+            site.layout.groups,
+            site.is_transposed(),
+        );
+        let key =
+            Key::new("weight in integers", "").text(&format!("{scheme:?} {way:?} {:?} {}", w.dim(), self.movable));
+        let key = key.numbers(w.as_standard_layout().as_slice().unwrap_or_default());
+        self.moments.key(key.numbers(self.bias).numbers(&[self.input_scale]))
+    }
+}
+
+impl Rounded {
+    fn bytes(&self) -> usize {
+        self.best.codes.len() + 12 * self.best.wrong.len()
+    }
 }
 
 impl Rows {
@@ -153,11 +195,16 @@ struct Task<'a> {
     known: &'a Known<'a>,
     scheme: Scheme,
     /// The channel of each row.
-    channels: Vec<usize>,
+    channels: &'a [usize],
 }
 
 impl<'a> Task<'a> {
-    fn new(site: &'a Site, w: &'a Array2<f32>, known: &'a Known<'a>, scheme: Scheme) -> Task<'a> {
+    fn new(
+        site: &'a Site,
+        (w, channels): (&'a Array2<f32>, &'a [usize]),
+        known: &'a Known<'a>,
+        scheme: Scheme,
+    ) -> Task<'a> {
         let groups = match scheme.rounding {
             Choice::Data => known.moments.groups(),
             Choice::Nearest => 0,
@@ -169,22 +216,13 @@ impl<'a> Task<'a> {
             roundings: (0..groups).into_par_iter().map(of).collect(),
             known,
             scheme,
-            channels: (0..w.nrows()).map(|row| site.output(row).1).collect(),
+            channels,
         }
     }
 
     /// All rows.
     fn rows(&self) -> Vec<usize> {
         (0..self.w.nrows()).collect()
-    }
-
-    /// One scale for each channel.
-    fn of_channels(&self, rows: &[f32]) -> Vec<f32> {
-        let mut largest = vec![0.0f32; self.site.dims()[self.site.layout.out_axis]];
-        for (&c, &scale) in self.channels.iter().zip(rows) {
-            largest[c] = largest[c].max(scale);
-        }
-        largest
     }
 
     /// The best codes of all ways to choose them, row by row when each has a scale of its own.
@@ -202,14 +240,14 @@ impl<'a> Task<'a> {
         let mut best = Rows::new(widest, codes);
         if self.scheme.per_channel {
             let narrow = self.safe(self.narrow()?)?;
-            best.improve(&rows, &narrow, &self.rounded(&narrow, &rows)?, &self.channels);
+            best.improve(&rows, &narrow, &self.rounded(&narrow, &rows)?, self.channels);
         }
         if self.scheme.per_channel && self.scheme.kind.bits() < 8 {
             let signal = self.powers(self.w.view(), &rows);
             for _ in 0..REFITS {
                 // A channel that this did not help would be fitted in the same way once more.
                 let fitted = self.safe(self.refitted(&best, &signal, &rows)?)?;
-                rows = best.improve(&rows, &fitted, &self.rounded(&fitted, &rows)?, &self.channels);
+                rows = best.improve(&rows, &fitted, &self.rounded(&fitted, &rows)?, self.channels);
                 if rows.is_empty() {
                     break;
                 }
@@ -265,7 +303,7 @@ impl<'a> Task<'a> {
         let twice: Vec<f32> = twice.collect::<Option<_>>().context("a bias for each output")?;
         let input = self.known.input_scale / planes::step(self.scheme.kind);
         if self.scheme.per_channel {
-            let each = self.of_channels(&bias_safe_scales(&twice, input, &scales)?);
+            let each = of_channels(self.site, self.channels, &bias_safe_scales(&twice, input, &scales)?);
             return Ok(self.channels.iter().map(|&c| each[c]).collect());
         }
         let one = bias_safe_scales(&twice, input, &scales[..1])?;
@@ -324,6 +362,15 @@ impl<'a> Task<'a> {
         })
         .collect()
     }
+}
+
+/// One scale for each channel, given the channels and the scales of rows.
+fn of_channels(site: &Site, channels: &[usize], rows: &[f32]) -> Vec<f32> {
+    let mut largest = vec![0.0f32; site.dims()[site.layout.out_axis]];
+    for (&c, &scale) in channels.iter().zip(rows) {
+        largest[c] = largest[c].max(scale);
+    }
+    largest
 }
 
 /// `(W − Ŵ) E[x]`.

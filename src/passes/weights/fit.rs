@@ -9,6 +9,7 @@
 use super::find::Weight;
 use super::view::View;
 use crate::analysis::stats::Stats;
+use crate::cache::{Key, Objects};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::math::gram::Gram;
@@ -19,6 +20,7 @@ use crate::passes::Context;
 use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// The λ of moments, in units of that which is best for them as a whole (`math::shrink`).
 const TIMES: f64 = 2.0;
@@ -61,7 +63,10 @@ pub struct Fitted {
 }
 
 /// Second moments over two halves of the samples; the second half may be empty.
-pub struct Data([Stats; 2]);
+pub struct Data {
+    halves: [Stats; 2],
+    objects: Option<Arc<Objects>>,
+}
 
 /// What of the data codes are rounded by.
 #[derive(Clone, Copy)]
@@ -69,12 +74,18 @@ pub struct Seen<'a> {
     halves: [&'a Stats; 2],
     /// The first half alone; the other only says how far it is to be believed.
     first: bool,
+    /// What was rounded before, within a search.
+    objects: Option<&'a Objects>,
 }
 
 impl<'a> Seen<'a> {
     /// All that two halves of the samples say.
     pub fn of(halves: [&'a Stats; 2]) -> Seen<'a> {
-        Seen { halves, first: false }
+        Seen {
+            halves,
+            first: false,
+            objects: None,
+        }
     }
 }
 
@@ -88,19 +99,25 @@ impl Data {
             return Ok(None);
         }
         let wanted = weights.iter().flat_map(|w| w.measures(model));
-        Ok(Some(Data(cx.halves(model, wanted)?)))
+        Ok(Some(Data {
+            halves: cx.halves(model, wanted)?,
+            objects: cx.objects.cloned(),
+        }))
     }
 
     /// All samples.
     pub fn all(&self) -> Seen<'_> {
-        Seen::of(self.0.each_ref())
+        Seen {
+            objects: self.objects.as_deref(),
+            ..Seen::of(self.halves.each_ref())
+        }
     }
 
     /// The first half.
     pub fn half(&self) -> Seen<'_> {
         Seen {
-            halves: self.0.each_ref(),
             first: true,
+            ..self.all()
         }
     }
 }
@@ -158,11 +175,15 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         };
         permute(&mut second, &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
-        let (best, powers) = data_aware(part, form, second.view())?;
-        signal += powers.iter().sum::<f64>();
-        noise += best.wrong.iter().sum::<f64>();
+        let made = || data_aware(part, form, second.view());
+        let rows = match data.and_then(|d| d.objects) {
+            Some(objects) => objects.get(key(part, form, second.view()), Rows::bytes, made)?,
+            None => Arc::new(made()?),
+        };
+        signal += rows.powers.iter().sum::<f64>();
+        noise += rows.wrong.iter().sum::<f64>();
         if let Some(mean) = mean {
-            let error = &part - &best.grid.values(best.codes.view());
+            let error = &part - &rows.grid.values(rows.codes.view());
             shift.extend(
                 error
                     .rows()
@@ -170,7 +191,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
                     .map(|r| r.iter().zip(&order).map(|(e, &i)| f64::from(*e) * mean[i]).sum::<f64>() as f32),
             );
         }
-        parts.push(best);
+        parts.push(rows);
     }
     if signal == 0.0 {
         return fit(model, w, view, scheme, None); // inputs are always zero on the data
@@ -241,28 +262,36 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     Some(Known { moments: all?, movable })
 }
 
+/// Tells all that [`data_aware`] depends on.
+fn key(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Key {
+    let (w, second) = (w.as_standard_layout(), second.as_standard_layout());
+    let key = Key::new("rows on a grid", "").text(&format!("{form:?} {:?}", w.dim()));
+    key.numbers(w.as_slice().unwrap_or_default())
+        .numbers(second.as_slice().unwrap_or_default())
+}
+
 /// Rows with parameters, and how wrong each is.
 struct Rows {
     codes: Array2<i8>,
     grid: Grid,
     wrong: Vec<f64>,
+    /// Of the products of the weights.
+    powers: Vec<f64>,
 }
 
 impl Rows {
-    /// The grid with the scales that serve the codes of some rows best. `powers` are those of the weights' products.
-    fn rescaled(
-        &self,
-        w: ArrayView2<f32>,
-        rows: &[usize],
-        seen: (&Rounding, ArrayView2<f64>),
-        powers: &[f64],
-    ) -> Result<Grid> {
+    fn bytes(&self) -> usize {
+        self.codes.len() + 5 * self.grid.scales.len() + 16 * self.wrong.len()
+    }
+
+    /// The grid with the scales that serve the codes of some rows best.
+    fn rescaled(&self, w: ArrayView2<f32>, rows: &[usize], seen: (&Rounding, ArrayView2<f64>)) -> Result<Grid> {
         let (old, codes) = (self.grid.of(rows), self.codes.select(Axis(0), rows));
         let new = match old.blocks(w.ncols()) {
             1 => {
                 let pick = |all: &[f64]| rows.iter().map(|&i| all[i]).collect::<Vec<_>>();
                 let own = seen.0.energies(old.values(codes.view()).view());
-                let all = Array1::from(stretches(&pick(powers), &own, &pick(&self.wrong)));
+                let all = Array1::from(stretches(&pick(&self.powers), &own, &pick(&self.wrong)));
                 old.scales * all.insert_axis(Axis(1))
             }
             _ => old.refit(w.select(Axis(0), rows).view(), codes.view(), seen.1)?.scales,
@@ -288,8 +317,8 @@ impl Rows {
     }
 }
 
-/// The best rows, and the powers of the products of the weights.
-fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result<(Rows, Vec<f64>)> {
+/// The best rows.
+fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result<Rows> {
     /// How often scales are fitted to codes.
     const REFITS: usize = 3;
     let importance = second.diag().to_vec();
@@ -297,32 +326,37 @@ fn data_aware(w: ArrayView2<f32>, form: Form, second: ArrayView2<f64>) -> Result
     let Some(rounding) = Rounding::new(second) else {
         let codes = grid.nearest(w);
         let wrong = energies((&w - &grid.values(codes.view())).view(), second);
-        return Ok((Rows { codes, grid, wrong }, energies(w, second)));
+        return Ok(Rows {
+            codes,
+            grid,
+            wrong,
+            powers: energies(w, second),
+        });
     };
     let mut rows: Vec<usize> = (0..w.nrows()).collect();
-    let powers = rounding.energies(w);
     let Codes { codes, energies } = rounding.on_grid(w, &grid, &rows)?;
     let mut best = Rows {
         codes,
         grid,
         wrong: energies,
+        powers: rounding.energies(w),
     };
     let plain = Grid::best(w, form, None)?;
     best.improve(&rows, &plain, &rounding.on_grid(w, &plain, &rows)?);
     if form.kind.qmax() < 127 {
         for _ in 0..REFITS {
             // A row that this did not help would be fitted in the same way once more.
-            let fitted = best.rescaled(w, &rows, (&rounding, second), &powers)?;
+            let fitted = best.rescaled(w, &rows, (&rounding, second))?;
             rows = best.improve(&rows, &fitted, &rounding.on_grid(w, &fitted, &rows)?);
             if rows.is_empty() {
                 break;
             }
         }
     }
-    Ok((best, powers))
+    Ok(best)
 }
 
-fn joined(parts: &[Rows]) -> Result<(Array2<i8>, Grid)> {
+fn joined(parts: &[Arc<Rows>]) -> Result<(Array2<i8>, Grid)> {
     let first = parts.first().context("a group")?;
     fn stack<T: Clone>(all: Vec<ArrayView2<T>>) -> Result<Array2<T>> {
         Ok(ndarray::concatenate(Axis(0), &all)?)
