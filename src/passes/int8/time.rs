@@ -67,7 +67,8 @@ pub struct Work {
 pub enum Shape {
     /// Nothing special.
     Plain,
-    /// Every window sees a single channel of several, and gives out one: a kernel of its own takes all groups at once.
+    /// Every window sees a single channel, and gives out one: a kernel of its own takes all groups at once. An integer one takes channels
+    /// in eights, and those that are left over one by one: 4 channels took twice as long as 8.
     Depthwise,
     /// There are groups: an integer kernel copies each tap of each group by itself.
     Grouped,
@@ -83,9 +84,9 @@ impl Shape {
     /// Of a convolution.
     pub fn of_conv(inputs: usize, outputs: usize, groups: usize) -> Shape {
         match groups {
+            _ if inputs == groups && outputs == groups => Shape::Depthwise,
             1 if !inputs.is_multiple_of(4) || outputs < LANES => Shape::Copied,
             1 => Shape::Plain,
-            _ if inputs == groups && outputs == groups => Shape::Depthwise,
             _ if inputs.min(outputs) / groups < LANES => Shape::Narrow,
             _ => Shape::Grouped,
         }
@@ -104,7 +105,8 @@ impl Shape {
     pub fn pieces(self, taps: usize, row: usize, groups: usize) -> usize {
         match self {
             Shape::Plain | Shape::Copied if taps == 1 => 0,
-            Shape::Plain | Shape::Depthwise => taps,
+            Shape::Plain => taps,
+            Shape::Depthwise => taps + (LEFT_OVER * (taps * (groups % 8)) as f64) as usize,
             Shape::Copied => taps / row.max(1),
             Shape::Grouped | Shape::Narrow => taps * groups,
             Shape::Vector => 0,
@@ -112,6 +114,8 @@ impl Shape {
     }
 }
 
+/// A tap of a channel that a depthwise integer kernel takes alone, in pieces.
+const LEFT_OVER: f64 = 1.4;
 /// Floats in a vector register: channels are computed in blocks of so many.
 pub const LANES: usize = 16;
 /// To start a kernel at all.
@@ -252,6 +256,7 @@ mod tests {
             (of(16, 32, 1), of(3, 32, 1), of(16, 8, 1)),
             (Shape::Plain, Shape::Copied, Shape::Copied)
         );
+        assert_eq!(of(1, 1, 1), Shape::Depthwise, "one channel, by itself");
         assert_eq!(
             (of(64, 64, 64), of(64, 128, 64), of(64, 64, 4)),
             (Shape::Depthwise, Shape::Narrow, Shape::Grouped)
@@ -264,6 +269,10 @@ mod tests {
         assert_eq!(
             (pieces(Shape::Plain), pieces(Shape::Depthwise), pieces(Shape::Copied)),
             (9, 9, 3)
+        );
+        assert_eq!(
+            (Shape::Depthwise.pieces(9, 3, 1), Shape::Depthwise.pieces(9, 3, 12)),
+            (21, 59)
         );
         assert_eq!(pieces(Shape::Grouped), 576);
         assert_eq!((Shape::Plain.pieces(1, 1, 1), Shape::Copied.pieces(1, 1, 1)), (0, 0));
