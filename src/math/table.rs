@@ -1,4 +1,4 @@
-//! A table with one symmetric scale per column, row by row: the codes of [`super::channel`] for a layout in which rows lie
+//! A table with one symmetric scale per column, row by row: the codes of [`crate::math::channel`] for a layout in which rows lie
 //! together, by vectors and on all threads. Nothing of the table is copied.
 
 use anyhow::{Result, ensure};

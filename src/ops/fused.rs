@@ -56,10 +56,12 @@ const TABLE: &[(&str, &str, Spell)] = &[
     ("", "Crop", crop),
 ];
 
+/// What ONNX has, and an engine may lack.
+const LACKING: &[(&str, &str, Spell)] = &[("", "BatchNormalization", norm::batch_norm)];
+
 /// Puts ONNX's operators in the place of a node: the last of them takes its name and its outputs. `None` when it is no such node, or something that
 /// has to be known is not.
-fn spell_out(model: &mut Model, id: NodeId, facts: &dyn Facts) -> Option<()> {
-    let spell = row(model, id)?;
+fn spell_out(model: &mut Model, id: NodeId, (spell, facts): (Spell, &dyn Facts)) -> Option<()> {
     let n = model.node(id);
     let (graph, first) = (n.graph(), n.output(0)?);
     if n.has_attr_refs() || model.graph(graph).function.is_some() {
@@ -78,33 +80,57 @@ pub fn spell_out_all<F: Facts>(
     model: &mut Model,
     infer: impl FnOnce(&Model) -> Result<F>,
 ) -> Result<Vec<(NodeId, String)>> {
-    let nodes = model.node_ids().into_iter().filter(|id| is_fused(model, *id));
+    spell_out_of(&[TABLE], model, infer)
+}
+
+/// The same for an engine, which may lack an operator of ONNX in one of its forms.
+///
+/// # Errors
+/// Those of `infer`.
+pub fn spell_out_for_engine<F: Facts>(model: &mut Model, infer: impl FnOnce(&Model) -> Result<F>) -> Result<()> {
+    spell_out_of(&[TABLE, LACKING], model, infer).map(drop)
+}
+
+fn spell_out_of<F: Facts>(
+    tables: &[&[(&str, &str, Spell)]],
+    model: &mut Model,
+    infer: impl FnOnce(&Model) -> Result<F>,
+) -> Result<Vec<(NodeId, String)>> {
+    let rows = model.node_ids().into_iter();
+    let rows = rows.filter_map(|id| Some((id, tables.iter().find_map(|t| row(t, model, id))?)));
+    let rows: Vec<(NodeId, Spell)> = rows.collect();
     let name = |id: NodeId| {
         let op = &model.node(id).op;
         let dot = if op.domain.is_empty() { "" } else { "." };
         format!("{}{dot}{}", op.domain, op.name)
     };
-    let mut all: Vec<(NodeId, String)> = nodes.map(|id| (id, name(id))).collect();
-    if !all.is_empty() {
-        let facts = infer(model)?;
-        all.retain(|(id, _)| spell_out(model, *id, &facts).is_some());
+    let names: Vec<String> = rows.iter().map(|(id, _)| name(*id)).collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(all)
+    let facts = infer(model)?;
+    let all = rows.into_iter().zip(names);
+    let all = all.filter(|((id, spell), _)| spell_out(model, *id, (*spell, &facts)).is_some());
+    Ok(all.map(|((id, _), name)| (id, name)).collect())
 }
 
-/// Whether a node is such an operator.
-fn is_fused(model: &Model, id: NodeId) -> bool {
-    row(model, id).is_some()
-}
-
-fn row(model: &Model, id: NodeId) -> Option<Spell> {
+fn row(table: &[(&str, &str, Spell)], model: &Model, id: NodeId) -> Option<Spell> {
     let op = &model.node(id).op;
     let own = |f: &GraphId| {
         let function = model.graph(*f).function.as_ref();
         function.is_some_and(|f| f.domain() == op.domain && f.name() == op.name)
     };
-    let row = TABLE.iter().find(|r| op.domain == r.0 && op.name == r.1)?;
-    (!model.functions().iter().any(own)).then_some(row.2)
+    let row = table.iter().find(|r| op.domain == r.0 && op.name == r.1)?;
+    let known = |slot: usize| model.node(id).input(slot).is_some_and(|v| is_fixed(model, v, 8));
+    let plain = op.name == "BatchNormalization" && (1..5).all(known);
+    (!plain && !model.functions().iter().any(own)).then_some(row.2)
+}
+
+/// Whether a value is made of constants alone, by so many operators one after the other at most.
+fn is_fixed(model: &Model, v: ValueId, most: usize) -> bool {
+    let made = model.value(v).producer().filter(|_| most > 0);
+    let fixed = |n: &Node| n.inputs().iter().flatten().all(|v| is_fixed(model, *v, most - 1));
+    model.constant(v).is_some() || made.is_some_and(|p| fixed(model.node(p)))
 }
 
 /// A node that is being spelled out.

@@ -6,11 +6,12 @@
 //! summed: the error of an element stays its own, so rounding to the nearest code is the best there is. Nothing is cut off: the largest
 //! elements of a column may be what one row differs by. (The row of the padding of a MiniLM, which stands at most positions: scales of the least
 //! error, 3 dB better for the table, took the outputs from 21 to 8 dB with 5 bits; a scale for each row gave 17 dB.) A table is left alone when
-//! something other than a Gather along its rows reads it (a tied output layer), or its columns do not fit 8 bits.
+//! something other than a Gather along its rows reads it, or its columns do not fit 8 bits; what a product reads as well shares the product's codes ([`tied`]).
 //!
 //! Tables that have 8 bits may have fewer where the outputs bear it, tried together with the weights ([`narrow`]).
 
 pub mod narrow;
+pub mod tied;
 
 use crate::ir::{Attr, DType, Model, NodeId, Tensor, Use, ValueId};
 use crate::math::affine::IntKind;
@@ -85,6 +86,28 @@ pub fn quantize(model: &mut Model, cx: &mut Context, skip: &Names) -> Result<boo
     Ok(any)
 }
 
+/// Quantizes tables, and all else by `rest`, to which it says whether there was a table: a table that a product reads as well shares the codes of the product
+/// ([`tied`]). True when anything was quantized.
+///
+/// # Errors
+/// As [`quantize`], and those of `rest`.
+pub fn quantize_with(
+    model: &mut Model,
+    (wanted, skip): (bool, &Names),
+    cx: &mut Context,
+    rest: impl FnOnce(&mut Model, bool, &mut Context) -> Result<bool>,
+) -> Result<bool> {
+    if !wanted {
+        return rest(model, false, cx);
+    }
+    let tables = quantize(model, cx, skip)?;
+    let tied = tied::part(model, skip)?;
+    let done = rest(model, tables, cx)?;
+    // What has other codes than those of its product is a table like any other now.
+    let more = tied::join(model, tied, cx) && quantize(model, cx, skip)?;
+    Ok(tables || done || more)
+}
+
 /// Whether a node multiplies rows of a table in integers with their scales.
 pub fn is_scaling(model: &Model, node: NodeId) -> bool {
     let made_by = |node: NodeId, op: &str| {
@@ -126,26 +149,42 @@ fn replace(model: &mut Model, table: ValueId, gathers: &[NodeId], coded: Coded) 
         model.add_const(graph, &name, t)
     };
     let codes = constant("quantized", coded.codes);
-    let scale = constant("scale", coded.scales);
-    for &gather in gathers {
-        model.set_input(gather, 0, Some(codes));
-        let Some(out) = model.node(gather).output(0) else {
-            continue;
-        };
-        let name = model.value(out).name.clone();
-        let mut after = |op: &str, inputs: &[ValueId], attrs: Vec<Attr>| {
-            let node = format!("{}_{op}", model.label(gather));
-            let made = model.fresh_name(&format!("{name}_{op}_Output"));
-            let inputs: Vec<Option<ValueId>> = inputs.iter().copied().map(Some).collect();
-            model.add_node(graph, &node, op, &inputs, &[&made], attrs)
-        };
-        let (cast, floats) = after("Cast", &[out], vec![Attr::int("to", DType::Float as i64)]);
-        let (_, rows) = after("Mul", &[floats[0], scale], Vec::new());
-        model.replace_uses_where(out, rows[0], |u| !matches!(u, Use::Node(n, _) if *n == cast));
-        let inner = model.fresh_name(&format!("{name}_quantized"));
-        model.forget_type(out);
-        model.rename(out, inner);
-        model.rename(rows[0], name);
-    }
+    let scale = Scale::Shared(constant("scale", coded.scales));
+    gathers.iter().for_each(|&gather| read(model, gather, codes, &scale));
     model.erase_const(table);
+}
+
+/// What rows of codes are multiplied with.
+enum Scale {
+    /// The same for all rows.
+    Shared(ValueId),
+    /// A scale for each row, one below the other.
+    Rows(ValueId),
+}
+
+/// Lets a Gather read codes, and multiplies what it gives with the scales.
+fn read(model: &mut Model, gather: NodeId, codes: ValueId, scale: &Scale) {
+    let graph = model.main_id();
+    let at = model.node(gather).input(1);
+    model.set_input(gather, 0, Some(codes));
+    let Some(out) = model.node(gather).output(0) else {
+        return;
+    };
+    let name = model.value(out).name.clone();
+    let mut after = |op: &str, inputs: &[Option<ValueId>], attrs: Vec<Attr>| {
+        let node = format!("{}_{op}", model.label(gather));
+        let made = model.fresh_name(&format!("{name}_{op}_Output"));
+        model.add_node(graph, &node, op, inputs, &[&made], attrs)
+    };
+    let (cast, floats) = after("Cast", &[Some(out)], vec![Attr::int("to", DType::Float as i64)]);
+    let scale = match *scale {
+        Scale::Shared(scale) => scale,
+        Scale::Rows(scales) => after("Gather", &[Some(scales), at], Vec::new()).1[0],
+    };
+    let (_, rows) = after("Mul", &[Some(floats[0]), Some(scale)], Vec::new());
+    model.replace_uses_where(out, rows[0], |u| !matches!(u, Use::Node(n, _) if *n == cast));
+    let inner = model.fresh_name(&format!("{name}_quantized"));
+    model.forget_type(out);
+    model.rename(out, inner);
+    model.rename(rows[0], name);
 }

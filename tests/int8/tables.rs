@@ -2,11 +2,22 @@
 
 use super::{Dataset, Model, Tensor, ValueId, input, numbers, output, run, run_on};
 use crate::tool::samples;
-use onnxzip::ir::{Attr, DType};
+use onnxzip::ir::{Attr, DType, Node};
 use onnxzip::pb;
 
-/// A Gather from a table of 200 × 32, then Tanh; `tied` has a MatMul read the table too.
-fn embedding(tied: bool) -> Model {
+/// What reads a table besides the Gather.
+#[derive(Clone, Copy, PartialEq)]
+enum Other {
+    Nothing,
+    /// A MatMul, turned.
+    MatMul,
+    /// A Gemm, as it is.
+    Gemm,
+    Neg,
+}
+
+/// A Gather from a table of 200 × 32, then Tanh, and what `other` makes of it and the table.
+fn embedding(other: Other) -> Model {
     let mut m = super::model(17);
     let mut info = crate::tool::port("x", &[1, 5]);
     if let Some(pb::type_proto::Value::TensorType(t)) = info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
@@ -24,12 +35,32 @@ fn embedding(tied: bool) -> Model {
     );
     let y = super::node(&mut m, "Tanh", "tanh", &[rows], "y", vec![]);
     output(&mut m, y, &[1, 5, 32]);
-    if tied {
-        let t = super::node(&mut m, "Transpose", "turn", &[table], "turned", vec![]);
-        let z = super::node(&mut m, "MatMul", "head", &[y, t], "z", vec![]);
-        output(&mut m, z, &[1, 5, 200]);
+    match other {
+        Other::Nothing => {}
+        Other::MatMul => {
+            let t = super::node(&mut m, "Transpose", "turn", &[table], "turned", vec![]);
+            let z = super::node(&mut m, "MatMul", "head", &[y, t], "z", vec![]);
+            output(&mut m, z, &[1, 5, 200]);
+        }
+        Other::Gemm => {
+            let dims: ValueId = m.add_const(m.main_id(), "dims", Tensor::new(&[2], vec![5i64, 32]));
+            let flat = super::node(&mut m, "Reshape", "flat", &[y, dims], "flat", vec![]);
+            let turned = vec![Attr::int("transB", 1)];
+            let z = super::node(&mut m, "Gemm", "head", &[flat, table], "z", turned);
+            output(&mut m, z, &[5, 200]);
+        }
+        Other::Neg => {
+            let z = super::node(&mut m, "Neg", "other", &[table], "z", vec![]);
+            output(&mut m, z, &[200, 32]);
+        }
     }
     m
+}
+
+/// Bytes of all constants as large as the table.
+fn bytes(m: &Model) -> Vec<usize> {
+    let all = m.values().filter_map(|(_, v)| v.tensor());
+    all.filter(|t| t.len() == 6400).map(|t| t.byte_len()).collect()
 }
 
 fn ops(m: &Model) -> Vec<&str> {
@@ -38,7 +69,7 @@ fn ops(m: &Model) -> Vec<&str> {
 
 #[test]
 fn a_table_is_gathered_in_int8_and_its_rows_are_close() {
-    let mut m = embedding(false);
+    let mut m = embedding(Other::Nothing);
     let original = m.clone();
     run(&mut m, "int8");
     assert_eq!(ops(&m), ["Gather", "Tanh", "Cast", "Mul"]);
@@ -48,15 +79,42 @@ fn a_table_is_gathered_in_int8_and_its_rows_are_close() {
 
 #[test]
 fn a_table_that_something_else_reads_or_that_is_skipped_stays() {
-    let mut m = embedding(true);
-    run(&mut m, "int8(prefer=size)");
-    assert!(
-        m.nodes()
-            .any(|(_, n)| n.is("Gather") && m.value(n.input(0).expect("a table")).name == "table")
-    );
-    let mut m = embedding(false);
+    for (other, list) in [
+        (Other::Neg, "int8(prefer=size)"),
+        (Other::MatMul, "int8(prefer=size,skip=embed)"),
+        (Other::MatMul, "int8(prefer=size,rest=float,skip=head)"),
+    ] {
+        let mut m = embedding(other);
+        let before = ops(&m).len();
+        run(&mut m, list);
+        let reads = |n: &Node| n.is("Gather") && m.value(n.input(0).expect("a table")).name == "table";
+        assert!(m.nodes().any(|(_, n)| reads(n)), "{list}");
+        assert_eq!((bytes(&m), ops(&m).len()), (vec![4 * 6400], before), "{list}");
+    }
+    let mut m = embedding(Other::Nothing);
     run(&mut m, "int8(skip=embed)");
     assert_eq!(ops(&m), ["Gather", "Tanh"]);
+}
+
+#[test]
+fn a_table_that_a_product_reads_as_well_shares_its_codes() {
+    for other in [Other::MatMul, Other::Gemm] {
+        for list in ["int8(prefer=size)", "weights(min=1)", "weights(form=folded,min=1)"] {
+            let mut m = embedding(other);
+            let original = m.clone();
+            run(&mut m, list);
+            assert_eq!(bytes(&m), [6400], "{list}");
+            let gap = super::sqnr(&original, &m);
+            assert!((30.0..80.0).contains(&gap), "{list}: {gap} dB");
+        }
+        // A product that chooses the scale of its input at run time has codes of its own form, so the table has others.
+        let mut m = embedding(other);
+        let original = m.clone();
+        run(&mut m, "dynamic(min=1)");
+        assert_eq!(bytes(&m), [6400, 6400]);
+        let gap = super::sqnr(&original, &m);
+        assert!((25.0..80.0).contains(&gap), "{gap} dB");
+    }
 }
 
 /// Words of sentences, given as floats: rows of a table, and a dense layer behind them.

@@ -47,7 +47,7 @@ impl Job {
         if !names.is_empty() {
             // What contradicts itself, tract will name.
             let facts = |copy: &Model| Ok(InFloats(types::infer_sample(copy, like).unwrap_or_default()));
-            fused::spell_out_all(&mut copy, facts)?;
+            fused::spell_out_for_engine(&mut copy, facts)?;
             let mut f = Flat::new(onnx::encode(&copy)?)?;
             f.tensors.retain(|name, _| !like.contains_key(name));
             f.graph.input.retain(|i| !f.tensors.contains_key(i.name()));

@@ -64,6 +64,30 @@ pub(super) fn embed_layer_norm(s: &mut Speller, facts: &dyn Facts) -> Option<()>
     Some(())
 }
 
+/// `γ (x − μ)/√(σ² + ε) + β` with numbers for each channel that are computed.
+pub(super) fn batch_norm(s: &mut Speller, facts: &dyn Facts) -> Option<()> {
+    let n = s.model.node(s.id);
+    let training = n.int_or("training_mode", 0) != 0 || n.outputs().iter().skip(1).flatten().next().is_some();
+    let old = s.opset() < 9; // with `spatial`
+    let x = s.input(0)?;
+    let rank = facts.rank(x)?;
+    if training || old || rank < 2 {
+        return None;
+    }
+    let dims: Vec<i64> = (0..rank).map(|axis| if axis == 1 { -1 } else { 1 }).collect();
+    let dims = s.constant(Tensor::new(&[rank], dims));
+    let given = [1, 2, 3, 4].map(|slot| s.input(slot));
+    let [gamma, beta, mean, variance] = given.map(|v| Some(s.pair("Reshape", v?, dims)));
+    let around = s.pair("Sub", x, mean?);
+    let epsilon = s.number(s.float("epsilon").unwrap_or(1e-5));
+    let variance = s.pair("Add", variance?, epsilon);
+    let deviation = s.add("Sqrt", &[Some(variance)], Vec::new());
+    let even = s.pair("Div", around, deviation);
+    let scaled = s.pair("Mul", even, gamma?);
+    s.last("Add", &[Some(scaled), beta], Vec::new());
+    Some(())
+}
+
 impl Speller<'_> {
     /// An output that somebody reads.
     fn used(&self, slot: usize) -> Option<ValueId> {

@@ -109,8 +109,8 @@ impl Pass for Dynamic {
         let Some(mut work) = cx.to_quantize(model, OPSET) else {
             return Ok(());
         };
-        let tables = self.tables && tables::quantize(&mut work, cx, &self.skip)?;
-        if self.quantize(&mut work, cx)? || tables {
+        let quantize = |work: &mut Model, _, cx: &mut Context| self.quantize(work, cx);
+        if tables::quantize_with(&mut work, (self.tables, &self.skip), cx, quantize)? {
             *model = work;
         } else if cx.notes.is_empty() {
             cx.note(

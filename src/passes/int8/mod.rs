@@ -203,8 +203,8 @@ impl Pass for Int8 {
         let Some(mut work) = cx.to_quantize(model, OPSET) else {
             return Ok(());
         };
-        let tables = tables::quantize(&mut work, cx, &self.skip)?;
-        if self.quantize(&mut work, cx)? || tables {
+        let quantize = |work: &mut Model, _, cx: &mut Context| self.quantize(work, cx);
+        if tables::quantize_with(&mut work, (true, &self.skip), cx, quantize)? {
             *model = work;
         }
         Ok(())

@@ -192,8 +192,9 @@ impl Pass for Weights {
         else {
             return Ok(());
         };
-        let tables = self.tables && !quantized && tables::quantize(&mut work, cx, &self.skip)?;
-        if self.quantize(&mut work, tables, cx)? || tables {
+        let tables = (self.tables && !quantized, &self.skip);
+        let quantize = |work: &mut Model, tables, cx: &mut Context| self.quantize(work, tables, cx);
+        if tables::quantize_with(&mut work, tables, cx, quantize)? {
             *model = work;
         } else if cx.notes.is_empty() {
             cx.leave("there is no weight to quantize");
