@@ -139,7 +139,7 @@ impl Dynamic {
             }
         }
         let data = if self.data {
-            Data::measure(model, &chosen, cx)?
+            Data::measure(model, chosen.iter().chain(&others), cx)?
         } else {
             None
         };
@@ -148,7 +148,7 @@ impl Dynamic {
         for w in &chosen {
             changed |= self.one(&mut emitter, w, data.as_ref(), cx)?;
         }
-        Ok(self.recurrent(&mut emitter, &others, cx)? || changed)
+        Ok(self.recurrent(&mut emitter, &others, data.as_ref(), cx)? || changed)
     }
 
     /// Why a weight stays in floating point.
@@ -199,7 +199,13 @@ impl Dynamic {
     }
 
     /// LSTM whose two weights are constant and nobody else's; says why others stay.
-    fn recurrent(&self, emitter: &mut Emitter, weights: &[Weight], cx: &mut Context) -> Result<bool> {
+    fn recurrent(
+        &self,
+        emitter: &mut Emitter,
+        weights: &[Weight],
+        data: Option<&Data>,
+        cx: &mut Context,
+    ) -> Result<bool> {
         let mut nodes: Vec<NodeId> = weights.iter().flat_map(|w| w.nodes.iter().copied()).collect();
         nodes.sort_unstable();
         nodes.dedup();
@@ -223,8 +229,8 @@ impl Dynamic {
             let (Some(w), Some(r)) = (of(1), of(2)) else { continue };
             let view = lstm::view();
             let (a, b) = (
-                self.fit(emitter.model, w, &view, None)?,
-                self.fit(emitter.model, r, &view, None)?,
+                self.fit(emitter.model, w, &view, data)?,
+                self.fit(emitter.model, r, &view, data)?,
             );
             let what = format!("u8 × s8, weights {:.1} dB and {:.1} dB", a.sqnr, b.sqnr);
             cx.did(emitter.model, node, what);

@@ -29,6 +29,7 @@ mod time;
 mod units;
 mod weights;
 
+use super::weights::recurrent_measures;
 use super::{Context, Names, NoteKind, Opt, Options, Part, Pass, PassInfo, tables};
 use crate::analysis::sites::Site;
 use crate::analysis::stats::{Detail, Measure, Stats};
@@ -242,6 +243,10 @@ impl Int8 {
         let moments = self.moments(&weights);
         let split = self.mixed > 0.0 && cx.samples.len() > 1;
         wanted.extend(moments.iter().filter(|_| !split).cloned());
+        let left = match self.rest && self.options.text("rounding") == "data" && !cx.samples.synthetic() {
+            true => recurrent_measures(model),
+            false => Vec::new(),
+        };
         if wanted.is_empty() {
             cx.note(
                 NoteKind::Skip,
@@ -252,8 +257,16 @@ impl Int8 {
                 true => Some(settle::closer(model, cx)?),
                 false => None,
             };
-            return self.without_integers(model, None, reference.as_ref(), cx);
+            let stats = match reference.is_some() && !left.is_empty() {
+                true => Some(cx.stats_of(model, &left, &cx.affordable(model, WORK, SAMPLES))?),
+                false => None,
+            };
+            let seen = stats.as_deref().map(Seen::of);
+            return self.without_integers(model, seen.as_ref(), reference.as_ref(), cx);
         }
+        // The halves hold them, too.
+        let moments = moments.into_iter().chain(left.iter().cloned());
+        wanted.extend(left.iter().filter(|_| !split).cloned());
         let stats = cx.stats_of(model, &wanted, &cx.affordable(model, WORK, SAMPLES))?;
         let ranges = ranges::all(self.ranges, &values, &stats, &units);
         let elements = elements(model, &values, &units, &ranges, &stats, cx);

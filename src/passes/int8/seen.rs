@@ -86,6 +86,18 @@ impl Moments<'_> {
     }
 }
 
+impl<'a> Seen<'a> {
+    /// Moments alone.
+    pub fn of(stats: &'a Stats) -> Seen<'a> {
+        Seen {
+            stats,
+            ranges: BTreeMap::new(),
+            halves: None,
+            objects: None,
+        }
+    }
+}
+
 impl Seen<'_> {
     /// What all samples say, with this doubt; empty: none.
     ///

@@ -2,9 +2,12 @@
 
 use super::view::View;
 use crate::analysis::sites::{Site, sites};
-use crate::analysis::stats::{Detail, Measure};
+use crate::analysis::stats::{Detail, Measure, Patch};
 use crate::ir::{DType, Model, NodeId, Use, ValueId};
 use std::collections::BTreeMap;
+
+/// Rows along the last axis.
+pub const LAST: Patch = Patch::Axis(-1);
 
 /// A weight, and the nodes that multiply with it.
 pub struct Weight {
@@ -16,6 +19,8 @@ pub struct Weight {
     pub nodes: Vec<NodeId>,
     /// Of them, those whose products are understood. All have the same layout.
     pub sites: Vec<Site>,
+    /// Of a recurrent layer, what it multiplies with the weight at every step: its input, or its own output. One for each node, where all are known.
+    pub steps: Vec<ValueId>,
     /// One row for each number of `axis`.
     pub channels: View,
     /// The axis that counts outputs.
@@ -36,7 +41,7 @@ impl Weight {
         floats.is_some_and(|f| f.iter().all(|x| x.is_finite()))
     }
 
-    /// The moments that tell how errors of the weight come out: one for every site in the main graph.
+    /// The moments that tell how errors of the weight come out: one for every site, or step, in the main graph.
     pub fn measures(&self, model: &Model) -> Vec<(ValueId, Measure)> {
         /// Beyond this many inputs the moment costs more than the model itself.
         const MOST: usize = 2304;
@@ -47,9 +52,11 @@ impl Weight {
             columns <= MOST && !s.is_transposed()
         };
         let sites = self.sites.iter().filter(inside).filter(usable);
-        sites
-            .map(|s| (s.input, Measure::Gram(s.patch.clone(), Detail::Fine)))
-            .collect()
+        let sites = sites.map(|s| (s.input, s.patch.clone()));
+        let outer = |v: &&ValueId| model.value(**v).graph() == main && self.dims.last().is_some_and(|n| *n <= MOST);
+        let steps = self.steps.iter().filter(outer).map(|v| (*v, LAST));
+        let all = sites.chain(steps);
+        all.map(|(v, patch)| (v, Measure::Gram(patch, Detail::Fine))).collect()
     }
 }
 
@@ -79,11 +86,13 @@ pub fn weights(model: &Model) -> (Vec<Weight>, Vec<(NodeId, &'static str)>) {
             Some(first) if first.channels == w.channels && first.blocked == w.blocked => {
                 first.nodes.push(node);
                 first.sites.extend(w.sites);
+                first.steps.extend(w.steps);
             }
             // Read in two ways (as a matrix and as its transpose): the first one's scales serve both.
             Some(first) => {
                 first.nodes.push(node);
                 first.sites.clear();
+                first.steps.clear();
             }
         }
     }
@@ -114,6 +123,7 @@ fn of_site(site: Site) -> Weight {
         }),
         dims,
         sites: vec![site],
+        steps: Vec::new(),
     }
 }
 
@@ -124,7 +134,9 @@ fn recurrent(model: &Model) -> Vec<Weight> {
         if !(n.is("LSTM") || n.is("GRU") || n.is("RNN")) || n.has_attr_refs() {
             continue;
         }
-        for value in [1, 2].into_iter().filter_map(|slot| n.input(slot)) {
+        // The output is the state after a step, which the next one multiplies.
+        let weights = [(n.input(1), n.input(0)), (n.input(2), n.output(0))];
+        for (value, step) in weights.into_iter().filter_map(|(value, step)| Some((value?, step))) {
             let Some(t) = model.constant(value).filter(|t| t.dims().len() == 3 && !t.is_empty()) else {
                 continue;
             };
@@ -133,6 +145,7 @@ fn recurrent(model: &Model) -> Vec<Weight> {
                 dims: t.dims().to_vec(),
                 nodes: vec![id],
                 sites: Vec::new(),
+                steps: step.into_iter().collect(),
                 channels: View {
                     rows: vec![1],
                     columns: vec![0, 2],

@@ -6,7 +6,7 @@
 //! disagree (`math::shrink`): few samples show correlations that are none. Where a constant bias can take up the mean error,
 //! the covariance stands in for `G`.
 
-use super::find::Weight;
+use super::find::{LAST, Weight};
 use super::view::View;
 use crate::analysis::stats::Stats;
 use crate::cache::{Key, Objects};
@@ -94,11 +94,16 @@ impl Data {
     ///
     /// # Errors
     /// When the engine cannot run the model, or a sample fails.
-    pub fn measure(model: &Model, weights: &[Weight], cx: &Context) -> Result<Option<Data>> {
-        if cx.samples.synthetic() || weights.is_empty() {
+    pub fn measure<'w>(
+        model: &Model,
+        weights: impl IntoIterator<Item = &'w Weight>,
+        cx: &Context,
+    ) -> Result<Option<Data>> {
+        let mut weights = weights.into_iter().peekable();
+        if cx.samples.synthetic() || weights.peek().is_none() {
             return Ok(None);
         }
-        let wanted = weights.iter().flat_map(|w| w.measures(model));
+        let wanted = weights.flat_map(|w| w.measures(model));
         Ok(Some(Data {
             halves: cx.halves(model, wanted)?,
             objects: cx.objects.cloned(),
@@ -173,6 +178,7 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         } else {
             moments.into_moment()
         };
+        second = repeated(second, matrix.ncols());
         permute(&mut second, &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let made = || data_aware(part, form, second.view());
@@ -214,9 +220,19 @@ fn decibels(signal: f64, noise: f64) -> f64 {
 fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
     let mut halves: [Option<Cow<[Gram]>>; 2] = [None, None];
     for (sums, stats) in halves.iter_mut().zip(data.halves).filter(|(_, s)| s.samples > 0) {
-        for site in &w.sites {
-            // Of a transposed convolution it is that of the channels alone, which its taps share.
-            let grams = stats.gram(site.input, &site.patch).filter(|_| !site.is_transposed())?;
+        // Of a transposed convolution it is that of the channels alone, which its taps share.
+        let sites = w
+            .sites
+            .iter()
+            .map(|s| (!s.is_transposed()).then_some((s.input, &s.patch)));
+        // Not where one of several layers tells nothing.
+        let steps = w
+            .steps
+            .iter()
+            .map(|v| (w.steps.len() == w.nodes.len()).then_some((*v, &LAST)));
+        for read in sites.chain(steps) {
+            let (input, patch) = read?;
+            let grams = stats.gram(input, patch)?;
             match sums {
                 None => *sums = Some(Cow::Borrowed(grams)),
                 Some(sums) if sums.len() == grams.len() => {
@@ -260,6 +276,19 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
             .and_then(|b| model.constant(b.value))
             .is_some_and(|t| t.len() == site.outputs());
     Some(Known { moments: all?, movable })
+}
+
+/// A moment of so many columns: those of a recurrent layer hold its directions, each of which multiplies the same and adds to a sum of its own.
+fn repeated(second: Array2<f64>, columns: usize) -> Array2<f64> {
+    let n = second.nrows();
+    if n == columns {
+        return second;
+    }
+    let mut all = Array2::zeros((columns, columns));
+    for start in (0..columns).step_by(n.max(1)).filter(|start| start + n <= columns) {
+        all.slice_mut(s![start..start + n, start..start + n]).assign(&second);
+    }
+    all
 }
 
 /// Tells all that [`data_aware`] depends on.

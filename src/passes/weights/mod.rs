@@ -21,7 +21,7 @@ use crate::ops::quant::is_quantized_op;
 use anyhow::{Context as _, Result, ensure};
 use find::Weight;
 use fit::{Data, Scheme, fit};
-pub(super) use rest::Rest;
+pub(super) use rest::{Rest, recurrent_measures};
 use std::collections::BTreeMap;
 
 /// The pass's row in the table.

@@ -3,8 +3,8 @@
 use super::emit::{self, Emitter};
 use super::find::{self, Weight};
 use super::fit::{Fitted, Scheme, Seen, fit};
-use crate::analysis::stats::Stats;
-use crate::ir::{Model, NodeId};
+use crate::analysis::stats::{Measure, Stats};
+use crate::ir::{Model, NodeId, ValueId};
 use crate::math::affine::IntKind;
 use crate::parallel::side_by_side;
 use crate::passes::{Context, NoteKind};
@@ -15,6 +15,19 @@ const LEAST: usize = 1024;
 
 /// Weights, rounded.
 pub struct Rest(Vec<(Weight, Fitted)>);
+
+/// What tells how the weights of recurrent layers, which no integer kernel takes, are to be rounded.
+pub fn recurrent_measures(model: &Model) -> Vec<(ValueId, Measure)> {
+    let (weights, _) = find::weights(model);
+    let recurrent = weights.iter().filter(|w| w.len() >= LEAST && !w.steps.is_empty());
+    let mut all: Vec<(ValueId, Measure)> = Vec::new();
+    for want in recurrent.flat_map(|w| w.measures(model)) {
+        if !all.contains(&want) {
+            all.push(want);
+        }
+    }
+    all
+}
 
 impl Rest {
     /// Rounds the weights that nobody reads but nodes that are `left`; by second moments of their inputs, where such were measured (over one half of the samples and the other,
