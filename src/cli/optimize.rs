@@ -100,6 +100,10 @@ pub struct Args {
     /// Put weights into OUT.data beside the model (always done above 1.9 GB)
     #[arg(long)]
     external_data: bool,
+    /// Names of inner values and of nodes without weights: short, or as they are; a search makes them short, since
+    /// they are up to a third of a small file
+    #[arg(long, value_enum, value_name = "NAMES")]
+    names: Option<Inner>,
     /// Say what the passes did, and did not, node by node
     #[arg(short, long)]
     verbose: bool,
@@ -130,6 +134,13 @@ fn percent(text: &str) -> Result<f64> {
 }
 
 /// What the flags and the recipe ask for together; flags go first.
+/// Names inside a model.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Inner {
+    Short,
+    Keep,
+}
+
 struct Job {
     input: PathBuf,
     output: PathBuf,
@@ -179,6 +190,10 @@ impl Job {
         options.verify = !args.no_verify;
         options.write = WriteOptions {
             external_data: args.external_data || recipe.external_data.unwrap_or(false),
+            short_names: match args.names {
+                Some(names) => names == Inner::Short,
+                None => recipe.short_names.unwrap_or(search.is_some()),
+            },
             ..WriteOptions::default()
         };
         let read = |path| Baseline::read(path, args.tolerance).context("--baseline");

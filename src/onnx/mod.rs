@@ -5,6 +5,7 @@ mod encode;
 mod external;
 mod names;
 mod sink;
+mod strip;
 pub(crate) mod temp;
 mod typed;
 mod write;
@@ -12,7 +13,10 @@ mod write;
 pub use decode::{decode, default_domain};
 pub use encode::encode;
 pub use external::{External, map_file};
-pub use write::{Staged, WriteOptions, check_target, encoded_len, folder_of, size_on_disk, stream_to, to_bytes, write};
+pub use strip::stripped;
+pub use write::{
+    Staged, WriteOptions, check_target, encoded_len, folder_of, size_on_disk, stream_to, to_bytes, write, written_len,
+};
 
 use crate::ir::Model;
 use crate::pb;

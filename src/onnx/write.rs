@@ -2,12 +2,14 @@
 
 use super::encode;
 use super::sink::Sink;
+use super::strip::stripped;
 use super::temp::Temp;
 use crate::ir::{Model, Tensor, store::stream};
 use crate::pb;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use prost::Message;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,8 @@ pub struct WriteOptions {
     pub external_data: bool,
     /// Models of more bytes are written with external data in any case.
     pub inline_up_to: usize,
+    /// Short names inside, and nothing that no runtime reads ([`stripped`]).
+    pub short_names: bool,
 }
 
 impl Default for WriteOptions {
@@ -38,6 +42,7 @@ impl Default for WriteOptions {
         WriteOptions {
             external_data: false,
             inline_up_to: INLINE_UP_TO,
+            short_names: false,
         }
     }
 }
@@ -108,7 +113,7 @@ pub fn size_on_disk(path: &Path, model: &Model) -> Result<u64> {
 /// # Errors
 /// When the folder cannot be written to, or the graph has a cycle.
 pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Staged> {
-    let mut proto = encode(model)?;
+    let mut proto = encode(&as_written(model, options))?;
     let folder = folder_of(target);
     let any_external = model
         .values()
@@ -139,6 +144,22 @@ pub fn write(model: &Model, target: &Path, options: WriteOptions) -> Result<Stag
         target: target.to_owned(),
         size,
     })
+}
+
+/// The model that is written.
+fn as_written(model: &Model, options: WriteOptions) -> Cow<'_, Model> {
+    match options.short_names {
+        true => Cow::Owned(stripped(model)),
+        false => Cow::Borrowed(model),
+    }
+}
+
+/// How many bytes a model has when it is written so, with all data inside.
+///
+/// # Errors
+/// When the graph has a cycle.
+pub fn written_len(model: &Model, options: WriteOptions) -> Result<u64> {
+    encoded_len(&as_written(model, options))
 }
 
 /// The bytes of a model with all data inside.

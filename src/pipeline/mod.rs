@@ -151,7 +151,7 @@ pub fn rewrite(
     let memo = memo(&original, data, options, engine)?;
     let applied = apply(model, &requests, &calib, options, (engine, progress), memo.as_ref())?;
     if options.bytes != (0..=u64::MAX) {
-        let bytes = onnx::encoded_len(model)?;
+        let bytes = onnx::written_len(model, options.write)?;
         ensure!(options.bytes.contains(&bytes), OtherSize(bytes));
     }
     if let Some(memo) = &memo {
@@ -169,6 +169,7 @@ pub fn rewrite(
     credit(&mut report.layer_sizes, &report.passes);
     report.seed = options.seed;
     report.external_data = options.write.external_data;
+    report.short_names = options.write.short_names;
     report.after = Size::of(model, &dims);
     if !options.verify {
         report.verdict = Verdict::NotRun("--no-verify was given: nobody looked at the output".into());

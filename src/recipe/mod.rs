@@ -44,6 +44,8 @@ pub struct Recipe {
     pub threads: Option<u16>,
     /// Weights beside the model.
     pub external_data: Option<bool>,
+    /// `names`: whether those inside become short.
+    pub short_names: Option<bool>,
     /// Samples.
     pub calib: Option<PathBuf>,
     /// Statistics that were measured before.
@@ -182,6 +184,17 @@ pub const KEYS: &[Key] = &[
         "false",
         "put weights into a file beside the model",
         |r, v| flag(v).map(|x| r.external_data = Some(x)),
+    ),
+    top(
+        "names",
+        "\"short\"",
+        "names of inner values and of nodes without weights: `short` or `keep`",
+        |r, v| {
+            let name = text(v)?;
+            ensure!(matches!(name.as_str(), "short" | "keep"), "give short or keep");
+            r.short_names = Some(name == "short");
+            Ok(())
+        },
     ),
     within(
         "data",

@@ -147,6 +147,8 @@ pub struct Report {
     pub seed: u64,
     /// True when weights were put into a file beside the model on request.
     pub external_data: bool,
+    /// True when names inside were made short.
+    pub short_names: bool,
     /// The samples.
     pub data: DataUsed,
     /// The passes, in order.
@@ -193,6 +195,7 @@ impl Report {
             layer_sizes: Vec::new(),
             seed: 0,
             external_data: false,
+            short_names: false,
             data: DataUsed::default(),
             passes: Vec::new(),
             rules: Vec::new(),

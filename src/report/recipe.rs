@@ -28,6 +28,9 @@ impl Report {
         if self.external_data {
             out += "external-data = true\n";
         }
+        if self.short_names {
+            out += "names = \"short\"\n";
+        }
         if !self.data.synthetic && !self.data.origin.is_empty() {
             let _ = writeln!(out, "\n[data]\ncalib = {}", text(&self.data.origin));
             if let Some(line) = &self.data.preprocess {

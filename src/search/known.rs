@@ -31,6 +31,7 @@ pub(super) fn key(
     )
     .model(model)?;
     key = key.text(&budget.to_string()).number(options.seed as usize);
+    key = key.number(usize::from(options.write.short_names));
     for part in samples {
         key = key.number(part.len());
         for i in 0..part.len() {

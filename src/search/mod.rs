@@ -295,7 +295,7 @@ impl Search<'_> {
         let outer = gaps.iter().filter(|g| !g.inner);
         Ok(Tried {
             passes: plan.to_string(),
-            bytes: onnx::encoded_len(&model)?,
+            bytes: onnx::written_len(&model, self.options.write)?,
             macs: Size::of(&model, &self.dims).macs,
             used: self.budget.risked(&gaps).unwrap_or(f64::INFINITY),
             sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),

@@ -1,6 +1,7 @@
 //! `weights` and `dynamic`.
 
 use super::*;
+use onnxzip::ir::Attr;
 
 #[test]
 fn eight_bits_are_near_lossless_and_four_bits_close() {
@@ -117,6 +118,45 @@ fn errors_cancel_where_inputs_are_correlated() {
         };
         let (data, nearest) = (gap("data"), gap("nearest"));
         assert!(data > nearest + 4.0, "{pass}: {data} dB, {nearest} dB");
+    }
+}
+
+#[test]
+fn errors_cancel_in_recurrent_layers_too() {
+    for (op, gates, directions) in [("LSTM", 4i64, 1i64), ("GRU", 3, 1), ("LSTM", 4, 2)] {
+        let direction = if directions == 2 { "bidirectional" } else { "forward" };
+        let mut layer = with(node(op, &["h", "w2", "r"], &["y", ""]), [int("hidden_size", 16)]);
+        layer.attribute.push(Attr::string("direction", direction).proto);
+        // 64 numbers that follow from 8.
+        let nodes = vec![named("mix", node("MatMul", &["x", "w1"], &["h"])), layer];
+        let mut weights = vec![
+            weight("w1", &[8, 64], 1),
+            weight("w2", &[directions, gates * 16, 64], 2),
+            weight("r", &[directions, gates * 16, 16], 3),
+        ];
+        // Gates that hardly saturate.
+        for (w, seed) in weights[1..].iter_mut().zip(2..) {
+            let small: Vec<f32> = numbers(w.dims.iter().product::<i64>() as usize, seed);
+            *w = floats(w.name(), &w.dims, &small.iter().map(|x| 0.1 * x).collect::<Vec<_>>());
+        }
+        let to = port("y", &[5, directions, 1, 16]);
+        let original = read(&model_with(nodes, weights, port("x", &[5, 1, 8]), to));
+        for pass in [
+            "weights(bits=4,block=0,min=1000",
+            "weights(form=folded,min=1000",
+            "int8(skip=mix",
+        ] {
+            let gap = |rounding: &str| {
+                let mut m = original.clone();
+                run(&mut m, &format!("{pass},rounding={rounding})"));
+                sqnr(&original, &m)
+            };
+            let (data, nearest) = (gap("data"), gap("nearest"));
+            assert!(
+                data > nearest + 3.0,
+                "{op} {directions} {pass}: {data} dB, {nearest} dB"
+            );
+        }
     }
 }
 

@@ -173,3 +173,25 @@ fn third_powers_are_products() {
     assert_eq!(cubes(&[]), [-8.0, 0.125, 27.0]);
     assert_eq!(cubes(&[1]), [-8.0, 0.125, 27.0]);
 }
+
+#[test]
+fn a_batch_normalization_may_compute_its_numbers() {
+    let mut b = Builder::new(15);
+    let x = b.input("x", DType::Float, &[1, 2, 3]);
+    let axes = vec![Attr::ints("axes", vec![0, 2]), Attr::int("keepdims", 0)];
+    let mean = b.op("ReduceMean", &[x], axes);
+    let one = b.constant("one", Tensor::new(&[2], vec![4f32, 0.25]));
+    let two = b.constant("two", Tensor::new(&[2], vec![10f32, 20.0]));
+    let variance = b.op("Exp", &[mean], vec![]);
+    let all = [x, one, two, mean, variance];
+    let y = b.op("BatchNormalization", &all, vec![Attr::float("epsilon", 0.5)]);
+    let numbers = [1f32, 2.0, 3.0, -1.0, 0.0, 4.0];
+    let out = run(&b, &[y], &sample(&[("x", Tensor::new(&[1, 2, 3], numbers.to_vec()))]));
+    let wanted = numbers.iter().enumerate().map(|(i, x)| {
+        let (mean, gamma, beta) = [(2f32, 4.0, 10.0), (1.0, 0.25, 20.0)][i / 3];
+        (x - mean) / (mean.exp() + 0.5).sqrt() * gamma + beta
+    });
+    for (got, wanted) in floats(&out[0]).iter().zip(wanted) {
+        assert!((got - wanted).abs() < 1e-5, "{got}, not {wanted}");
+    }
+}
