@@ -187,7 +187,7 @@ fn backend(python: &Path) -> &'static Path {
     })
 }
 
-/// Reads, writes and simplifies one backend model; gives what went wrong.
+/// Reads, writes and simplifies one backend model, and makes its inner names short; gives what went wrong.
 fn backend_model(path: &Path, out: &Path) -> Result<(), String> {
     let mut model = onnx::read(path).map_err(|e| format!("not read: {e:#}"))?;
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
@@ -200,7 +200,8 @@ fn backend_model(path: &Path, out: &Path) -> Result<(), String> {
     let data = Dataset::synthetic(&model, 0, 1);
     let engine = onnxzip::engine::tract::Tract;
     pipeline::rewrite(&mut model, &data, &options, &engine, &Silent).map_err(|e| format!("simplify: {e:#}"))?;
-    let written = onnx::to_bytes(&model).map_err(|e| format!("not written after simplify: {e:#}"))?;
+    let short = onnx::stripped(&model);
+    let written = onnx::to_bytes(&short).map_err(|e| format!("not written after simplify: {e:#}"))?;
     std::fs::write(out, written).map_err(|e| e.to_string())
 }
 

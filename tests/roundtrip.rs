@@ -54,6 +54,45 @@ fn reading_and_writing_gives_the_same_bytes() {
     println!("{} models come back byte for byte", all.len());
 }
 
+#[test]
+fn with_short_names_it_is_the_same_model() {
+    for path in real_models()
+        .iter()
+        .chain(&models_below(&root().join("fixtures/topologies")))
+    {
+        let model = onnx::read(path).expect("a model");
+        let short = onnx::stripped(&model);
+        let written = onnx::to_bytes(&short).expect("bytes");
+        let again = onnx::from_bytes(written.into(), &onnx::External::below(None)).expect("a model");
+        ir::check::check(&again).expect("sound");
+        let ports = |m: &ir::Model| -> Vec<String> {
+            let all = m.main().inputs().iter().chain(m.main().outputs());
+            all.map(|p| p.name().to_owned()).collect()
+        };
+        assert_eq!(ports(&again), ports(&model), "{}", path.display());
+        // The same operators, constants and edges under other names: with names by place, both are one.
+        let shape = |m: &ir::Model| -> Vec<String> {
+            let mut places = std::collections::HashMap::new();
+            let mut all = Vec::new();
+            for (_, n) in m.nodes() {
+                let mut place = |v: &Option<ir::ValueId>| {
+                    let next = places.len();
+                    let id = v.map(|v| *places.entry(v).or_insert(next));
+                    let data = v.and_then(|v| m.constant(v)).map(|t| t.byte_len());
+                    format!("{id:?} {data:?}")
+                };
+                let ends: Vec<String> = n.inputs().iter().chain(n.outputs()).map(&mut place).collect();
+                all.push(format!("{} {ends:?} {:?}", n.op.name, n.attrs.len()));
+            }
+            all
+        };
+        assert_eq!(shape(&again), shape(&short), "{}", path.display());
+        assert_eq!(shape(&short), shape(&model), "{}", path.display());
+        let long = onnx::encoded_len(&model).expect("bytes");
+        assert!(onnx::encoded_len(&short).expect("bytes") <= long, "{}", path.display());
+    }
+}
+
 /// `onnx-protobuf` is made from an older schema by another code generator.
 #[test]
 fn a_second_decoder_reads_what_was_written() {

@@ -1,6 +1,8 @@
 //! A budget or a target instead of passes: what the search finds, and what the reports say of it.
 
 use crate::tool::{Ran, arg, fixture, onnxzip};
+use onnxzip::ir::Origin;
+use onnxzip::onnx;
 use serde_json::Value;
 use std::path::Path;
 
@@ -51,6 +53,8 @@ fn a_budget_alone_gives_less_than_int8_alone_and_the_passes_that_it_names_give_i
         &calib,
         "--budget",
         "sqnr:20dB",
+        "--names",
+        "short",
         &from,
         &to,
     ])
@@ -59,6 +63,28 @@ fn a_budget_alone_gives_less_than_int8_alone_and_the_passes_that_it_names_give_i
         std::fs::read(&small).expect("there"),
         std::fs::read(&again).expect("there")
     );
+}
+
+#[test]
+fn a_search_makes_names_inside_short_unless_they_are_to_be_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let small = folder.path().join("small.onnx");
+    let longest = |more: &[&str]| {
+        let (ran, report) = search(&[&["--budget", "sqnr:20dB"], more].concat(), folder.path());
+        ran.ok();
+        let model = onnx::read(&small).expect("a model");
+        let public = |name: &str| model.main().outputs().iter().any(|p| p.name() == name);
+        assert!(public("logits"), "outputs keep their names");
+        let inner = model
+            .values()
+            .filter(|(_, v)| v.origin() != Origin::Input && !public(&v.name));
+        let most = inner.map(|(_, v)| v.name.len()).max().expect("values");
+        (most, bytes(&small), report["short_names"] == true)
+    };
+    let (short, few, said) = longest(&[]);
+    let (long, many, kept) = longest(&["--names", "keep"]);
+    assert!(short <= 2 && said && long > 10 && !kept, "{short}, {long}");
+    assert!(few < many, "{few} of {many} bytes");
 }
 
 #[test]

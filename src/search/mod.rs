@@ -17,7 +17,7 @@
 //!
 //! With targets ([`crate::pipeline::Targets`]) the smallest `e` that meets them is looked for instead: the best result of
 //! that size. The winner is made anew from all calibration samples, no bolder than it was measured; its list of passes alone gives
-//! the same bytes again.
+//! the same bytes again, if names inside are written in the same way.
 
 mod known;
 mod made;
