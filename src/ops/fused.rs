@@ -121,16 +121,27 @@ fn row(table: &[(&str, &str, Spell)], model: &Model, id: NodeId) -> Option<Spell
         function.is_some_and(|f| f.domain() == op.domain && f.name() == op.name)
     };
     let row = table.iter().find(|r| op.domain == r.0 && op.name == r.1)?;
-    let known = |slot: usize| model.node(id).input(slot).is_some_and(|v| is_fixed(model, v, 8));
+    let known = |slot: usize| model.node(id).input(slot).is_some_and(|v| is_fixed(model, v));
     let plain = op.name == "BatchNormalization" && (1..5).all(known);
     (!plain && !model.functions().iter().any(own)).then_some(row.2)
 }
 
-/// Whether a value is made of constants alone, by so many operators one after the other at most.
-fn is_fixed(model: &Model, v: ValueId, most: usize) -> bool {
-    let made = model.value(v).producer().filter(|_| most > 0);
-    let fixed = |n: &Node| n.inputs().iter().flatten().all(|v| is_fixed(model, *v, most - 1));
-    model.constant(v).is_some() || made.is_some_and(|p| fixed(model.node(p)))
+/// Whether a value is made of constants alone, by a few operators.
+fn is_fixed(model: &Model, v: ValueId) -> bool {
+    const MOST: usize = 16;
+    let (mut open, mut at) = (vec![v], 0);
+    while let Some(&v) = open.get(at) {
+        at += 1;
+        if model.constant(v).is_some() {
+            continue;
+        }
+        let maker = model.value(v).producer().map(|p| model.node(p));
+        match maker.filter(|n| at <= MOST && n.inputs().len() <= MOST) {
+            Some(maker) => open.extend(maker.inputs().iter().flatten()),
+            None => return false,
+        }
+    }
+    true
 }
 
 /// A node that is being spelled out.

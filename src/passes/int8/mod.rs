@@ -248,21 +248,7 @@ impl Int8 {
             false => Vec::new(),
         };
         if wanted.is_empty() {
-            cx.note(
-                NoteKind::Skip,
-                String::new(),
-                "no weight in the main graph meets an activation",
-            );
-            let reference = match rival.is_none() && self.rest {
-                true => Some(settle::closer(model, cx)?),
-                false => None,
-            };
-            let stats = match reference.is_some() && !left.is_empty() {
-                true => Some(cx.stats_of(model, &left, &cx.affordable(model, WORK, SAMPLES))?),
-                false => None,
-            };
-            let seen = stats.as_deref().map(Seen::of);
-            return self.without_integers(model, seen.as_ref(), reference.as_ref(), cx);
+            return self.recurrent_alone(model, &left, rival.is_none(), cx);
         }
         // The halves hold them, too.
         let moments = moments.into_iter().chain(left.iter().cloned());
@@ -278,6 +264,27 @@ impl Int8 {
             objects: cx.objects.map(|o| &**o),
         };
         self.settle(model, &units, elements, (&seen, &mut weights), (rival, start), cx)
+    }
+
+    /// Where no operator can run in integers: weights are stored, those of recurrent layers by what `left` measures. `first`: nothing was tried before.
+    fn recurrent_alone(
+        &self,
+        model: &mut Model,
+        left: &[(ValueId, Measure)],
+        first: bool,
+        cx: &mut Context,
+    ) -> Result<Outcome> {
+        cx.leave("no weight in the main graph meets an activation");
+        if !(first && self.rest) {
+            return self.without_integers(model, None, None, cx);
+        }
+        let reference = settle::closer(model, cx)?;
+        let stats = match left.is_empty() {
+            true => None,
+            false => Some(cx.stats_of(model, left, &cx.affordable(model, WORK, SAMPLES))?),
+        };
+        let seen = stats.as_deref().map(Seen::of);
+        self.without_integers(model, seen.as_ref(), Some(&reference), cx)
     }
 
     /// Writes the Q/DQ pairs.
