@@ -19,8 +19,10 @@ pub struct Weight {
     pub nodes: Vec<NodeId>,
     /// Of them, those whose products are understood. All have the same layout.
     pub sites: Vec<Site>,
-    /// Of a recurrent layer, what it multiplies with the weight at every step: its input, or its own output. One for each node, where all are known.
+    /// Of recurrent layers, what they multiply with the weight at the steps: their inputs, or the states before and after them.
     pub steps: Vec<ValueId>,
+    /// That is known of every layer.
+    pub stepped: bool,
     /// One row for each number of `axis`.
     pub channels: View,
     /// The axis that counts outputs.
@@ -87,12 +89,13 @@ pub fn weights(model: &Model) -> (Vec<Weight>, Vec<(NodeId, &'static str)>) {
                 first.nodes.push(node);
                 first.sites.extend(w.sites);
                 first.steps.extend(w.steps);
+                first.stepped &= w.stepped;
             }
             // Read in two ways (as a matrix and as its transpose): the first one's scales serve both.
             Some(first) => {
                 first.nodes.push(node);
                 first.sites.clear();
-                first.steps.clear();
+                first.stepped = false;
             }
         }
     }
@@ -124,6 +127,7 @@ fn of_site(site: Site) -> Weight {
         dims,
         sites: vec![site],
         steps: Vec::new(),
+        stepped: true,
     }
 }
 
@@ -134,9 +138,12 @@ fn recurrent(model: &Model) -> Vec<Weight> {
         if !(n.is("LSTM") || n.is("GRU") || n.is("RNN")) || n.has_attr_refs() {
             continue;
         }
-        // The output is the state after a step, which the next one multiplies.
-        let weights = [(n.input(1), n.input(0)), (n.input(2), n.output(0))];
-        for (value, step) in weights.into_iter().filter_map(|(value, step)| Some((value?, step))) {
+        // The output is the state after a step, which the next one multiplies; the first one multiplies the state that is given.
+        let states = [n.input(5), n.output(0)];
+        let weights = [(n.input(1), [n.input(0), None]), (n.input(2), states)];
+        for (value, steps) in weights.into_iter().filter_map(|(value, steps)| Some((value?, steps))) {
+            let steps = steps.into_iter().flatten().filter(|v| model.constant(*v).is_none());
+            let steps: Vec<ValueId> = steps.collect();
             let Some(t) = model.constant(value).filter(|t| t.dims().len() == 3 && !t.is_empty()) else {
                 continue;
             };
@@ -145,7 +152,8 @@ fn recurrent(model: &Model) -> Vec<Weight> {
                 dims: t.dims().to_vec(),
                 nodes: vec![id],
                 sites: Vec::new(),
-                steps: step.into_iter().collect(),
+                stepped: !steps.is_empty(),
+                steps,
                 channels: View {
                     rows: vec![1],
                     columns: vec![0, 2],

@@ -225,11 +225,7 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
             .sites
             .iter()
             .map(|s| (!s.is_transposed()).then_some((s.input, &s.patch)));
-        // Not where one of several layers tells nothing.
-        let steps = w
-            .steps
-            .iter()
-            .map(|v| (w.steps.len() == w.nodes.len()).then_some((*v, &LAST)));
+        let steps = w.steps.iter().map(|v| w.stepped.then_some((*v, &LAST)));
         for read in sites.chain(steps) {
             let (input, patch) = read?;
             let grams = stats.gram(input, patch)?;
