@@ -82,6 +82,11 @@ pub enum Patch {
     },
 }
 
+impl Patch {
+    /// Rows along the last axis.
+    pub const LAST: Patch = Patch::Axis(-1);
+}
+
 /// What was measured. Copies share the second moments.
 #[derive(Clone, Default)]
 pub struct Stats {

@@ -46,6 +46,22 @@ impl Objects {
         Ok(made)
     }
 
+    /// The object of a key, kept where there is a place for it; the key is made only then.
+    ///
+    /// # Errors
+    /// As [`Objects::get`].
+    pub fn get_in<T: Any + Send + Sync>(
+        place: Option<&Objects>,
+        key: impl FnOnce() -> Key,
+        bytes: impl FnOnce(&T) -> usize,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<Arc<T>> {
+        match place {
+            Some(objects) => objects.get(key(), bytes, make),
+            None => make().map(Arc::new),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -133,7 +133,6 @@ fn percent(text: &str) -> Result<f64> {
     Ok(x / 100.0)
 }
 
-/// What the flags and the recipe ask for together; flags go first.
 /// Names inside a model.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Inner {
@@ -141,6 +140,7 @@ enum Inner {
     Keep,
 }
 
+/// What the flags and the recipe ask for together; flags go first.
 struct Job {
     input: PathBuf,
     output: PathBuf,

@@ -3,7 +3,7 @@
 //!
 //! Inputs and outputs keep their names, nodes that hold weights theirs, and functions all; metadata of the model stay.
 
-use crate::ir::{GraphId, Model, Origin, ValueId};
+use crate::ir::{GraphId, Model, Origin, Value, ValueId};
 use std::collections::HashSet;
 
 /// Nodes that hold weights: their names stand in reports and profiles.
@@ -12,16 +12,14 @@ const LAYERS: &[&str] = &["Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMu
 /// The same model with short names inside, without documentation, metadata of nodes, and declared types of inner values (where ONNX's own operators tell them).
 pub fn stripped(model: &Model) -> Model {
     let mut model = model.clone();
-    let own = |m: &Model, g: GraphId| m.graph(g).function.is_none();
-    let graphs: Vec<GraphId> = model.live_graphs().into_iter().filter(|g| own(&model, *g)).collect();
+    let own = |g: &GraphId| model.graph(*g).function.is_none();
+    let graphs: HashSet<GraphId> = model.live_graphs().into_iter().filter(own).collect();
     let plain = model.nodes().all(|(_, n)| n.op.domain.is_empty());
     let mut short = Names::new(&model, &graphs);
-    let inner = |id: ValueId, m: &Model| {
-        let v = m.value(id);
-        graphs.contains(&v.graph()) && v.origin() != Origin::Input && !v.is_output()
-    };
-    let values: Vec<ValueId> = model.values().map(|(id, _)| id).collect();
-    for id in values.into_iter().filter(|id| inner(*id, &model)).collect::<Vec<_>>() {
+    let inner = |v: &Value| graphs.contains(&v.graph()) && v.origin() != Origin::Input && !v.is_output();
+    let values = model.values().filter(|(_, v)| inner(v));
+    let values: Vec<ValueId> = values.map(|(id, _)| id).collect();
+    for id in values {
         let name = short.next();
         // What is shorter already stays.
         if name.len() < model.value(id).name.len() {
@@ -52,7 +50,7 @@ struct Names {
 
 impl Names {
     /// The names of all values, public or not: one that stays must not be given to another.
-    fn new(model: &Model, graphs: &[GraphId]) -> Names {
+    fn new(model: &Model, graphs: &HashSet<GraphId>) -> Names {
         let ports = graphs.iter().flat_map(|g| {
             let graph = model.graph(*g);
             graph.inputs().iter().chain(graph.outputs())

@@ -56,7 +56,7 @@ const TABLE: &[(&str, &str, Spell)] = &[
     ("", "Crop", crop),
 ];
 
-/// What ONNX has, and an engine may lack.
+/// What ONNX has, and an engine may lack where numbers are computed.
 const LACKING: &[(&str, &str, Spell)] = &[("", "BatchNormalization", norm::batch_norm)];
 
 /// Puts ONNX's operators in the place of a node: the last of them takes its name and its outputs. `None` when it is no such node, or something that
@@ -80,7 +80,7 @@ pub fn spell_out_all<F: Facts>(
     model: &mut Model,
     infer: impl FnOnce(&Model) -> Result<F>,
 ) -> Result<Vec<(NodeId, String)>> {
-    spell_out_of(&[TABLE], model, infer)
+    spell_out_of(model, |model, id| row(TABLE, model, id), infer)
 }
 
 /// The same for an engine, which may lack an operator of ONNX in one of its forms.
@@ -88,26 +88,27 @@ pub fn spell_out_all<F: Facts>(
 /// # Errors
 /// Those of `infer`.
 pub fn spell_out_for_engine<F: Facts>(model: &mut Model, infer: impl FnOnce(&Model) -> Result<F>) -> Result<()> {
-    spell_out_of(&[TABLE, LACKING], model, infer).map(drop)
+    let lacking = |model: &Model, id: NodeId| row(LACKING, model, id).filter(|_| computes_numbers(model, id));
+    let rows = |model: &Model, id: NodeId| row(TABLE, model, id).or_else(|| lacking(model, id));
+    spell_out_of(model, rows, infer).map(drop)
 }
 
 fn spell_out_of<F: Facts>(
-    tables: &[&[(&str, &str, Spell)]],
     model: &mut Model,
+    row: impl Fn(&Model, NodeId) -> Option<Spell>,
     infer: impl FnOnce(&Model) -> Result<F>,
 ) -> Result<Vec<(NodeId, String)>> {
     let rows = model.node_ids().into_iter();
-    let rows = rows.filter_map(|id| Some((id, tables.iter().find_map(|t| row(t, model, id))?)));
-    let rows: Vec<(NodeId, Spell)> = rows.collect();
+    let rows: Vec<(NodeId, Spell)> = rows.filter_map(|id| Some((id, row(model, id)?))).collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
     let name = |id: NodeId| {
         let op = &model.node(id).op;
         let dot = if op.domain.is_empty() { "" } else { "." };
         format!("{}{dot}{}", op.domain, op.name)
     };
     let names: Vec<String> = rows.iter().map(|(id, _)| name(*id)).collect();
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
     let facts = infer(model)?;
     let all = rows.into_iter().zip(names);
     let all = all.filter(|((id, spell), _)| spell_out(model, *id, (*spell, &facts)).is_some());
@@ -121,9 +122,13 @@ fn row(table: &[(&str, &str, Spell)], model: &Model, id: NodeId) -> Option<Spell
         function.is_some_and(|f| f.domain() == op.domain && f.name() == op.name)
     };
     let row = table.iter().find(|r| op.domain == r.0 && op.name == r.1)?;
-    let known = |slot: usize| model.node(id).input(slot).is_some_and(|v| is_fixed(model, v));
-    let plain = op.name == "BatchNormalization" && (1..5).all(known);
-    (!plain && !model.functions().iter().any(own)).then_some(row.2)
+    (!model.functions().iter().any(own)).then_some(row.2)
+}
+
+/// Whether not all that a node reads besides its data is made of constants.
+fn computes_numbers(model: &Model, id: NodeId) -> bool {
+    let mut numbers = model.node(id).inputs().iter().skip(1).flatten();
+    numbers.any(|v| !is_fixed(model, *v))
 }
 
 /// Whether a value is made of constants alone, by a few operators.

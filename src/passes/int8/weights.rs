@@ -23,7 +23,6 @@ use anyhow::{Context as _, Result};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How often scales are fitted to codes of few bits.
 const REFITS: usize = 3;
@@ -107,10 +106,7 @@ pub fn quantize(model: &Model, sites: &[&Site], known: &Known, scheme: Scheme) -
         let sqnr = 10.0 * (signal / noise).log10();
         Ok(Rounded { best, sqnr })
     };
-    let rounded = match known.objects {
-        Some(objects) => objects.get(known.key(site, &w, scheme), Rounded::bytes, made)?,
-        None => Arc::new(made()?),
-    };
+    let rounded = Objects::get_in(known.objects, || known.key(site, &w, scheme), Rounded::bytes, made)?;
     let Rounded { best, sqnr } = &*rounded;
     let error = &w - &dequantize_per_channel(best.codes.view(), &best.scales)?;
     let step = planes::step(scheme.kind);

@@ -84,7 +84,7 @@ impl LowRank {
         }
         let stats = self.seen(model, &outputs, cx)?;
         for stats in stats.iter().flatten() {
-            for gram in outputs.iter().filter_map(|y| stats.gram(*y, &LAST)?.first()) {
+            for gram in outputs.iter().filter_map(|y| stats.gram(*y, &Patch::LAST)?.first()) {
                 read.merge(gram)?;
             }
         }
@@ -145,7 +145,10 @@ impl LowRank {
         if !self.data || cx.samples.synthetic() {
             return Ok(None);
         }
-        match cx.halves(model, values.iter().map(|v| (*v, Measure::Gram(LAST, Detail::Fine)))) {
+        match cx.halves(
+            model,
+            values.iter().map(|v| (*v, Measure::Gram(Patch::LAST, Detail::Fine))),
+        ) {
             Ok(halves) => Ok(Some(halves)),
             Err(e) if e.chain().any(|c| c.is::<NotRun>()) => Ok(None),
             Err(e) => Err(e.context("lowrank: measuring")),
@@ -222,11 +225,8 @@ impl LowRank {
     }
 }
 
-/// Rows lie along the last axis.
-const LAST: Patch = Patch::Axis(-1);
-
 fn gram(stats: &Stats, value: ValueId, width: usize) -> Option<&Gram> {
-    let gram = stats.gram(value, &LAST)?.first()?;
+    let gram = stats.gram(value, &Patch::LAST)?.first()?;
     (gram.dim() == width && gram.n > 0).then_some(gram)
 }
 

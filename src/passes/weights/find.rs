@@ -6,9 +6,6 @@ use crate::analysis::stats::{Detail, Measure, Patch};
 use crate::ir::{DType, Model, NodeId, Use, ValueId};
 use std::collections::BTreeMap;
 
-/// Rows along the last axis.
-pub const LAST: Patch = Patch::Axis(-1);
-
 /// A weight, and the nodes that multiply with it.
 pub struct Weight {
     /// The constant.
@@ -56,7 +53,8 @@ impl Weight {
         let sites = self.sites.iter().filter(inside).filter(usable);
         let sites = sites.map(|s| (s.input, s.patch.clone()));
         let outer = |v: &&ValueId| model.value(**v).graph() == main && self.dims.last().is_some_and(|n| *n <= MOST);
-        let steps = self.steps.iter().filter(outer).map(|v| (*v, LAST));
+        let steps = self.steps.iter().filter(|_| self.stepped).filter(outer);
+        let steps = steps.map(|v| (*v, Patch::LAST));
         let all = sites.chain(steps);
         all.map(|(v, patch)| (v, Measure::Gram(patch, Detail::Fine))).collect()
     }

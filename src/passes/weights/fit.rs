@@ -6,9 +6,9 @@
 //! disagree (`math::shrink`): few samples show correlations that are none. Where a constant bias can take up the mean error,
 //! the covariance stands in for `G`.
 
-use super::find::{LAST, Weight};
+use super::find::Weight;
 use super::view::View;
-use crate::analysis::stats::Stats;
+use crate::analysis::stats::{Patch, Stats};
 use crate::cache::{Key, Objects};
 use crate::ir::Model;
 use crate::math::affine::IntKind;
@@ -182,10 +182,8 @@ pub fn fit(model: &Model, w: &Weight, view: &View, scheme: Scheme, data: Option<
         permute(&mut second, &order);
         let part = matrix.slice(s![g * rows..(g + 1) * rows, ..]);
         let made = || data_aware(part, form, second.view());
-        let rows = match data.and_then(|d| d.objects) {
-            Some(objects) => objects.get(key(part, form, second.view()), Rows::bytes, made)?,
-            None => Arc::new(made()?),
-        };
+        let objects = data.and_then(|d| d.objects);
+        let rows = Objects::get_in(objects, || key(part, form, second.view()), Rows::bytes, made)?;
         signal += rows.powers.iter().sum::<f64>();
         noise += rows.wrong.iter().sum::<f64>();
         if let Some(mean) = mean {
@@ -225,7 +223,7 @@ fn known(model: &Model, w: &Weight, data: Seen) -> Option<Known> {
             .sites
             .iter()
             .map(|s| (!s.is_transposed()).then_some((s.input, &s.patch)));
-        let steps = w.steps.iter().map(|v| w.stepped.then_some((*v, &LAST)));
+        let steps = w.steps.iter().map(|v| w.stepped.then_some((*v, &Patch::LAST)));
         for read in sites.chain(steps) {
             let (input, patch) = read?;
             let grams = stats.gram(input, patch)?;
