@@ -196,10 +196,11 @@ fn reverse(f: &Folder) {
     for i in (0..data.len()).rev() {
         all.extend(data.get(i).expect("a sample")["image"].floats().expect("floats").iter());
     }
-    npz(&f.at("samples.npz"), &[data.len(), 1, 28, 28], &all);
+    npz(&f.at("samples.npz"), "image", &[data.len(), 1, 28, 28], &all);
 }
 
-fn npz(path: &Path, dims: &[usize], data: &[f32]) {
+/// Writes one array of this name.
+pub fn npz(path: &Path, name: &str, dims: &[usize], data: &[f32]) {
     use std::io::Write;
     let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
     let mut head = format!(
@@ -212,7 +213,7 @@ fn npz(path: &Path, dims: &[usize], data: &[f32]) {
     head.push('\n');
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).expect("a file"));
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    zip.start_file("image.npy", options).expect("an entry");
+    zip.start_file(format!("{name}.npy"), options).expect("an entry");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((head.len() as u16).to_le_bytes());
     bytes.extend(head.as_bytes());

@@ -7,6 +7,7 @@ use onnxzip::ir::{Attr, Model, Tensor, ValueId, check};
 use onnxzip::passes::{Note, NoteKind};
 use onnxzip::{onnx, pb};
 
+mod choices;
 mod equalize;
 mod gelu;
 mod narrow;

@@ -30,7 +30,7 @@ const WEIGHTED: &[&str] = &[
 
 /// What an output is chosen from, in the order in which the operators behind read it; `None` where it is not chosen, or by more than a choice.
 pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
-    let chooses = |id: NodeId| CHOOSE.iter().any(|op| model.node(id).is(op));
+    let chooses = |id: NodeId| chooses(model, id);
     let cone = cone(model, output);
     if !cone.iter().any(|id| chooses(*id)) {
         return None;
@@ -59,6 +59,39 @@ pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
     (chosen.contains(&output) && !sources.is_empty()).then_some(sources)
 }
 
+/// What is chosen inside a model, in an order of execution: the indices that TopK, ArgMax, ArgMin or NonMaxSuppression give where a network computes the scores,
+/// and another network, on the way to an output, reads what they name. The queries of a detection transformer are chosen so, and the experts of a mixture.
+pub fn inside(model: &Model) -> Vec<ValueId> {
+    let order = model.topological(model.main_id()).unwrap_or_default();
+    let network = |id: &NodeId| is_network(model, model.node(*id));
+    let indices = |id: NodeId| {
+        let n = model.node(id);
+        let slot = match n {
+            _ if n.is("TopK") => 1,
+            _ if ["ArgMax", "ArgMin", "NonMaxSuppression"].iter().any(|op| n.is(op)) => 0,
+            _ => return None,
+        };
+        n.output(slot)
+    };
+    let all = order.into_iter().filter_map(indices);
+    all.filter(|v| cone(model, *v).iter().any(network) && fed(model, *v).iter().any(network))
+        .collect()
+}
+
+/// The nodes of the main graph that compute with a value.
+fn fed(model: &Model, v: ValueId) -> BTreeSet<NodeId> {
+    let (mut fed, mut open) = (BTreeSet::new(), vec![v]);
+    while let Some(v) = open.pop() {
+        for reader in model.value(v).uses() {
+            let main = model.reader_in(model.main_id(), *reader);
+            if let Some(id) = main.filter(|id| fed.insert(*id)) {
+                open.extend(model.node(id).outputs().iter().flatten());
+            }
+        }
+    }
+    fed
+}
+
 /// Which of `theirs` each of `ours` is: the same one where there is one, else the next in order; `None` when they are not as many.
 pub fn matched<T>(ours: &[T], theirs: &[T], same: impl Fn(&T, &T) -> bool) -> Option<Vec<usize>> {
     let find = |x: &T| theirs.iter().position(|y| same(x, y));
@@ -72,6 +105,13 @@ pub fn matched<T>(ours: &[T], theirs: &[T], same: impl Fn(&T, &T) -> bool) -> Op
 /// Whether a value holds scores between 0 and 1, which Sigmoid, Softmax or the like has made.
 pub fn are_scores(model: &Model, v: ValueId) -> bool {
     super::parts::made_by(model, v).is_some_and(|id| saturates(model.node(id)))
+}
+
+/// Whether a node chooses. The largest values alone, which TopK gives in their order, change no more than what they are of.
+fn chooses(model: &Model, id: NodeId) -> bool {
+    let node = model.node(id);
+    let indices = || node.output(1).is_some_and(|v| !model.value(v).uses().is_empty());
+    CHOOSE.iter().any(|op| node.is(op)) && (!node.is("TopK") || indices())
 }
 
 /// The nodes of the main graph that a value is computed by.

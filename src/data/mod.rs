@@ -4,6 +4,7 @@
 //! is compressed, or images are few. [`Dataset::split`] parts them into calibration samples, which passes may look at, and held-back ones,
 //! which only the verdict sees.
 
+mod added;
 mod array;
 mod folder;
 mod images;

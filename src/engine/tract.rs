@@ -5,7 +5,7 @@
 //! state of its own, and tract starts no threads.
 //!
 //! float16 and bfloat16 are computed in f32: outputs that the model declares as such are rounded on the way out.
-//! Convolutions, matrix products and Softmax are computed by operators of our own (`kernel`: `depthwise`, `winograd`, `windows`, `product`, `softmax`), with what follows them (`tail`).
+//! Convolutions, matrix products, Softmax and GridSample are computed by operators of our own (`kernel`: `depthwise`, `winograd`, `windows`, `product`, `softmax`, `grid`), with what follows them (`tail`).
 //! tract keeps a copy of the weights of its own, so a session costs about twice the weights while it is made, and once after.
 
 mod amend;
@@ -14,6 +14,7 @@ mod convert;
 mod depthwise;
 mod dequantize;
 mod graph;
+mod grid;
 mod kernel;
 mod loops;
 mod nbits;

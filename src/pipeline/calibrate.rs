@@ -1,6 +1,6 @@
 //! One machine's part of what passes measure.
 
-use super::{Options, apply, find_data};
+use super::{Options, apply, find_data, opened};
 use crate::calibrate::{Measured, Memo, Shard};
 use crate::engine::Engine;
 use crate::onnx;
@@ -34,8 +34,11 @@ pub fn calibrate(
     let mut model = onnx::read(input)?;
     let named = || format!("{}", input.display());
     crate::analysis::legal::check(&model).with_context(named)?;
-    let data = find_data(input, &model, options)?;
+    let mut data = find_data(input, &model, options)?;
     ensure!(!data.synthetic, "no data were given: name them with --calib");
+    if let Some(opened) = opened(&model, &data, options, engine, progress).with_context(named)? {
+        (model, data) = (opened.model, opened.data);
+    }
     let spelled = options.spelled();
     let memo = Memo::open(&options.stats, &model, data.len(), &engine.name(), &spelled).context("--stats")?;
     let memo = memo.measuring(shard, target);

@@ -1,10 +1,12 @@
 //! The main job: read, rewrite pass by pass, verify, put into place, account for it.
 
 mod calibrate;
+mod choices;
 mod options;
 mod targets;
 
 pub use calibrate::{Calibrated, calibrate};
+pub use choices::Opened;
 pub use options::Options;
 pub use targets::{Amount, Targets};
 
@@ -118,6 +120,46 @@ pub fn rewrite(
     progress: &dyn Progress,
 ) -> Result<Report> {
     crate::analysis::legal::check(model)?;
+    let Some(opened) = opened(model, data, options, engine, progress)? else {
+        return rewrite_plain(model, data, options, engine, progress);
+    };
+    *model = opened.model.clone();
+    let mut report = rewrite_plain(model, &opened.data, options, engine, progress)?;
+    let chosen = opened.close(model)?;
+    if !report.gaps.is_empty() {
+        let (held, threads) = (opened.data.split().1, options.threads);
+        let same = opened.same((model, &chosen), &held, (engine, threads))?;
+        report.verdict = opened.judge(report.verdict, &mut report.gaps, &same);
+    }
+    Ok(report)
+}
+
+/// The model opened where it chooses inside, if anything of it will be compared.
+///
+/// # Errors
+/// As [`Opened::of`].
+pub fn opened(
+    model: &Model,
+    data: &Dataset,
+    options: &Options,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+) -> Result<Option<Opened>> {
+    let lossy = options.requests_for(model).iter().any(|r| r.info.lossy);
+    match options.verify || lossy {
+        true => Opened::of(model, data, (engine, options.threads), progress),
+        false => Ok(None),
+    }
+}
+
+/// As [`rewrite`], for a model that nothing is chosen in, or that is opened there.
+fn rewrite_plain(
+    model: &mut Model,
+    data: &Dataset,
+    options: &Options,
+    engine: &dyn Engine,
+    progress: &dyn Progress,
+) -> Result<Report> {
     let original = model.clone();
     let requests = options.requests_for(&original);
     let lossy = requests.iter().any(|r| r.info.lossy);

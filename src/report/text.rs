@@ -185,6 +185,12 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
             Some(output) if chosen(output) => notes += &format!("  ({output} is chosen from it)"),
             Some(output) => notes += &format!("  (a part of {output})"),
             None if g.inner => notes += "  (before the last nonlinearity)",
+            None if let Some(same) = g.same_choice => {
+                notes += &format!(
+                    "  (chosen inside, {:.1} % the same; the rest is compared under one choice)",
+                    100.0 * same
+                );
+            }
             None if g.chosen => notes += "  (chosen from the values below, which the budget is about)",
             None => {}
         }

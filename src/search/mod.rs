@@ -72,12 +72,15 @@ pub fn optimize(
 ) -> Result<Report> {
     let start = Instant::now();
     onnx::check_target(output)?;
-    let original = onnx::read(input)?;
+    let mut original = onnx::read(input)?;
     crate::analysis::legal::check(&original)?;
     let mut options = options.clone();
     let budget = options.budget.get_or_insert_with(Budget::lossy).clone();
-    let data = pipeline::find_data(input, &original, &options)?;
+    let mut data = pipeline::find_data(input, &original, &options)?;
     pipeline::check_budget(&budget, &original, &data)?;
+    if let Some(opened) = pipeline::opened(&original, &data, &options, engine, progress)? {
+        (original, data) = (opened.model, opened.data);
+    }
     let calib = data.split().0;
     let [fit, tune] = calib.parted();
     let dims = data.dims()?;

@@ -131,6 +131,7 @@ impl Meter {
             negligible: false,
             chosen: false,
             part_of: None,
+            same_choice: None,
         }
     }
 }

@@ -69,6 +69,9 @@ pub struct OutputGap {
     pub negligible: bool,
     /// True for an output that is chosen from other values ([`crate::analysis::chosen`]), as the best boxes are: budgets about numbers hold for these.
     pub chosen: bool,
+    /// For what is chosen inside the model, such as the queries of a detection transformer: what part of it a result chooses that nobody gives the
+    /// original's choice. All other values are compared under that.
+    pub same_choice: Option<f64>,
     /// For a value that an output is chosen from: the output's name; and for a part of an output that is put together from things of different kinds, such as boxes and scores ([`crate::analysis::parts`]): the
     /// output's name. The budget holds for every part, but for scores that change by no more than a hundredth anywhere.
     pub part_of: Option<String>,
@@ -350,6 +353,7 @@ mod tests {
             stands_in: false,
             negligible: false,
             part_of: None,
+            same_choice: None,
             chosen: false,
         }
     }

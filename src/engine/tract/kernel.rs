@@ -1,6 +1,7 @@
 //! Operators of our own on f32, and where they take the place of tract's.
 
 use super::depthwise::DepthWise;
+use super::grid::Grid;
 use super::phases::Windows;
 use super::product::Product;
 use super::softmax;
@@ -10,7 +11,7 @@ use super::winograd::Winograd;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::konst::Const;
-use tract_onnx::tract_core::ops::nn::Softmax;
+use tract_onnx::tract_core::ops::nn::{GridSample, Softmax};
 use tract_onnx::tract_hir::internal::*;
 
 /// What makes one tensor of f32 of others, whose dimensions are known before.
@@ -62,7 +63,7 @@ impl<K: Kernel> EvalOp for Held<K> {
     }
 }
 
-/// Puts kernels in the places of tract's convolutions, products and Softmax where they are faster.
+/// Puts kernels in the places of tract's convolutions, products, Softmax and GridSample where they are faster.
 ///
 /// # Errors
 /// When the model is not sound.
@@ -79,6 +80,10 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
             }
         } else if let Some(softmax) = model.node(id).op_as::<Softmax>() {
             let op = softmax::Columns::of(softmax, model.outlet_fact(model.node(id).inputs[0])?);
+            let inputs = model.node(id).inputs.clone();
+            op.map_or(Ok(()), |op| put(model, &inputs, op, id))?;
+        } else if let Some(sample) = model.node(id).op_as::<GridSample>() {
+            let op = Grid::of(sample, &model.node_input_facts(id)?);
             let inputs = model.node(id).inputs.clone();
             op.map_or(Ok(()), |op| put(model, &inputs, op, id))?;
         }

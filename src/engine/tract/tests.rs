@@ -7,6 +7,7 @@ use tract_onnx::prelude::{Framework, InferenceModelExt, TValue, TypedSimplePlan}
 mod amended;
 mod control;
 mod convolutions;
+mod grid;
 mod packed;
 
 fn floats(t: &Tensor) -> Vec<f32> {
