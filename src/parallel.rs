@@ -107,8 +107,8 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 /// Second moments of more than so many numbers in a row are factored one at a time.
 pub const LONG: usize = 640;
 
-/// Works on weights, of rows of so many columns: on short ones side by side, and then on those of more than [`LONG`], one by one. Several of
-/// these at once would take much memory, and are hardly faster: a long one keeps all threads busy half of the time.
+/// Works on weights, of rows of so many columns: on short ones side by side, and beside these on those of more than [`LONG`], one by one. Several of
+/// the latter at once would take much memory; a long one keeps all threads busy half of the time, and short ones fill the rest.
 pub fn side_by_side<T: Sync, R: Send>(
     weights: &[T],
     columns: impl Fn(&T) -> usize,
@@ -116,10 +116,10 @@ pub fn side_by_side<T: Sync, R: Send>(
 ) -> Result<Vec<R>> {
     let (long, short): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| columns(&weights[*i]) > LONG);
     let numbered = |i: usize| Ok((i, work(&weights[i])?));
-    let mut done: Vec<(usize, R)> = short.into_par_iter().map(numbered).collect::<Result<_>>()?;
-    for i in long {
-        done.push(numbered(i)?);
-    }
+    let one_by_one = || long.into_iter().map(numbered).collect::<Result<Vec<_>>>();
+    let all_at_once = || short.into_par_iter().map(numbered).collect::<Result<Vec<_>>>();
+    let (long, short) = rayon::join(one_by_one, all_at_once);
+    let mut done: Vec<(usize, R)> = long?.into_iter().chain(short?).collect();
     done.sort_by_key(|d| d.0);
     Ok(done.into_iter().map(|d| d.1).collect())
 }

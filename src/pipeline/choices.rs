@@ -151,9 +151,10 @@ impl Opened {
 
     /// Writes these parts to what was measured, and gives the verdict with them.
     pub fn judge(&self, verdict: Verdict, gaps: &mut [OutputGap], same: &[f64]) -> Verdict {
-        for (Choice { output, .. }, same) in self.choices.iter().zip(same) {
-            let found = gaps.iter_mut().find(|g| g.name == *output && !g.inner);
-            found.into_iter().for_each(|g| g.same_choice = Some(*same));
+        for (Choice { output, added, .. }, same) in self.choices.iter().zip(same) {
+            if let Some(g) = gaps.iter_mut().find(|g| g.name == *output && !g.inner) {
+                (g.same_choice, g.inner) = (Some(*same), *added);
+            }
         }
         let least = self.choices.iter().zip(same).min_by(|a, b| a.1.total_cmp(b.1));
         match (verdict, least) {

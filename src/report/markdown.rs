@@ -60,6 +60,14 @@ fn outputs(out: &mut String, r: &Report) {
             accuracy.unwrap_or_default()
         );
     }
+    for (g, same) in r.gaps.iter().filter_map(|g| Some((g, g.same_choice?))) {
+        let _ = writeln!(
+            out,
+            "\nOf what is chosen inside the model at `{}`, {:.1} % is the same; all else was compared under the original's choice.",
+            escaped(&g.name),
+            same * 100.0
+        );
+    }
 }
 
 fn search(out: &mut String, r: &Report) {

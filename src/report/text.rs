@@ -182,15 +182,13 @@ pub fn gaps(out: &mut String, gaps: &[OutputGap]) {
         let top1 = g.top1.map_or("–".into(), |t| format!("{:.2} %", t * 100.0));
         let mut notes = String::new();
         match &g.part_of {
+            _ if let Some(same) = g.same_choice => {
+                let same = 100.0 * same;
+                notes += &format!("  (chosen inside, {same:.1} % the same; all else is compared under one choice)");
+            }
             Some(output) if chosen(output) => notes += &format!("  ({output} is chosen from it)"),
             Some(output) => notes += &format!("  (a part of {output})"),
             None if g.inner => notes += "  (before the last nonlinearity)",
-            None if let Some(same) = g.same_choice => {
-                notes += &format!(
-                    "  (chosen inside, {:.1} % the same; the rest is compared under one choice)",
-                    100.0 * same
-                );
-            }
             None if g.chosen => notes += "  (chosen from the values below, which the budget is about)",
             None => {}
         }

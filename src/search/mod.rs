@@ -36,7 +36,7 @@ use crate::onnx;
 use crate::pipeline::{self, Options};
 use crate::progress::Progress;
 use crate::report::{Report, Size, Tried};
-use crate::verify::{Budget, Decisions, compare};
+use crate::verify::{Budget, Decisions, compare, worst_db};
 use anyhow::{Context, Result};
 use order::{Candidate, order};
 use plan::{Knob, REST, further, knobs};
@@ -295,13 +295,12 @@ impl Search<'_> {
         if self.budget.about_decisions() {
             self.decisions()?.refine(&mut gaps);
         }
-        let outer = gaps.iter().filter(|g| !g.inner);
         Ok(Tried {
             passes: plan.to_string(),
             bytes: onnx::written_len(&model, self.options.write)?,
             macs: Size::of(&model, &self.dims).macs,
             used: self.budget.risked(&gaps).unwrap_or(f64::INFINITY),
-            sqnr_db: outer.map(|g| g.sqnr_db).fold(f64::INFINITY, f64::min),
+            sqnr_db: worst_db(&gaps).unwrap_or(f64::INFINITY),
             ..Tried::default()
         })
     }

@@ -69,8 +69,8 @@ pub struct OutputGap {
     pub negligible: bool,
     /// True for an output that is chosen from other values ([`crate::analysis::chosen`]), as the best boxes are: budgets about numbers hold for these.
     pub chosen: bool,
-    /// For what is chosen inside the model, such as the queries of a detection transformer: what part of it a result chooses that nobody gives the
-    /// original's choice. All other values are compared under that.
+    /// For what is chosen inside the model, such as the queries of a detection transformer: what part of it the result chooses as well, left to itself.
+    /// All other values are compared under the original's choice.
     pub same_choice: Option<f64>,
     /// For a value that an output is chosen from: the output's name; and for a part of an output that is put together from things of different kinds, such as boxes and scores ([`crate::analysis::parts`]): the
     /// output's name. The budget holds for every part, but for scores that change by no more than a hundredth anywhere.
@@ -218,6 +218,16 @@ impl OutputGap {
         }
         self.stands_in = !scores || self.max_abs > UNNOTICED || self.broken > 0;
     }
+}
+
+/// The lowest SQNR of an output, or of what an output is chosen from, dB; `None` where nothing was measured.
+pub fn worst_db(gaps: &[OutputGap]) -> Option<f64> {
+    let chosen = |name: &String| gaps.iter().any(|g| g.chosen && g.name == *name);
+    let told = |g: &&OutputGap| match &g.part_of {
+        Some(output) => chosen(output),
+        None => !g.inner && !g.chosen,
+    };
+    gaps.iter().filter(told).map(|g| g.sqnr_db).reduce(f64::min)
 }
 
 /// How many samples the original is run on before the result is: where the outputs for all of them are small, only one of the two is in

@@ -9,6 +9,7 @@ use super::Report;
 use super::speed::ratio;
 use super::text::{SizeRow, all_rows, bytes, count, db, outcome};
 use crate::passes::{Note, NoteKind};
+use crate::verify::worst_db;
 use page::{Cell, Row, STYLE, details, escaped, table};
 use std::fmt::Write;
 
@@ -82,7 +83,7 @@ fn tiles(out: &mut String, r: &Report) {
         let accuracy = format!("accuracy: {} → {}", percent(acc.before), percent(acc.after));
         all.push((format!("{points:+.2} points"), accuracy));
     }
-    if let Some(worst) = outer().map(|g| g.sqnr_db).reduce(f64::min) {
+    if let Some(worst) = worst_db(&r.gaps) {
         let outputs = if outer().count() == 1 {
             "SQNR of the output"
         } else {
@@ -128,10 +129,10 @@ fn outputs(out: &mut String, r: &Report) {
         escaped(&r.budget.to_string())
     );
     let rows = r.gaps.iter().map(|g| -> Row {
-        let name = if g.inner {
-            format!("{} (inner)", g.name)
-        } else {
-            g.name.clone()
+        let name = match g.same_choice {
+            Some(same) => format!("{} (chosen inside, {} the same)", g.name, percent(same)),
+            None if g.inner => format!("{} (inner)", g.name),
+            None => g.name.clone(),
         };
         let accuracy = g.accuracy.as_ref();
         let accuracy = accuracy.map(|a| format!("{} → {}", percent(a.before), percent(a.after)));
