@@ -107,15 +107,30 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 /// Second moments of more than so many numbers in a row are factored one at a time.
 pub const LONG: usize = 640;
 
-/// Works on weights, of rows of so many columns: on short ones side by side, and beside these on those of more than [`LONG`], one by one. Several of
-/// the latter at once would take much memory; a long one keeps all threads busy half of the time, and short ones fill the rest.
+/// Works on weights, of rows of so many columns, side by side, but one by one on those of more than [`LONG`].
+///
+/// # Errors
+/// Those of `work`.
 pub fn side_by_side<T: Sync, R: Send>(
     weights: &[T],
     columns: impl Fn(&T) -> usize,
     work: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let (long, short): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| columns(&weights[*i]) > LONG);
-    let numbered = |i: usize| Ok((i, work(&weights[i])?));
+    large_ones_alone(weights, |w| columns(w) > LONG, work)
+}
+
+/// Works on small things side by side, and beside these on large ones, one by one. Several of the latter at once would take much memory; a
+/// large one keeps all threads busy half of the time, and small ones fill the rest. Results come in order.
+///
+/// # Errors
+/// Those of `work`.
+pub fn large_ones_alone<T: Sync, R: Send>(
+    all: &[T],
+    large: impl Fn(&T) -> bool,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let (long, short): (Vec<usize>, Vec<usize>) = (0..all.len()).partition(|i| large(&all[*i]));
+    let numbered = |i: usize| Ok((i, work(&all[i])?));
     let one_by_one = || long.into_iter().map(numbered).collect::<Result<Vec<_>>>();
     let all_at_once = || short.into_par_iter().map(numbered).collect::<Result<Vec<_>>>();
     let (long, short) = rayon::join(one_by_one, all_at_once);

@@ -169,8 +169,7 @@ impl LowRank {
     /// The ladders of a group of sites that were measured together.
     fn group(&self, model: &Model, group: &[Site], halves: Option<&Halves>, cx: &mut Context) -> Result<Vec<Ladder>> {
         let mut ladders = Vec::new();
-        let work = |i: usize| {
-            let site: &Site = &group[i];
+        let work = |site: &Site| {
             let named = || format!("lowrank: {}", model.label(site.node));
             let centered = self.centered && fit::free_bias(model, site).is_some();
             let known = match halves {
@@ -188,19 +187,17 @@ impl LowRank {
             let here = self.at(model, site)?;
             here.ladder(model, site, known.as_ref()).with_context(named)
         };
-        let wide = group.iter().any(|s| width(s) > WIDE);
-        let threads = if wide { 1 } else { cx.threads };
-        parallel::in_order(group.len(), threads, work, |i, result| {
+        let all = parallel::large_ones_alone(group, |s| width(s) > WIDE, work)?;
+        for (site, result) in group.iter().zip(all) {
             match result {
                 Ok(ladder) => ladders.push(ladder),
                 Err(refused) => {
-                    cx.skip(model, group[i].node, refused.why);
+                    cx.skip(model, site.node, refused.why);
                     cx.charts
-                        .extend(refused_chart(model, &group[i], halves.is_some(), refused.curve));
+                        .extend(refused_chart(model, site, halves.is_some(), refused.curve));
                 }
             }
-            Ok(())
-        })?;
+        }
         Ok(ladders)
     }
 
