@@ -10,9 +10,9 @@
 use crate::ir::{GraphId, Model, NodeId, Origin, Use, ValueId};
 use crate::ops::infer::Dim;
 use crate::ops::ties::{self, At, Axis, Flow, Slot, Tie, bits_are_whole_bytes};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// The dimensions of values as far as they are known, by [`ValueId::index`].
 pub type Dims = Vec<Option<Vec<Dim>>>;
@@ -25,8 +25,8 @@ const MAX_LENGTH: usize = 1 << 20;
 pub struct Groups {
     /// Every axis with elements: the first element, and how many.
     axes: BTreeMap<(ValueId, usize), (usize, usize)>,
-    /// Element → element of the same unit; a unit's root points to itself.
-    parent: RefCell<Vec<u32>>,
+    /// Element → element of the same unit; a unit's root points to itself. Whoever looks for a root makes ways to it shorter.
+    parent: Vec<AtomicU32>,
     /// Unit root → why it must stay.
     stops: BTreeMap<usize, Arc<str>>,
     /// The flow of every node, in an order of execution, inner nodes before the node that holds them.
@@ -39,7 +39,7 @@ impl Groups {
     pub fn new(model: &Model, dims: Dims) -> Groups {
         let mut g = Groups {
             axes: BTreeMap::new(),
-            parent: RefCell::default(),
+            parent: Vec::new(),
             stops: BTreeMap::new(),
             flows: Vec::new(),
             dims,
@@ -193,12 +193,12 @@ impl Groups {
             return Some(e);
         }
         let len = self.dims.get(v.index())?.as_ref()?.get(axis)?.known()?;
-        let parent = self.parent.get_mut();
-        let start = parent.len();
+        let start = self.parent.len();
         if len == 0 || len > MAX_LENGTH || len > MAX_ELEMENTS - start {
             return None;
         }
-        parent.extend((start..start + len).map(|e| e as u32));
+        self.parent
+            .extend((start..start + len).map(|e| AtomicU32::new(e as u32)));
         self.axes.insert((v, axis), (start, len));
         Some((start, len))
     }
@@ -215,7 +215,7 @@ impl Groups {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.parent.borrow().len()
+        self.parent.len()
     }
 
     /// True when nothing is tied.
@@ -225,12 +225,12 @@ impl Groups {
 
     /// The unit that an element belongs to, named by one of its elements.
     pub fn unit(&self, element: usize) -> usize {
-        let mut parent = self.parent.borrow_mut();
+        let up = |e: usize| self.parent[e].load(Relaxed) as usize;
         let mut root = element;
-        while parent[root] as usize != root {
-            let up = parent[root] as usize;
-            parent[root] = parent[up];
-            root = parent[root] as usize;
+        while up(root) != root {
+            let next = up(up(root));
+            self.parent[root].store(next as u32, Relaxed);
+            root = next;
         }
         root
     }
@@ -254,7 +254,7 @@ impl Groups {
             return;
         }
         let (root, child) = (a.min(b), a.max(b));
-        self.parent.get_mut()[child] = root as u32;
+        *self.parent[child].get_mut() = root as u32;
         if let Some(why) = self.stops.remove(&child) {
             self.stops.entry(root).or_insert(why);
         }

@@ -224,7 +224,7 @@ impl Arg {
 }
 
 /// What comes out along a channel, given what goes in.
-pub type Law = Box<dyn Fn(&[Arg]) -> Option<f32>>;
+pub type Law = Box<dyn Fn(&[Arg]) -> Option<f32> + Send + Sync>;
 
 /// All that is known of how channels run through one node.
 #[derive(Default)]

@@ -13,8 +13,8 @@ use crate::ir::Model;
 use crate::math::affine::IntKind;
 use crate::parallel::side_by_side;
 use anyhow::{Context as _, Result};
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// A weight that errs by more, relative to the power of its products, is not tried.
 const MOST: f64 = 0.2;
@@ -24,7 +24,7 @@ const BIT: f64 = 0.25;
 /// A weight that could have few bits.
 pub trait Weight: Sync {
     /// What it is rounded to.
-    type Codes: Send;
+    type Codes: Send + Sync;
 
     /// The numbers in it.
     fn len(&self) -> usize;
@@ -61,7 +61,7 @@ struct Trial<'a, W: Weight> {
     /// The boldest first, each with the error of its products.
     rungs: Vec<(IntKind, f64)>,
     /// What it was rounded to.
-    codes: Vec<OnceCell<W::Codes>>,
+    codes: Vec<OnceLock<W::Codes>>,
 }
 
 impl<'a, W: Weight> Trial<'a, W> {
@@ -76,7 +76,7 @@ impl<'a, W: Weight> Trial<'a, W> {
             .map(|kind| (kind, predicted(kind)))
             .filter(|(_, error)| *error <= MOST)
             .collect();
-        let made: Vec<OnceCell<W::Codes>> = rungs.iter().map(|_| OnceCell::new()).collect();
+        let made: Vec<OnceLock<W::Codes>> = rungs.iter().map(|_| OnceLock::new()).collect();
         if rungs.first()?.0 == first {
             made[0].set(codes).ok()?;
         }

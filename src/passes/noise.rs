@@ -180,23 +180,24 @@ impl Reference {
     ///
     /// # Errors
     /// As [`Reference::new`], and those of `change`.
-    pub fn errors_alone(&self, n: usize, change: impl Fn(usize) -> Result<Model>, cx: &Context) -> Result<Vec<f64>> {
+    pub fn errors_alone(
+        &self,
+        n: usize,
+        change: impl Fn(usize) -> Result<Model> + Sync,
+        cx: &Context,
+    ) -> Result<Vec<f64>> {
         let side = cx.threads.clamp(1, SIDE);
         let one = Context {
             threads: (cx.threads / side).max(1),
             ..cx.aside()
         };
         let mut errors = Vec::with_capacity(n);
-        while errors.len() < n {
-            let next = errors.len()..n.min(errors.len() + side);
-            let changed: Vec<Model> = next.map(&change).collect::<Result<_>>()?;
-            let error = |k: usize| self.error_alone(&changed[k], &one);
-            in_order(changed.len(), side, error, |_, error| {
-                errors.push(error);
-                cx.progress.advance(1);
-                Ok(())
-            })?;
-        }
+        let error = |k: usize| self.error_alone(&change(k)?, &one);
+        in_order(n, side, error, |_, error| {
+            errors.push(error);
+            cx.progress.advance(1);
+            Ok(())
+        })?;
         Ok(errors)
     }
 

@@ -16,7 +16,7 @@ use anyhow::Result;
 use std::ops::Range;
 
 /// What could be done at one place; the first rung saves most and errs most.
-pub trait Ladder {
+pub trait Ladder: Sync {
     /// How many rungs there are: one at least.
     fn rungs(&self) -> usize;
     /// The predicted error of a rung, relative to the power of what is computed there.

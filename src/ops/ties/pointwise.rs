@@ -85,7 +85,7 @@ fn unary(at: &At, flow: &mut Flow) -> Option<()> {
     Some(())
 }
 
-type Function = Box<dyn Fn(f32) -> Option<f32>>;
+type Function = Box<dyn Fn(f32) -> Option<f32> + Send + Sync>;
 
 /// The function of one number; `None` inside where only its value at zero is exact enough to rely on.
 fn function(at: &At) -> Option<Function> {

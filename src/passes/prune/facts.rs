@@ -7,8 +7,8 @@
 use crate::analysis::groups::{Groups, value_at};
 use crate::ir::{DType, Model, NodeId, Tensor, ValueId};
 use crate::ops::ties::{Arg, Dot, Flow, Slot, Tie, constant};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// What is known of every element of [`Groups`].
 pub struct Facts<'a> {
@@ -17,7 +17,7 @@ pub struct Facts<'a> {
     /// By element: the number that the whole slice is, whatever is fed in.
     fixed: Vec<Option<f32>>,
     /// Constants that are one number everywhere; asked for again and again.
-    plain: RefCell<BTreeMap<ValueId, Option<f32>>>,
+    plain: Mutex<BTreeMap<ValueId, Option<f32>>>,
 }
 
 impl<'a> Facts<'a> {
@@ -27,7 +27,7 @@ impl<'a> Facts<'a> {
             model,
             groups,
             fixed: vec![None; groups.len()],
-            plain: RefCell::default(),
+            plain: Mutex::default(),
         };
         for (v, axis, start, len) in groups.axes() {
             if let Some(t) = constant(model, v) {
@@ -51,7 +51,8 @@ impl<'a> Facts<'a> {
 
     /// The number that a constant is in all its elements.
     fn plain(&self, v: ValueId) -> Option<f32> {
-        if let Some(&x) = self.plain.borrow().get(&v) {
+        let known = || self.plain.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&x) = known().get(&v) {
             return x;
         }
         let x = constant(self.model, v).and_then(|t| {
@@ -59,7 +60,7 @@ impl<'a> Facts<'a> {
             let first = *x.first()?;
             x.iter().all(|y| *y == first).then_some(first)
         });
-        self.plain.borrow_mut().insert(v, x);
+        known().insert(v, x);
         x
     }
 
