@@ -230,3 +230,34 @@ fn a_pool_behind_floats_is_not_given_codes() {
         [Some("MaxPool"), Some("DequantizeLinear")]
     );
 }
+
+#[test]
+fn codes_in_front_of_a_pool_begin_at_a_convolution_in_integers() {
+    let mut m = super::model(17);
+    let x = input(&mut m, &[1, 1, 60, 257]);
+    let (w, v) = (
+        weight(&mut m, "w", &[32, 1, 3, 3], 5),
+        weight(&mut m, "v", &[160, 32, 3, 3], 6),
+    );
+    let padded = || vec![Attr::ints("pads", vec![1; 4])];
+    let y = node(&mut m, "Conv", "conv0", &[x, w], "y0", padded());
+    let bent = node(&mut m, "LeakyRelu", "bend0", &[y], "bent0", vec![]);
+    let window = vec![
+        Attr::ints("kernel_shape", vec![1, 4]),
+        Attr::ints("strides", vec![1, 4]),
+    ];
+    let pooled = node(&mut m, "MaxPool", "pool", &[bent], "pooled", window);
+    let z = node(&mut m, "Conv", "conv1", &[pooled, v], "z", padded());
+    output(&mut m, z, &[1, 160, 60, 64]);
+    run(&mut m, "int8");
+    let coded = |op| makers(&m, op).all(|made| made == Some("DequantizeLinear"));
+    // ONNX Runtime takes codes that an activation behind floats gives out channels first, and a pool of those takes 4 ns for each tap.
+    let all = |op| makers(&m, op).collect::<Vec<_>>();
+    assert!(
+        coded("Conv") && coded("MaxPool"),
+        "{:?} {:?} {:?}",
+        all("Conv"),
+        all("LeakyRelu"),
+        all("MaxPool")
+    );
+}

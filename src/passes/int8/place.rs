@@ -259,8 +259,10 @@ fn cut(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, rules: &
         }
     }
     for (i, u) in units.all.iter().enumerate().filter(|(_, u)| u.window > 0) {
-        let maker = units.maker(u).map_or(SINK, |p| nodes[p]);
-        net.edge(nodes[i], maker, capacity(u.apart(elements)));
+        // Channels come last in codes behind an integer convolution only, not behind a float one with integers after it.
+        let begins = units.laid_out_by(u).and_then(|way| way.last().copied());
+        let begins = begins.map_or(SINK, |p| nodes[p]);
+        net.edge(nodes[i], begins, capacity(u.apart(elements)));
         // A runtime moves a Q behind it before it (ONNX Runtime: `QDQPropagationTransformer`).
         let read = u.results.iter().flat_map(|&v| units.readers(model, v).0);
         read.for_each(|r| net.edge(nodes[r], nodes[i], INFINITE));
@@ -348,10 +350,11 @@ struct Cost {
 fn cost(model: &Model, units: &Units, elements: &BTreeMap<ValueId, u64>, integer: &[bool]) -> Cost {
     let kernels = units.all.iter().zip(integer).map(|(u, &i)| {
         let (float, int) = u.nanoseconds(elements);
-        match (i, units.maker(u).is_some_and(|p| integer[p])) {
-            (true, true) => int,
-            (true, false) => int + u.apart(elements),
-            (false, _) => float,
+        let laid_out = || units.laid_out_by(u).is_some_and(|way| way.iter().all(|p| integer[*p]));
+        match i {
+            true if u.window > 0 && !laid_out() => int + u.apart(elements),
+            true => int,
+            false => float,
         }
     });
     let mut all = Cost {

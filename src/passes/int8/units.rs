@@ -94,7 +94,7 @@ impl Unit {
         (float, int + self.activation * out + call + again)
     }
 
-    /// What it takes more in integers, nanoseconds for one sample, where what makes its input does not run in integers.
+    /// What it takes more in integers, nanoseconds for one sample, where what lays out its input does not run in integers.
     pub fn apart(&self, elements: &BTreeMap<ValueId, u64>) -> f64 {
         let out = self.results.iter().filter_map(|v| elements.get(v)).sum::<u64>();
         POOLED * self.window as f64 * out as f64
@@ -376,6 +376,16 @@ impl Units {
     /// The unit that makes the first data input of another.
     pub fn maker(&self, unit: &Unit) -> Option<usize> {
         self.producer.get(&unit.inputs.first()?.1).copied()
+    }
+
+    /// What lays out the first data input of a unit, from what is just before it to the operator with a weight that begins it: operators on single
+    /// elements and pools keep the layout. `None` where no such operator is found.
+    pub fn laid_out_by(&self, unit: &Unit) -> Option<Vec<usize>> {
+        let mut way = vec![self.maker(unit)?];
+        while let Some(u) = way.last().map(|i| &self.all[*i]).filter(|u| !u.is_weighted()) {
+            way.push(self.maker(u).filter(|i| !way.contains(i))?);
+        }
+        Some(way)
     }
 
     /// Who reads a value: units (each once, in order), and how many others. Readers of its shape do not count.
