@@ -48,8 +48,9 @@ pub fn from(model: &Model, output: ValueId) -> Option<Vec<ValueId>> {
             return None;
         }
         for &v in &inputs {
-            let shape = model.value(v).producer().is_some_and(|p| model.node(p).is("Shape"));
-            let varies = model.constant(v).is_none() && !chosen.contains(&v) && !shape;
+            let made_by = |op: &str| model.value(v).producer().is_some_and(|p| model.node(p).is(op));
+            let known = model.constant(v).is_some() || made_by("Constant") || made_by("Shape");
+            let varies = !known && !chosen.contains(&v);
             if varies && !sources.contains(&v) {
                 sources.push(v);
             }
@@ -179,6 +180,52 @@ mod tests {
     fn a_network_behind_a_choice_is_not_looked_past() {
         let (b, [.., y]) = detector(true);
         assert_eq!(from(&b.model, y), None);
+    }
+
+    /// The number of values that are chosen between two products, or in front of one only, or behind one only.
+    fn chosen_inside(before: bool, behind: bool, values: bool) -> usize {
+        let mut b = Builder::new(17);
+        let mut x = b.input("x", DType::Float, &[8, 3]);
+        let w = b.constant("w", Tensor::new(&[3, 3], vec![1f32; 9]));
+        if before {
+            x = b.op("MatMul", &[x, w], vec![]);
+        }
+        let axes = vec![Attr::ints("axes", vec![-1]), Attr::int("keepdims", 0)];
+        let best = b.op("ReduceMax", &[x], axes);
+        let k = b.constant("k", Tensor::new(&[1], vec![4i64]));
+        let top = b.ops("TopK", &[Some(best), Some(k)], 2, vec![]);
+        let mut y = match values {
+            true => b.op("Unsqueeze", &[top[0], k], vec![]),
+            false => b.op("Gather", &[x, top[1]], vec![]),
+        };
+        if behind {
+            y = b.op("MatMul", &[y, w], vec![]);
+        }
+        let main = b.model.main_id();
+        b.model.add_output(main, Model::elem_info("y".into(), DType::Float), y);
+        inside(&b.model).len()
+    }
+
+    #[test]
+    fn only_indices_between_networks_are_chosen_inside() {
+        assert_eq!(chosen_inside(true, true, false), 1);
+        assert_eq!(
+            chosen_inside(false, true, false),
+            0,
+            "no noise turns the order of an input"
+        );
+        assert_eq!(chosen_inside(true, false, false), 0, "an output that is chosen");
+        assert_eq!(chosen_inside(true, true, true), 0, "the largest values change little");
+    }
+
+    #[test]
+    fn how_many_are_chosen_is_no_source_wherever_it_stands() {
+        let (mut b, [boxes, _, best, y]) = detector(false);
+        let (top, _) = b.model.nodes().find(|(_, n)| n.is("TopK")).expect("it is there");
+        let proto = Tensor::new(&[1], vec![4i64]).to_inline_proto();
+        let k = b.op("Constant", &[], vec![Attr::tensor("value", proto)]);
+        b.model.set_input(top, 1, Some(k));
+        assert_eq!(from(&b.model, y), Some(vec![best, boxes]));
     }
 
     #[test]

@@ -239,3 +239,25 @@ fn common(a: &Tensor, b: &Tensor, one: One) -> (usize, usize) {
     let both = a.iter().map(|(k, n)| b.get(k).map_or(0, |m| *n.min(m)));
     (both.sum(), n.max(m))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_counted_wherever_their_order_does_not_matter() {
+        let of = |dims: &[usize], x: Vec<i64>| Tensor::new(dims, x);
+        let (a, b) = (of(&[2, 3], vec![1, 2, 3, 4, 5, 6]), of(&[2, 3], vec![3, 1, 9, 1, 5, 6]));
+        assert_eq!(common(&a, &b, One::Along(-1)), (4, 6), "two in each row, in any order");
+        assert_eq!(common(&a, &b, One::Along(1)), (4, 6));
+        assert_eq!(common(&a, &b, One::Along(0)), (3, 6), "one in each column");
+        assert_eq!(common(&a, &b, One::There), (2, 6));
+        let (some, more) = (of(&[1, 3], vec![0, 1, 7]), of(&[3, 3], vec![0, 0, 7, 0, 1, 7, 0, 1, 7]));
+        assert_eq!(
+            common(&some, &more, One::Row),
+            (1, 3),
+            "a row counts as often as it is there"
+        );
+        assert_eq!(common(&of(&[0, 3], vec![]), &of(&[0, 3], vec![]), One::Row), (0, 0));
+    }
+}
