@@ -36,7 +36,7 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens a model; `None` where it does not choose inside, or the engine does not run it.
+    /// Opens a model; `None` where it does not choose inside, where it chooses more of one sample than of another, or where the engine does not run it.
     ///
     /// # Errors
     /// When a sample cannot be read, or fails.
@@ -47,8 +47,10 @@ impl Opened {
         progress: &dyn Progress,
     ) -> Result<Option<Opened>> {
         let chosen = chosen::inside(model);
-        let like = data.get(0).ok().filter(|_| !chosen.is_empty());
-        let Some(Ok(session)) = like.map(|like| engine.load(model, &chosen, &like)) else {
+        if chosen.is_empty() {
+            return Ok(None);
+        }
+        let Some(Ok(session)) = data.get(0).ok().map(|like| engine.load(model, &chosen, &like)) else {
             return Ok(None);
         };
         let (opened, choices) = open(model, &chosen);
@@ -63,6 +65,11 @@ impl Opened {
         };
         in_order(all.len(), threads, run, keep).context("what the model chooses inside")?;
         progress.finish();
+        // An engine plans for inputs of one size.
+        let sizes = |s: &Sample| s.values().map(|t| t.dims().to_vec()).collect::<Vec<_>>();
+        if more.iter().any(|s| sizes(s) != sizes(&more[0])) {
+            return Ok(None);
+        }
         Ok(Some(Opened {
             data: data.with(more, &opened),
             model: opened,
