@@ -16,6 +16,9 @@ const CHOOSE: &[&str] = &[
     "Unique",
 ];
 
+/// Of these, those that give out indices, and at which output.
+const INDICES: &[(&str, usize)] = &[("ArgMax", 0), ("ArgMin", 0), ("NonMaxSuppression", 0), ("TopK", 1)];
+
 /// Operators that compute with weights: what stands behind a choice and before the output then is a network of its own.
 const WEIGHTED: &[&str] = &[
     "Conv",
@@ -66,13 +69,8 @@ pub fn inside(model: &Model) -> Vec<ValueId> {
     let order = model.topological(model.main_id()).unwrap_or_default();
     let network = |id: &NodeId| is_network(model, model.node(*id));
     let indices = |id: NodeId| {
-        let n = model.node(id);
-        let slot = match n {
-            _ if n.is("TopK") => 1,
-            _ if ["ArgMax", "ArgMin", "NonMaxSuppression"].iter().any(|op| n.is(op)) => 0,
-            _ => return None,
-        };
-        n.output(slot)
+        let (_, slot) = INDICES.iter().find(|(op, _)| model.node(id).is(op))?;
+        model.node(id).output(*slot)
     };
     let all = order.into_iter().filter_map(indices);
     all.filter(|v| cone(model, *v).iter().any(network) && fed(model, *v).iter().any(network))

@@ -66,7 +66,7 @@ fn judged(
     let samples = opened.data.all();
     let mut gaps = compare(&opened.model, &changed, &samples, engine, threads, &bar)?;
     let chosen = opened.close(&mut changed)?;
-    let same = opened.same((&changed, &chosen), &samples, (engine, threads))?;
-    let verdict = opened.judge(judge(&gaps, budget), &mut gaps, &same);
+    let measured = (judge(&gaps, budget), &mut gaps[..]);
+    let verdict = opened.judge((&changed, &chosen), &samples, (engine, threads), measured)?;
     Ok((gaps, verdict))
 }

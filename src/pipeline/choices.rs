@@ -120,11 +120,24 @@ impl Opened {
         Ok(all)
     }
 
-    /// What part of what a closed model chooses by itself the original chose as well, for every choice, over samples of the data that were opened.
+    /// Lets a closed result choose by itself, on samples of the data that were opened; writes to what was measured what part of it the original chose as
+    /// well, and gives the verdict with that.
     ///
     /// # Errors
     /// [`NotRun`] (in the chain) when the engine cannot run it; otherwise when a sample fails.
-    pub fn same(
+    pub fn judge(
+        &self,
+        result: (&Model, &[ValueId]),
+        held: &Samples,
+        engine: (&dyn Engine, usize),
+        (verdict, gaps): (Verdict, &mut [OutputGap]),
+    ) -> Result<Verdict> {
+        let same = self.same(result, held, engine)?;
+        Ok(self.weighed(verdict, gaps, &same))
+    }
+
+    /// What part of what a closed model chooses the original chose as well, for every choice.
+    fn same(
         &self,
         (model, chosen): (&Model, &[ValueId]),
         held: &Samples,
@@ -157,7 +170,7 @@ impl Opened {
     }
 
     /// Writes these parts to what was measured, and gives the verdict with them.
-    pub fn judge(&self, verdict: Verdict, gaps: &mut [OutputGap], same: &[f64]) -> Verdict {
+    fn weighed(&self, verdict: Verdict, gaps: &mut [OutputGap], same: &[f64]) -> Verdict {
         for (Choice { output, added, .. }, same) in self.choices.iter().zip(same) {
             if let Some(g) = gaps.iter_mut().find(|g| g.name == *output && !g.inner) {
                 (g.same_choice, g.inner) = (Some(*same), *added);
@@ -226,16 +239,17 @@ fn common(a: &Tensor, b: &Tensor, one: One) -> (usize, usize) {
     let counted = |t: &Tensor| {
         let (dims, ints) = (t.dims(), t.ints().unwrap_or_default());
         let last = dims.last().map_or(1, |d| (*d).max(1));
-        let (size, group): (usize, Box<dyn Fn(usize) -> usize>) = match one {
-            One::Row => (last, Box::new(|_| 0)),
-            One::There => (1, Box::new(|i| i)),
+        // A choice is so many numbers, and its group goes on for so many places, so many numbers apart.
+        let (size, along, behind) = match one {
+            One::Row => (last, ints.len().max(1), 1),
+            One::There => (1, 1, ints.len().max(1)),
             One::Along(axis) => {
-                let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-                let behind = dims.iter().skip(axis as usize + 1).product::<usize>().max(1);
-                let along = dims.get(axis as usize).map_or(1, |d| (*d).max(1));
-                (1, Box::new(move |i| i / (behind * along) * behind + i % behind))
+                let axis = if axis < 0 { axis + dims.len() as i64 } else { axis } as usize;
+                let behind = dims.iter().skip(axis.saturating_add(1)).product::<usize>().max(1);
+                (1, dims.get(axis).map_or(1, |d| (*d).max(1)), behind)
             }
         };
+        let group = |i: usize| i / (along * behind) * behind + i % behind;
         let mut all: BTreeMap<(usize, Vec<i64>), usize> = BTreeMap::new();
         for (i, row) in ints.chunks(size).enumerate() {
             *all.entry((group(i), row.to_vec())).or_default() += 1;

@@ -128,8 +128,8 @@ pub fn rewrite(
     let chosen = opened.close(model)?;
     if !report.gaps.is_empty() {
         let (held, threads) = (opened.data.split().1, options.threads);
-        let same = opened.same((model, &chosen), &held, (engine, threads))?;
-        report.verdict = opened.judge(report.verdict, &mut report.gaps, &same);
+        let measured = (report.verdict, &mut report.gaps[..]);
+        report.verdict = opened.judge((model, &chosen), &held, (engine, threads), measured)?;
     }
     Ok(report)
 }

@@ -80,12 +80,10 @@ pub fn replace(model: &mut TypedModel) -> TractResult<()> {
             }
         } else if let Some(softmax) = model.node(id).op_as::<Softmax>() {
             let op = softmax::Columns::of(softmax, model.outlet_fact(model.node(id).inputs[0])?);
-            let inputs = model.node(id).inputs.clone();
-            op.map_or(Ok(()), |op| put(model, &inputs, op, id))?;
+            put_alone(model, id, op)?;
         } else if let Some(sample) = model.node(id).op_as::<GridSample>() {
             let op = Grid::of(sample, &model.node_input_facts(id)?);
-            let inputs = model.node(id).inputs.clone();
-            op.map_or(Ok(()), |op| put(model, &inputs, op, id))?;
+            put_alone(model, id, op)?;
         }
     }
     Ok(())
@@ -112,6 +110,12 @@ fn replace_conv(model: &mut TypedModel, id: usize, conv: &Conv) -> TractResult<(
         Some(op) => put(model, &inputs, op, last),
         None => Ok(()),
     }
+}
+
+/// Puts a kernel, if there is one, in the place of a node.
+fn put_alone(model: &mut TypedModel, id: usize, kernel: Option<impl Kernel>) -> TractResult<()> {
+    let inputs = model.node(id).inputs.clone();
+    kernel.map_or(Ok(()), |kernel| put(model, &inputs, kernel, id))
 }
 
 /// Puts a kernel in the place of a node and of what is behind it, up to the last.

@@ -374,7 +374,7 @@ impl Units {
     }
 
     /// The unit that makes the first data input of another.
-    pub fn maker(&self, unit: &Unit) -> Option<usize> {
+    fn maker(&self, unit: &Unit) -> Option<usize> {
         self.producer.get(&unit.inputs.first()?.1).copied()
     }
 
